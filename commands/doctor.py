@@ -16,6 +16,7 @@ from commands.runs.config import LoadedConfig, check_data_and_model
 from commands.runs.extras import REHEARSES, missing, needed_here, remedy
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, require_utf8_home, run_folder
+from commands.runs.hub_base import inspect_base, require_token
 from commands.runs.ssh_host_checks import check_host
 from commands.ui.errors import QftError, UsageError
 from commands.ui.options import Json, Run, examples
@@ -75,6 +76,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
             loaded = find_config(wanted, qft_home(environment()))
             check_data_and_model(loaded)
             checks.append(Check(name="config", ok=True, detail=str(loaded.path)))
+            checks += _base(loaded)
         except QftError as trouble:
             detail = "; ".join([trouble.message, *trouble.problems])
             checks.append(Check(name="config", ok=False, detail=detail, fix=trouble.hint))
@@ -85,6 +87,22 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
     if vm.provider == "ssh":
         checks += check_host(vm, run_folder(qft_home(environment()), "doctor"))
     return checks + _account(vm)
+
+
+def _base(loaded: LoadedConfig) -> list[Check]:
+    """Check that the hub gives this user the base; no check if it is a directory."""
+    unanswered: list[str] = []
+    try:
+        answer = inspect_base(loaded, unanswered.append)
+        require_token(loaded, unanswered.append)
+    except UsageError as trouble:
+        detail = "; ".join(trouble.problems or [trouble.message])
+        return [Check(name="base", ok=False, detail=detail, fix=trouble.hint)]
+    found = [Check(name="base", ok=False, detail=line, required=False) for line in unanswered]
+    if answer is not None:
+        detail = answer.line.removeprefix("base: ")
+        found.insert(0, Check(name="base", ok=True, detail=detail))
+    return found
 
 
 def _table(vm: VmTable, provider: str) -> VmTable:

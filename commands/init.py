@@ -16,12 +16,15 @@ import typer
 import yaml
 
 from commands.runs import config
-from commands.runs.column_guess import Guess, guess_columns
+from commands.runs.column_guess import Guess, guess_columns, prepared_rows
 from commands.runs.extras import REHEARSES, missing_packages_text
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, examples
 from commands.ui.output import log, print_data, print_json
 from infra.durable import write_bytes
+from trainer.data.row import Notes, Row
+from trainer.data.split import is_held_out
+from trainer.data.template import Template, as_text
 
 TEMPLATE = """\
 # One fine-tuning run. `qft audit` shows what would be trained, `qft plan` what it would cost;
@@ -41,7 +44,7 @@ data:
   train: train.jsonl     # .jsonl, .json, .csv, .tsv or .parquet
   eval:  eval.jsonl      # held out: never trained on, only scored
 {templates}
-train:      {{steps: {steps}, batch_size: 8, lr: 2.0e-4, max_length: 1024}}
+train:      {{steps: {steps}, batch_size: 8, lr: 2.0e-4, max_length: {length}}}
 checkpoint: {{every: auto, keep: 2}}
 {scored}"""
 TEMPLATES = """\
@@ -56,6 +59,9 @@ ESCAPED = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
 BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
+LENGTH, LENGTH_MAX = 1024, 8192
+FRAME_TOKENS = 16
+"""What stands around an answer at most, such as its end token; it counts for `max_length`."""
 
 EXAMPLES = {
     "qft init": "a run.yaml to edit",
@@ -100,6 +106,8 @@ class Written:
     files: Mapping[Path, int]
     """Files of rows, with how many each holds."""
     guess: Guess | None
+    notes: tuple[str, ...] = ()
+    """What was read or written otherwise than it stands in the file."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -108,6 +116,7 @@ class Written:
             "config": str(self.config),
             "rows": rows,
             "guess": self.guess.description if self.guess else None,
+            "notes": list(self.notes),
         }
 
     def lines(self) -> list[str]:
@@ -117,6 +126,7 @@ class Written:
         lines += [f"note: {lack}" for lack in missing_packages_text(REHEARSES)]
         if self.guess is None:
             return [*lines, "next: name your rows and your model in it, then `qft audit`"]
+        lines += [f"note: {note}" for note in self.notes]
         guessed = f"guessed: {self.guess.description}"
         return [*lines, guessed, "next: `qft audit` shows it row by row"]
 
@@ -133,18 +143,57 @@ def write(directory: str, rows: str = "") -> Written:
     if not rows:
         _write({target: _template(name="my-run", guess=None, steps=BLANK_STEPS)})
         return Written(config=target, files={}, guess=None)
-    fields = _read(Path(rows))
-    guess = guess_columns(fields)
-    kept, held_out = _split(fields, guess)
+    found, read_notes = _read(Path(rows))
+    guess = guess_columns(found)
+    kept, held_out = _split(prepared_rows(found, guess), found, guess)
     steps = max(STEPS_MIN, -(-len(kept) * EPOCHS // BATCH))
+    length, length_notes = _length([*kept, *held_out], guess)
     sides = {folder / "train.jsonl": kept, folder / "eval.jsonl": held_out}
-    text = _template(name=_name(Path(rows)), guess=guess, steps=steps)
+    text = _template(name=_name(Path(rows)), guess=guess, steps=steps, length=length)
+    _check_as_audit_does(Path(rows), text, list(sides.values()))
     _write({**{path: _lines(side) for path, side in sides.items()}, target: text})
     counts = {path: len(side) for path, side in sides.items()}
-    return Written(config=target, files=counts, guess=guess)
+    notes = (*read_notes, *guess.notes, *length_notes)
+    return Written(config=target, files=counts, guess=guess, notes=notes)
 
 
-def _template(*, name: str, guess: Guess | None, steps: int) -> str:
+def _length(rows: Sequence[Row], guess: Guess) -> tuple[int, list[str]]:
+    """Return a `max_length` at which no answer is refused, and a note if it is not the usual one.
+
+    No token is shorter than a byte. Beyond `LENGTH_MAX` that is too cautious to be affordable.
+    """
+    texts = (
+        (turn.get("content") for turn in row.fields[guess.answer])
+        if guess.messages
+        else (as_text(guess.answer, row.fields[guess.answer]),)
+        for row in rows
+    )
+    longest = max(len(str(text or "").encode()) for row in texts for text in row)
+    length = LENGTH
+    while length < min(longest + FRAME_TOKENS, LENGTH_MAX):
+        length *= 2
+    notes = [f"`max_length` is {length}: the longest answer has {longest} bytes"]
+    return length, notes if length > LENGTH else []
+
+
+def _check_as_audit_does(path: Path, text: str, sides: Sequence[Sequence[Row]]) -> None:
+    """Raise UsageError if `qft audit` would refuse a run.yaml with these rows."""
+    made = config.RunConfig.model_validate(yaml.safe_load(text))
+    templates = [Template.parse(one) for one in (made.data.prompt, made.data.completion)]
+    faults = [
+        f"{path}:{number}: {problem}"
+        for side in sides
+        for number, problem in config.row_problems(side, templates, made)
+    ]
+    if faults:
+        raise UsageError(
+            f"`{path}` cannot be used",
+            problems=config.gathered(faults)[:20],
+            hint="mend the file, then type the same command again",
+        )
+
+
+def _template(*, name: str, guess: Guess | None, steps: int, length: int = LENGTH) -> str:
     """Fill in the text of a run.yaml."""
     words = dict(BLANK)
     if guess is not None:
@@ -163,7 +212,9 @@ def _template(*, name: str, guess: Guess | None, steps: int) -> str:
     if guess is not None and not guess.labels:
         scored = ""
     name = name if yaml.safe_load(name) == name else _quoted(name)  # `2024` is a number, `on` a yes
-    return TEMPLATE.format(name=name, templates=templates, steps=steps, scored=scored)
+    return TEMPLATE.format(
+        name=name, templates=templates, steps=steps, length=length, scored=scored
+    )
 
 
 def _quoted(value: object) -> str:
@@ -172,34 +223,40 @@ def _quoted(value: object) -> str:
     return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _read(path: Path) -> list[Mapping[str, Any]]:
-    """Read the rows of a file. Raises UsageError with everything that is wrong with it."""
+def _read(path: Path) -> tuple[list[Row], list[str]]:
+    """Read the rows of a file, and what is to be said about how they were read.
+
+    Raises UsageError with everything that is wrong with it.
+    """
     from trainer.data.rows import read_rows
     from trainer.errors import DataError
 
+    notes = Notes()
     try:
-        rows = read_rows(path)
+        rows = read_rows(path, notes)
     except DataError as error:
         raise UsageError(
             f"`{path}` cannot be used",
             problems=config.gathered(list(error.problems))[:20],
             hint="mend the file, then type the same command again",
         ) from error
-    return [row.fields for row in rows]
+    return rows, notes.lines()
 
 
 def _split(
-    rows: Sequence[Mapping[str, Any]], guess: Guess
-) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Hold out a tenth, more where that is too little to score; equal questions stay together."""
-    from trainer.data.split import is_held_out
-    from trainer.data.template import Template
+    rows: Sequence[Row], originals: Sequence[Row], guess: Guess
+) -> tuple[list[Row], list[Row]]:
+    """Hold out a tenth, more where that is too little to score; equal questions stay together.
 
+    They are compared as they stand in the file, so that no change of ours moves a row across.
+    """
     template = Template.parse(guess.prompt or f"{{{guess.messages}}}")
-    share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / len(rows)))
-    sides: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]] = ([], [])
+    share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / max(1, len(rows))))
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    written = {row.number: row.fields for row in originals}
     for row in rows:
-        group = json.dumps([row[field] for field in template.fields], sort_keys=True)
+        cells = [written[row.number].get(name) for name in template.fields]
+        group = json.dumps(cells, sort_keys=True, default=str)
         sides[is_held_out(group, share=share, seed=SEED)].append(row)
     if not all(sides):
         raise UsageError(
@@ -209,8 +266,8 @@ def _split(
     return sides
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+def _lines(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row.fields, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def _name(path: Path) -> str:

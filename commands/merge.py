@@ -14,10 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from commands.runs import base_files
+from commands.runs.base_record import recorded_base
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import READS, demand
 from commands.runs.fetched_run import adapter_of, open_fetched
-from commands.runs.home import RunFolder, environment, qft_home, require_writable
+from commands.runs.home import (
+    RunFolder,
+    environment,
+    qft_home,
+    read_saved_config,
+    require_writable,
+)
 from commands.runs.local_trainer import (
     LAST_LINES,
     local_run_dir,
@@ -196,7 +203,9 @@ def _fetch_base(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Pa
     Raises UsageError with the way around if that fails, HostError if the hub is not reached.
     """
     model = loaded.config.model
-    flags = ["--model", model.id, "--revision", model.revision]
+    base = recorded_base(loaded, read_saved_config(folder), folder)
+    revision = base.commit if base else model.revision  # what was trained on, wherever it is now
+    flags = ["--model", model.id, "--revision", revision]
     done = start("fetch-base", *flags, stderr=PIPE if as_json else None)
     if done.returncode == 0:
         return Path(done.stdout.strip())
@@ -205,6 +214,6 @@ def _fetch_base(folder: RunFolder, loaded: LoadedConfig, *, as_json: bool) -> Pa
     raise error(
         f"the base of `{folder.name}` is `{model.id}` on a hub, and was not fetched",
         problems=(done.stderr or "").strip().splitlines()[-LAST_LINES:],
-        hint=f"`hf download {model.id} --revision {model.revision} --local-dir {here}`, then "
+        hint=f"`hf download {model.id} --revision {revision} --local-dir {here}`, then "
         f"`qft merge {folder.name} --base {here}`",
     )

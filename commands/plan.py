@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from commands.runs import factory
+from commands.runs import factory, hub_base
 from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
@@ -17,6 +17,7 @@ from commands.runs.estimate import (
     estimate_run,
     has_card,
     local_estimate_line,
+    why_unknown,
 )
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
@@ -24,7 +25,7 @@ from commands.runs.home import environment, qft_home
 from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, Run, examples
-from commands.ui.output import print_data, print_json
+from commands.ui.output import log, print_data, print_json
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.errors import ProviderError
@@ -67,6 +68,8 @@ class PlanPage:
     simulated: bool
     estimate: dict[str, Any] | None = None
     """What `trainer.device.memory` estimates; None if the sizes of the model are unknown."""
+    unknown: str = ""
+    """Why they are, and what to do; empty if they are known, or the card is not."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -79,6 +82,8 @@ class PlanPage:
     """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
+    base: hub_base.HubAnswer | None = None
+    """What the hub said of the base; None if it is a directory, or nobody answered."""
     offers_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -93,7 +98,9 @@ class PlanPage:
             "simulated": self.simulated,
             "note": self.note or None,
             "lacks": list(self.lacks),
+            "base": self.base.to_json() if self.base else None,
             "forecast": self.estimate,
+            "forecast_problem": self.unknown or None,
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -126,7 +133,7 @@ class PlanPage:
         ]
         if not self.offers:
             lines.append("  no offer")
-        lines += ["", *self._estimate_lines()]
+        lines += ["", *self._base_lines(), *self._estimate_lines()]
         if warning := _cap_warning(self.offers, cap):
             lines.append(f"warning: {warning}")
         if self.note:
@@ -149,7 +156,7 @@ class PlanPage:
     def _lines_of_own(self) -> list[str]:
         """Return the lines for the user's own machine: no offer, no price, no guessed card."""
         lines = [f"run `{self.run}` on your own machine {self.own}, which costs nothing here", ""]
-        lines += [estimate_line(self.estimate)] if self.estimate else []
+        lines += [*self._base_lines(), *([estimate_line(self.estimate)] if self.estimate else [])]
         hours = self.budget.hours
         limit = "none: set `budget.hours`" if hours is None else _counted(hours, "machine hour")
         return [
@@ -159,13 +166,16 @@ class PlanPage:
             "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead",
         ]
 
+    def _base_lines(self) -> list[str]:
+        return [self.base.line] if self.base else []
+
     def _estimate_lines(self) -> list[str]:
         """Return memory and time of a rehearsal here, then on the card that it stands for."""
         if not self.here:
-            return [estimate_line(self.estimate)]
+            return [estimate_line(self.estimate, self.unknown)]
         if self.estimate is None and self.local_estimate is not None:  # no card is named
             return [self.here]
-        on_card = estimate_line(self.estimate).removeprefix("memory: ")
+        on_card = estimate_line(self.estimate, self.unknown).removeprefix("memory: ")
         return [self.here, f"on a real card: {on_card}"]
 
 
@@ -174,6 +184,7 @@ def make_plan(wanted: str) -> PlanPage:
     home = qft_home(environment())
     loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
+    base = hub_base.inspect_base(loaded, log)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)
@@ -187,6 +198,7 @@ def make_plan(wanted: str) -> PlanPage:
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
+    estimate = estimate_run(loaded) if knows_card else None
     return PlanPage(
         run=loaded.config.name,
         provider=provider.name,
@@ -195,13 +207,15 @@ def make_plan(wanted: str) -> PlanPage:
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        estimate=estimate_run(loaded) if knows_card else None,
+        estimate=estimate,
+        unknown=why_unknown(loaded) if estimate is None else "",
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
         note="; ".join(filter(None, _notes(vm))) if knows_card else "",
         safeguards=safeguards,
         lacks=tuple(missing_packages_text(needed_here(loaded.config))),
+        base=base,
         offers_at_s=time.time(),
     )
 

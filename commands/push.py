@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from commands.runs.base_record import recorded_base
+from commands.runs.config import LoadedConfig
 from commands.runs.extras import demand
 from commands.runs.fetched_run import add_results, open_fetched, write_facts
-from commands.runs.home import environment, qft_home
+from commands.runs.home import RunFolder, environment, qft_home, read_saved_config
 from commands.runs.local_trainer import local_run_dir, output_of
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, Run, examples
@@ -77,8 +79,15 @@ def push(wanted: str, options: PushOptions, *, as_json: bool) -> str:
         flags = ["--run-dir", str(run_dir), "--repo", options.repo, "--facts", str(facts)]
         flags += ["--folder", str(merged.absolute())] if options.merged else []
         flags += ["--public"] if options.public else []
-        flags += ["--base", options.base] if options.base else []
+        base = options.base or _sent_base(loaded, folder)
+        flags += ["--base", base] if base else []
         return output_of("publish", *flags, as_json=as_json).strip()
+
+
+def _sent_base(loaded: LoadedConfig, folder: RunFolder) -> str:
+    """Return the hub's id of a base that was sent, and lay in a directory there; else empty."""
+    base = recorded_base(loaded, read_saved_config(folder), folder)
+    return base.id if base is not None and base.sent else ""
 
 
 def check_push(options: PushOptions, folder: Path) -> None:

@@ -77,15 +77,20 @@ class Job:
     python: str = "python3"
     """The interpreter that runs our script there, at least 3.8; not the job's own."""
 
-    def start(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str) -> JobStatus:
+    def start(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str, secret: str = ""
+    ) -> JobStatus:
         """Start the job, unless it runs already: two callers at once start one process.
 
         `env` is added to the environment of the login; `cwd` is relative to the user's home. All
-        output is appended to `job.log`. A job that has ended is started anew, as attempt n + 1.
+        output is appended to `job.log`. `secret` is what the job can read from its stdin, once: it
+        goes through the SSH channel and a pipe, and is in no file, command line or environment
+        there. A job that has ended is started anew, as attempt n + 1.
         Raises `RemoteError` if the program cannot be started, `Unreachable` if the connection is
         cut (then it may have started: ask for its status before anything else).
         """
-        return self._request_status("start", argv=list(argv), env=dict(env), cwd=cwd)
+        more = {"secret": secret} if secret else {}
+        return self._request_status("start", argv=list(argv), env=dict(env), cwd=cwd, **more)
 
     def status(self) -> JobStatus:
         """Return the state now; waits for nothing but the connection."""

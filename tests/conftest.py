@@ -22,6 +22,8 @@ settings.load_profile("house")
 for name in [*os.environ]:
     if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")):
         del os.environ[name]
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers: a test names its own hub
+os.environ["HF_TOKEN_PATH"] = "/nonexistent/token"  # nor does anybody's stored token count
 for name in ("ETAG", "DOWNLOAD"):  # after ten seconds it would ask a slow hub once more
     os.environ[f"HF_HUB_{name}_TIMEOUT"] = "300"
 for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):

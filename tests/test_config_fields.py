@@ -22,9 +22,11 @@ from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
+from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
 from trainer.config_errors import keys_at, table_of
 from trainer.errors import ConfigError, DataError
+from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
@@ -38,6 +40,7 @@ LABEL: Tables = {
 }
 EPOCHS: Tables = {"train": {"steps": None, "epochs": 1}}
 NOLA: Tables = {"method": {"kind": "nola"}}
+QUANTISED: Tables = {"method": {"kind": "qlora"}}
 AUTO: Tables = {"checkpoint": {"every": "auto"}}
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
@@ -78,6 +81,21 @@ def source(run: Path) -> object:
     return models.find_source(load_config(run / "config.json").model, run)
 
 
+def admitted(run: Path) -> object:
+    """Whether a base of which half is quantised may be trained."""
+    table = load_config(run / "config.json").method
+    half = QuantisedShare(
+        storage=str(table.storage), weights=9, quantised=4, matrices=8, quantised_matrices=4
+    )
+    return half.problem(partly_quantised=table.partly_quantised)
+
+
+def token_name(run: Path) -> object:
+    """Which of two tokens a hub would be shown."""
+    name = load_config(run / "config.json").model.token_env
+    return find_account({"HF_READ": "hf_a", "HF_TOKEN": "hf_b"}, token_env=name).token_name
+
+
 def rhythm(run: Path) -> object:
     """When the state would be saved if a save took ten seconds."""
     return choose_interval(load_config(run / "config.json").checkpoint, band=None, save_s=10.0)
@@ -104,6 +122,7 @@ CASES: Mapping[str, Case] = {
     "model.revision": Case({"revision": "v2"}, source, HUB),
     "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
     "method.from": Case({"from": "parent"}),
+    "model.token_env": Case({"token_env": "HF_READ"}, token_name, HUB),
     "method.kind": Case({"kind": "dora"}),
     "method.r": Case({"r": 2}),
     "method.alpha": Case({"alpha": 2}),
@@ -113,6 +132,7 @@ CASES: Mapping[str, Case] = {
     "method.save": Case({"save": ["embed_tokens"]}),
     "method.quant": Case({"quant": "nf4"}, around={"method": {"kind": "rslora"}}),
     "method.double_quant": Case({"double_quant": False}, around={"method": {"kind": "qlora"}}),
+    "method.partly_quantised": Case({"partly_quantised": True}, admitted, QUANTISED),
     "method.optimizer": Case({"optimizer": "adamw8bit"}),
     "method.bases": Case({"bases": 7}, around=NOLA),
     "data.train": Case({"train": "eval.jsonl"}),

@@ -116,12 +116,13 @@ def test_a_completion_longer_than_max_length_names_row_and_lengths(tmp_path: Pat
     assert "`max_length` is 32" in str(caught.value)
 
 
-def test_a_missing_field_names_row_field_and_what_there_is(tmp_path: Path) -> None:
-    """Each row without a field that a template names is listed, with a near name if there is."""
+def test_a_misspelt_field_names_row_field_and_what_there_is(tmp_path: Path) -> None:
+    """A row with a near name instead of a template's field is listed; null is empty text."""
     rows: list[dict[str, Any]] = [
         {"text": "a", "label": "b"},
         {"txet": "a", "label": "b"},
         {"text": None, "label": "b"},
+        {"text": ["a", 1], "label": "b"},
     ]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
@@ -129,7 +130,7 @@ def test_a_missing_field_names_row_field_and_what_there_is(tmp_path: Path) -> No
 
     assert [
         f"{path}:2: no field `text` (the row has `txet`, `label`); did you mean `txet`?",
-        f"{path}:3: field `text` is empty (null), and a template needs text",
+        f"{path}:4: field `text` is a list, and a template needs text",
     ] == caught.value.problems
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.adapters import logits, plain_peft
+from support.mixtures import make_mixture
 from support.models import load, make_adapter
 from support.rig import outcome_tensors, restored, rig
 
@@ -215,7 +216,7 @@ def foreign(place: Path, **settings: Any) -> Path:
         ("lora_bias", True),
         ("layers_to_transform", [0, 1]),
         ("exclude_modules", ["q_proj"]),
-        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("kasa_config", {"beta": 1}),
         ("alora_invocation_tokens", [1, 2]),
         ("use_qalora", True),
         ("layer_replication", [[0, 2]]),
@@ -331,3 +332,19 @@ def test_the_card_names_the_parent_and_what_it_hashes_to(continued: Path) -> Non
     assert "goes on" not in cards[1]
     assert "trained whole" not in cards[0]
     assert "base_model_relation" not in cards[1]
+
+
+def test_the_experts_of_a_parent_are_trained_further(tmp_path: Path) -> None:
+    """PEFT's `target_parameters` come with the adapter, in four bits and beside the layers."""
+    base = make_mixture(tmp_path / "model")
+    rows = tiny.make_rows(tmp_path / "train.jsonl", 20)
+    config = tiny.make_config(base, rows, method={"kind": "qlora", "dropout": 0.0})
+    first = rig(tiny.write_config(tmp_path / "first", config))
+    first.train(until=2)
+    (tmp_path / "parent").mkdir()
+    first.context.method.save(tmp_path / "parent")
+    second = rig(lay_out(base, tmp_path, kind="qlora"))
+    settings = json.loads((tmp_path / "parent" / "adapter_config.json").read_text())
+
+    assert settings["target_parameters"]
+    assert outcome_tensors(second) == outcome_tensors(first)

@@ -38,7 +38,8 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def as_a_new_process() -> Iterator[None]:
-    """Leave accelerate's settings of the whole process as they were."""
+    """Begin and leave without accelerate's settings of the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "export": Command("results.export", "write a plain LoRA for any PEFT", headings=True),
         "probe": Command("device.probe", "print versions and device as JSON", headings=True),
         "convert": Command("data.convert", "turn a published data set into rows"),
+        "shape": Command("device.count", "count the parameters that a config.json describes"),
         "audit": Command("pages.audit", "show what would be trained"),
         "generate": Command("results.generate", "let the base or the adapter answer"),
         "report": Command("pages.report", "write the page of a run"),

@@ -35,6 +35,12 @@ class ModelTable(BaseModel):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that came with the model. Off unless asked."
     )
+    token_env: str = Field(
+        default="",
+        pattern=r"^(?:[A-Za-z_][A-Za-z0-9_]*)?$",
+        description="Name of the variable here that holds a read-only token for the machine; "
+        "without it, a gated or private base is fetched here and sent.",
+    )
 
 
 class DataTable(BaseModel):

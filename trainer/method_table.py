@@ -151,6 +151,10 @@ class MethodTable(BaseModel):
         default=AdapterInit.DEFAULT,
         description="First weights: default, gaussian; orthogonal, pissa or olora: unquantised.",
     )
+    partly_quantised: bool = Field(
+        default=False,
+        description="Train although less than 90 % of the layers' weights can be quantised.",
+    )
     optimizer: OptimizerKind = Field(default=OptimizerKind.ADAMW, description="Optimizer.")
     bases: int | None = Field(
         default=None, ge=1, le=65536, description="Random bases per matrix (nola only); 256."

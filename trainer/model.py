@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapters import methods, quantise, saved_modules
-from trainer.adapters.parent import ParentAdapter
+from trainer.adapters import experts, methods, quantise, saved_modules
+from trainer.adapters.experts import ExpertQuantiser
+from trainer.adapters.parent import ParentAdapter, adapted_layers
+from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.residual import require_rank
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.config import ModelTable, TrainerConfig, TrainTable
@@ -22,6 +24,7 @@ from trainer.errors import ConfigError, DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
 from trainer.method_table import MethodTable, Quant
 from trainer.schedule import derive_seed
+from trainer.secret import Secret
 
 Model = Any  # a transformers model, later wrapped by PEFT; neither ships types
 
@@ -33,6 +36,7 @@ class Source:
     name: str
     revision: str | None
     trust_remote_code: bool
+    token: Secret | None = field(default=None, repr=False, compare=False)
 
     @property
     def local(self) -> bool:
@@ -43,11 +47,14 @@ class Source:
     def arguments(self) -> dict[str, Any]:
         """What every `from_pretrained` gets."""
         revision = {} if self.revision is None else {"revision": self.revision}
-        return {"trust_remote_code": self.trust_remote_code, **revision}
+        token = {} if self.token is None else {"token": self.token.reveal()}
+        return {"trust_remote_code": self.trust_remote_code, **revision, **token}
 
 
-def find_source(table: ModelTable, run_dir: Path) -> Source:
+def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -> Source:
     """Resolve `model.id`: a directory (absolute, or relative to the run directory) or a hub id.
+
+    The hub gets `token`, if there is one; else that of the environment, as its library finds it.
 
     Raises:
         ConfigError: no such directory exists, and no hub could have a model of that name.
@@ -57,7 +64,12 @@ def find_source(table: ModelTable, run_dir: Path) -> Source:
         return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
     if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
-    return Source(name=table.id, revision=table.revision, trust_remote_code=table.trust_remote_code)
+    return Source(
+        name=table.id,
+        revision=table.revision,
+        trust_remote_code=table.trust_remote_code,
+        token=token,
+    )
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -81,6 +93,29 @@ def is_seq2seq(model_config: Any) -> bool:
     return bool(getattr(model_config, "is_encoder_decoder", False))
 
 
+def choose_family(model_config: Any) -> Any:
+    """Return the class of transformers that loads a base: the one of a plain program.
+
+    A multimodal base for which there is no model of the text alone is loaded whole.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL,
+    )
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as WHOLE,
+    )
+
+    if is_seq2seq(model_config):
+        return transformers.AutoModelForSeq2SeqLM
+    kind = type(model_config)
+    only_whole = kind in WHOLE and kind not in CAUSAL
+    remote = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
+    if only_whole and not remote:
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
 def device_precision(train: TrainTable, *, device: torch.device, seq2seq: bool) -> Precision:
     """Choose the arithmetic for the device at hand."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
@@ -90,24 +125,37 @@ def device_precision(train: TrainTable, *, device: torch.device, seq2seq: bool) 
 
 
 def load_base(
-    source: Source, method: MethodTable, *, precision: Precision, device: torch.device
+    source: Source,
+    method: MethodTable,
+    *,
+    precision: Precision,
+    device: torch.device,
+    on_share: Callable[[QuantisedShare], None] | None = None,
 ) -> Model:
     """Load the frozen base on `device`, quantised if the method says so.
 
     Attention is SDPA where the architecture has it. Nothing is upcast to float32: PEFT's
     `prepare_model_for_kbit_training` would double the memory of the embeddings for no gain.
+    `on_share` hears how much of a base will be quantised before a weight is read, and may raise.
 
     Raises:
         ConfigError: there is no such model, it is not one that generates text, some of its weights
             are missing, none of its layers can be quantised, or it does not fit (`DoesNotFit`).
         ConnectionError: the hub does not answer; try again.
     """
-    base, loading = _read(source, method, precision=precision, device=device)
-    _require_all_weights(base, loading["missing_keys"])
+
+    def on_empty(model: Model, experts: ExpertQuantiser) -> bool:
+        if on_share is not None:
+            on_share(quantise.measure(model, method.storage, experts=experts.names))
+        return True
+
+    base = _read(source, method, precision=precision, device=device, on_empty=on_empty)
     base.requires_grad_(requires_grad=False)
     if method.storage is not Quant.NONE:
         quantise.require_quantised(base)
         forbid_repacking(base)
+    elif on_share is not None:
+        on_share(quantise.measure(base, method.storage))
     return base
 
 
@@ -122,27 +170,28 @@ def empty_base(
         ConfigError, ConnectionError: as `load_base` does.
     """
     empty: list[Model] = []
-    _read(source, method, precision=precision, device=device, only=empty)
+
+    def on_empty(model: Model, experts: ExpertQuantiser) -> bool:  # noqa: ARG001
+        empty.append(model)
+        return False
+
+    _read(source, method, precision=precision, device=device, on_empty=on_empty)
     quantise.require_quantised(empty[0])
     return empty[0]
 
 
 def _read(
     source: Source, method: MethodTable, *, precision: Precision, device: torch.device,
-    only: list[Model] | None = None,
+    on_empty: Callable[[Model, ExpertQuantiser], bool],
 ) -> Any:  # fmt: skip
-    """Let transformers load the base; return it and what it found in the files, or see `only`."""
+    """Let transformers load the base and return it, or None if `on_empty` has enough."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # the log is a file
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     model_config = load_config(source)
-    family = (
-        transformers.AutoModelForSeq2SeqLM
-        if is_seq2seq(model_config)
-        else transformers.AutoModelForCausalLM
-    )
+    family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
     if method.storage is not Quant.NONE:
@@ -153,10 +202,16 @@ def _read(
             bnb_4bit_use_double_quant=method.double_quant,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _readable_failure(source), quantise.all_linears(only=only):
-        return family.from_pretrained(
+    with (
+        _readable_failure(source),
+        quantise.all_matrices(method.storage, on_empty=on_empty) as quantiser,
+    ):
+        base, loading = family.from_pretrained(
             source.name, config=model_config, output_loading_info=True, **arguments
         )
+        _require_all_weights(base, loading["missing_keys"])
+        quantiser.install(base)
+        return base
 
 
 def _require_all_weights(base: Model, missing: Iterable[str]) -> None:
@@ -194,10 +249,13 @@ def place_limit(model: Model) -> int | None:
 
     Beyond it there is nothing to look up (GPT-2, OPT): on a GPU that ends the whole process.
     """
+    reading = quantise.text_prefix(model)
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if isinstance(module, torch.nn.Embedding) and (last == "wpe" or "position" in last):
-            limit = getattr(model.config, "max_position_embeddings", None)
+        if not isinstance(module, torch.nn.Embedding) or not name.startswith(reading):
+            continue
+        if last == "wpe" or "position" in last:
+            limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
             return int(limit or module.num_embeddings)
     return None
 
@@ -222,13 +280,18 @@ def attach_adapter(
     import peft
 
     torch.manual_seed(derive_seed(train.seed, "adapter"))
-    targets = _targets(base, method, parent)
+    every = method.targets == "all-linear"
+    targets = (
+        find_targets(base, method)
+        if parent is None
+        else adapted_layers(parent, _linear_names(base), every=every)
+    )
     saved = saved_modules.find_saved(base, method.save, targets=targets)
     settings = methods.settings(
         method,
         targets=targets,
-        saved=[*saved],  # PEFT changes the list
-        tied=saved_modules.is_tied_among(base, saved),
+        saved=saved,
+        experts=find_experts(base, method),
         seq2seq=is_seq2seq(base.config),
     )
     if method.init.changes_base:
@@ -236,7 +299,8 @@ def attach_adapter(
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        model = peft.get_peft_model(base, settings)
+        with experts.shown_plain(base):
+            model = peft.get_peft_model(base, settings)
         wanted, able = train.gradient_checkpointing, base.supports_gradient_checkpointing
         if wanted is True and not able:
             raise ConfigError(
@@ -247,6 +311,7 @@ def attach_adapter(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
     base.config.use_cache = False
+    experts.adapt_in_four_bits(model)
     saved_modules.record_saved(model, saved)
     saved_modules.train_in_float32(model)
     methods.equip(model, method, train)
@@ -274,7 +339,9 @@ def load_adapter(base: Model, directory: Path) -> Model:
         if saved.peft_loads:
             if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
                 raise ConfigError([f"{directory}: there is no {TENSORS}"])
-            model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
+            with experts.shown_plain(base):
+                model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
+            experts.adapt_in_four_bits(model)
             if settings.modules_to_save:  # copied in the type of the base, to which PEFT rounds
                 saved_modules.train_in_float32(model)
                 peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
@@ -313,52 +380,83 @@ def trainable(model: Model) -> dict[str, torch.nn.Parameter]:
 
 
 def find_targets(base: Model, method: MethodTable) -> list[str]:
-    """Return the last name parts of the layers to adapt, sorted.
+    """Return the last name parts of the linear layers to adapt, sorted.
+
+    Of a multimodal base only layers that read text are adapted. Others have the same last parts, so
+    whole names are returned.
 
     Raises:
-        ConfigError: a wanted name fits no linear layer.
+        ConfigError: a wanted name fits no linear layer and no experts.
     """
-    candidates = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
+    wanted = _find_last_names(base, method)
+    if not quantise.text_prefix(base):
+        return wanted
+    return sorted(name for name in _linear_names(base) if name.rsplit(".", 1)[-1] in wanted)
+
+
+def _find_last_names(base: Model, method: MethodTable) -> list[str]:
+    """Return the last name parts of the linear layers to adapt; raises as `find_targets` does."""
+    linears = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
+    expert_names = experts.last_names(base)
+    taken = experts.claimed_by_peft(base, linears) if expert_names else frozenset()
     if method.targets == "all-linear":
-        return candidates
+        return [name for name in linears if name not in taken]
+    candidates = sorted({*linears, *expert_names})
     unknown = sorted(set(method.targets) - set(candidates))
     if unknown:
         missing = f"the model has no linear layer called {', '.join(unknown)}"
         raise ConfigError([f"method.targets: {missing}; it has {', '.join(candidates)}"])
-    return sorted(set(method.targets))
+    wanted = set(method.targets) - set(expert_names)
+    if wanted & taken:
+        names = ", ".join(sorted(wanted & taken))
+        reason = f"PEFT takes {names} for the names of experts in a {type(base).__name__}"
+        raise ConfigError([f"method.targets: {reason}; leave them out"])
+    return sorted(wanted)
 
 
-def _targets(base: Model, method: MethodTable, parent: ParentAdapter | None) -> list[str]:
-    """Return the layers to adapt: those of `parent`, as PEFT reads their names, or `find_targets`.
+def find_experts(base: Model, method: MethodTable) -> list[str]:
+    """Return the tensors of experts to adapt, as PEFT's `target_parameters` name them, sorted.
 
     Raises:
-        ConfigError: as `find_targets` does, or `all-linear` was asked for and `parent` has less.
+        ConfigError: there are such tensors, and this method cannot adapt them.
     """
-    if parent is None:
-        return find_targets(base, method)
-    adapted = sorted(parent.settings.target_modules)
-    if method.targets == "all-linear":
-        lacking = {
-            name
-            for name in _linear_names(base)
-            if not any(name == one or name.endswith(f".{one}") for one in adapted)
-        }
-        if lacking:
-            names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in lacking}))
-            raise ConfigError(
-                "method.targets: all-linear is given, and the adapter in `method.from` has "
-                f"{', '.join(adapted)}, without {names}; leave `targets` out, or train anew"
-            )
-    return adapted
+    expert_names = experts.last_names(base)
+    every = method.targets == "all-linear"
+    wanted = [name for last, name in expert_names.items() if every or last in method.targets]
+    refusal = experts.refusal(method) if wanted else None
+    if refusal is not None:
+        others = ", ".join(_find_last_names(base, method)) or "none"
+        raise ConfigError(
+            [f"{refusal}; or name the layers to adapt without experts: `targets: [{others}]`"]
+        )
+    return sorted(wanted)
+
+
+def describe_targets(base: Model, method: MethodTable) -> list[str]:
+    """Return what the user should know of what is adapted: nothing where that is every layer."""
+    expert_names = experts.last_names(base)
+    reading = quantise.text_prefix(base)
+    if not expert_names and not reading:
+        return []
+    adapted = [*_find_last_names(base, method), *find_experts(base, method)]
+    every = {name.rsplit(".", 1)[-1] for name in _linear_names(base)} | set(expert_names.values())
+    left = sorted(every - set(adapted))
+    where = f" of {reading.removesuffix('.')}" if reading else ""
+    lines = [f"adapted: {', '.join(adapted)}{where}"]
+    if left:
+        lines.append(f"frozen, not adapted: {', '.join(left)}")
+    return lines
 
 
 def _linear_names(base: Model) -> Iterator[str]:
-    """Yield the name of every linear layer but the one that makes the logits."""
+    """Yield the name of every linear layer that reads text, but the one that makes the logits."""
     from transformers.pytorch_utils import Conv1D
 
-    head = base.get_output_embeddings()
+    head, reading = base.get_output_embeddings(), quantise.text_prefix(base)
     for name, module in base.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head:
+        if not name.startswith(reading) or module is head or quantise.is_router(module):
+            continue
+        if isinstance(module, torch.nn.Linear | Conv1D):
             yield name
 
 

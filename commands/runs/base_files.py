@@ -43,7 +43,7 @@ def faults(folder: Path) -> list[str]:
     A base without any weights has none: whether it needs them is the caller's to say.
     """
     found = []
-    for path in _read_there(folder):
+    for path in read_there(folder):
         try:
             problem = describe_placeholder(path) or _file_problem(path)
         except OSError as error:
@@ -69,7 +69,7 @@ def weights_bytes(folder: Path) -> int:
     return 0
 
 
-def _read_there(folder: Path) -> list[Path]:
+def read_there(folder: Path) -> list[Path]:
     """The files of the folder that loading would read; a link that leads nowhere counts."""
     newer = has_newer(folder)
     ignored = (*NEVER_LOADED, *OLDER_WEIGHTS * newer)

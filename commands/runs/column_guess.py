@@ -1,17 +1,22 @@
-"""Guesses from a file's rows how they become prompt and answer, for the run.yaml of `qft init`."""
+"""Guesses from a file's rows how they become prompt and answer, for the run.yaml of `qft init`.
+
+Every column is used, or named among those that are not; every row likewise.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import ValidationError
 
+from commands.runs.columns import Column, answered, columns_of, conversation, nameable
 from commands.ui.errors import UsageError
 from trainer.config import EvalTable
 from trainer.config_errors import describe_errors
+from trainer.data.row import Row, rows_text
 
 ANSWERS = (
     *("label", "labels", "class", "category", "sentiment", "completion", "response", "answer"),
@@ -19,10 +24,12 @@ ANSWERS = (
 )
 """Names that a column of answers usually has, surest first."""
 QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "comment", "message")
-PLAIN = str | int | float  # what a template can write, as it can a list of words
 NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
 """What people write where none of the labels holds."""
-LABELS_MAX, ROWS_PER_LABEL_MIN = 50, 3
+EMPTY_MAX = 0.3
+"""The largest share of rows with an empty text for an answer that is taken for an oversight."""
+LEAKING = 0.9
+"""The share of rows in which a column gives the answer away, from which on it is left out."""
 NO_LABEL: str = EvalTable.model_fields["none"].default
 
 
@@ -33,9 +40,15 @@ class Guess:
     prompt: str = ""
     completion: str = ""
     messages: str = ""
+    answer: str = ""
+    """The column of the answer, or of the conversation."""
     labels: tuple[str, ...] = ()
     none: str = ""
     """What stands for no label at all, if the answers are sets of labels."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Answers that are written anew, so that a label has one spelling."""
+    notes: tuple[str, ...] = ()
+    """What the rows have that is not used, or used otherwise than it is written."""
 
     @property
     def description(self) -> str:
@@ -48,44 +61,167 @@ class Guess:
         return f"from {self.prompt!r} the model learns {self.completion!r}, {kind}"
 
 
-def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
+def guess_columns(rows: Sequence[Row]) -> Guess:
     """Find the answer among the columns, and its question; UsageError if unclear."""
-    from trainer.data.converters import published_format
-    from trainer.data.template import as_text
-
-    shared = [name for name in rows[0] if all(name in row for row in rows)]
-    for name in shared:
-        if all(_is_conversation(row[name]) for row in rows):
-            return Guess(messages=_nameable(name))
-    plain = [name for name in shared if all(_is_plain(row[name]) for row in rows)]
-    folded = {name.strip().casefold(): name for name in plain}
-    answer = next((folded[name] for name in ANSWERS if name in folded), "")
-    questions = [folded[name] for name in QUESTIONS if name in folded and folded[name] != answer]
-    others = [name for name in plain if name != answer]
-    if not answer or not others:
-        published = published_format(shared)
-        hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
-        if published:
-            hint = f"`qft data {published} FILE` turns this published form into rows"
+    columns = columns_of(rows)
+    for column in columns:
+        if column.conversations:
+            name = nameable(column.name)
+            notes = [*_cut_conversations(name, rows), *_unused([column], columns, {})]
+            return Guess(messages=name, answer=name, notes=tuple(notes))
+    plain = [column for column in columns if column.plain]
+    folded = {column.folded: column for column in plain}
+    answer = next((folded[name] for name in ANSWERS if name in folded), None)
+    others = [column for column in plain if column is not answer and not column.index]
+    if answer is None or not others:
+        raise _unclear(rows, columns)
+    leaks = {one.name: "it holds the answer" for one in others if _leaks(one, answer, others)}
+    usable = [column for column in others if column.name not in leaks]
+    named = {column.folded: column for column in usable}
+    questions = [named[name] for name in QUESTIONS if name in named]
+    if not usable:
         raise UsageError(
-            f"no telling which of the columns {', '.join(map(repr, rows[0]))} is the answer",
-            hint=hint,
+            f"every column beside `{answer.name}` holds the answer itself: "
+            f"{', '.join(f'`{name}`' for name in leaks)}",
+            hint="give the rows a column with the question alone",
         )
-    longest = max(others, key=lambda name: sum(len(str(row[name])) for row in rows))
-    titles = [(_nameable(name), name.strip().capitalize()) for name in questions or [longest]]
-    prompt = "".join(f"{title}: {{{name}}}\n" for name, title in titles)
-    counts = Counter(as_text(answer, row[answer]).strip() for row in rows)
+    longest = max(usable, key=lambda column: column.characters)
+    questions = questions or [longest]
+    prompt = "".join(f"{_title(column)}: {{{nameable(column.name)}}}\n" for column in questions)
+    counts = Counter(text for _, text in answer.texts)
+    spelled = _one_spelling(counts)
+    counts = Counter(spelled.get(text, text).strip() for text in counts.elements())
     labels, none = _labels(counts)
-    title = answer.strip().capitalize()
-    if counts[""]:
-        fix = f"write `{none}` there" if none else "fill or remove them"
-        raise UsageError(
-            f"{counts['']} rows have nothing in `{answer}`, the answer to learn",
-            hint=f"{fix}, then type the same command again",
-        )
-    guess = Guess(prompt=f"{prompt}{title}:", completion=f" {{{answer}}}", labels=labels, none=none)
-    _check_labels(answer, guess)
+    _check_empty(answer, counts, none)
+    notes = [
+        *_lacking([*questions, answer], rows),
+        *_unused([*questions, answer], columns, leaks),
+        *_respelt(spelled),
+    ]
+    guess = Guess(
+        prompt=f"{prompt}{_title(answer)}:",
+        completion=f" {{{nameable(answer.name)}}}",
+        answer=answer.name,
+        labels=labels,
+        none=none,
+        spelled=spelled,
+        notes=tuple(notes),
+    )
+    _check_labels(answer.name, guess)
     return guess
+
+
+def _cut_conversations(name: str, rows: Sequence[Row]) -> list[str]:
+    """Return notes on the conversations that are left out or lose a last question."""
+    turns = {row.number: conversation(row.fields.get(name)) for row in rows}
+    without = [number for number, one in turns.items() if not answered(one)]
+    cut = [number for number, one in turns.items() if one and one != answered(one) != []]
+    notes = []
+    if without:
+        notes.append(f"left out: rows without an answer in `{name}` ({rows_text(without)})")
+    if cut:
+        notes.append(f"last questions that nobody answered are cut off ({rows_text(cut)})")
+    return notes
+
+
+def _unclear(rows: Sequence[Row], columns: Sequence[Column]) -> UsageError:
+    """Return the error for rows among whose columns there is no answer, or no question."""
+    from trainer.data.converters import published_format
+    from trainer.data.header import header_problem
+
+    names = [column.name for column in columns]
+    published = published_format(names)
+    hint = f"name it one of {', '.join(ANSWERS)}; or write run.yaml by hand: `qft init`"
+    if published:
+        hint = f"`qft data {published} FILE` turns this published form into rows"
+    headless = header_problem(row.fields for row in rows)
+    reasons = [f"`{column.name}`: {column.problem}" for column in columns if column.problem]
+    return UsageError(
+        f"no telling which of the columns {', '.join(map(repr, names))} is the answer",
+        problems=[*([headless] if headless else []), *reasons],
+        hint=hint,
+    )
+
+
+def _leaks(column: Column, answer: Column, others: Sequence[Column]) -> bool:
+    """Return whether a column gives the answer away, as the `text` of Alpaca does.
+
+    It ends with the answer, or holds a long one together with what another column asks.
+    """
+    from trainer.data.answer_checks import ends_with, is_long
+
+    answers = {number: text.strip() for number, text in answer.texts if text.strip()}
+    texts = dict(column.texts)
+    contents = [dict(other.texts) for other in others if other is not column]
+    found = 0
+    for number, wanted in answers.items():
+        text = texts.get(number, "")
+        whole = is_long(wanted) and wanted in text
+        parts = [one.get(number, "").strip() for one in contents]
+        found += ends_with(wanted, text) or (whole and any(part and part in text for part in parts))
+    return len(set(answers.values())) > 1 and found >= LEAKING * len(answers)
+
+
+def _one_spelling(counts: Counter[str]) -> dict[str, str]:
+    """Return answers with what they are to be written as, so that each label has one spelling.
+
+    Only spaces and the form of numbers are mended; what differs in case is for people to decide.
+    """
+    from trainer.data.answer_checks import are_labels, one_spelling, spellings
+
+    stripped = Counter(text.strip() for text in counts.elements() if text.strip())
+    keys = Counter(one_spelling(text) for text in stripped.elements())
+    if not are_labels(keys):
+        return {}
+    ways = {way for group in spellings(stripped) for way in group}
+    return {
+        text: new
+        for text in counts
+        if text.strip()
+        and (new := one_spelling(text) if text.strip() in ways else text.strip()) != text
+    }
+
+
+def _respelt(spelled: Mapping[str, str]) -> list[str]:
+    if not spelled:
+        return []
+    shown = ", ".join(f"{old!r} is written {new!r}" for old, new in list(spelled.items())[:10])
+    return [f"one label in several spellings: {shown}"]
+
+
+def _lacking(used: Sequence[Column], rows: Sequence[Row]) -> list[str]:
+    """Return a note for each used column that is null or absent in some rows."""
+    notes = []
+    for column in used:
+        empty = column.lacking
+        if column is used[-1]:  # the answer, or the conversation
+            blank = [number for number, text in column.texts if not text.strip()]
+            empty = sorted([*empty, *blank])
+        if empty and column is used[-1]:
+            notes.append(f"left out: rows with nothing in `{column.name}` ({rows_text(empty)})")
+        elif empty:
+            notes.append(
+                f"`{column.name}` is null or absent in {len(empty)} of {len(rows)} rows: "
+                "empty text there"
+            )
+    return notes
+
+
+def _unused(
+    used: Sequence[Column], columns: Sequence[Column], leaks: Mapping[str, str]
+) -> list[str]:
+    """Return a note that names the columns that are not used, with the reason if there is one."""
+    left = [column for column in columns if column not in used]
+    named = [
+        f"`{column.name}`" + (f" ({reason})" if reason else "")
+        for column in left
+        for reason in [leaks.get(column.name) or column.problem]
+    ]
+    return [f"not used: {', '.join(named)}"] if named else []
+
+
+def _title(column: Column) -> str:
+    return column.name.strip().capitalize()
 
 
 def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
@@ -93,16 +229,35 @@ def _labels(counts: Counter[str]) -> tuple[tuple[str, ...], str]:
 
     Places such as `Salem, OR` share words, too, but have more words than there are places.
     """
+    from trainer.data.answer_checks import LABELS_MAX, ROWS_PER_LABEL_MIN, is_text
     from trainer.scoring.answers import split_labels
 
     few = min(LABELS_MAX, counts.total() // ROWS_PER_LABEL_MIN)
+    if any(map(is_text, counts)):
+        return (), ""
     sets = {frozenset(split_labels(answer)) for answer in counts} - {frozenset()}
     words = frozenset().union(*sets)
     if any(len(one) > 1 for one in sets) and len(words) <= min(few, len(sets)):
         together = frozenset().union(*(one for one in sets if len(one) > 1))
         none = [word for word in words - together if word.casefold() in NOTHING]
         return tuple(sorted(words - {*none[:1]})), none[0] if none else NO_LABEL
-    return tuple(sorted(counts)) if 1 < len(counts) <= few else (), ""
+    kept = sorted(answer for answer in counts if answer)
+    return tuple(kept) if 1 < len(kept) <= few else (), ""
+
+
+def _check_empty(answer: Column, counts: Counter[str], none: str) -> None:
+    """Raise UsageError for empty answers that may mean something: in sets, or in many rows.
+
+    Null means nothing; a few empty texts are left out with what is null.
+    """
+    empty = counts[""]
+    if not empty or (not none and empty <= EMPTY_MAX * counts.total()):
+        return
+    fix = f"write `{none}` there" if none else "fill or remove them"
+    raise UsageError(
+        f"{empty} rows have nothing in `{answer.name}`, the answer to learn",
+        hint=f"{fix}, then type the same command again",
+    )
 
 
 def _check_labels(answer: str, guess: Guess) -> None:
@@ -123,31 +278,28 @@ def _check_labels(answer: str, guess: Guess) -> None:
         ) from error
 
 
-def _is_plain(value: object) -> bool:
-    """Whether a template can write a cell."""
-    if isinstance(value, list):
-        return all(isinstance(word, str) for word in value)
-    return isinstance(value, PLAIN)
+def prepared_rows(rows: Sequence[Row], guess: Guess) -> list[Row]:
+    """Return the rows as they are written beside the run.yaml of a guess.
 
+    Rows without an answer are left out, labels have one spelling, a conversation that stood in a
+    cell as text is a list, and each row has every field that the templates name.
+    """
+    from trainer.data.template import Template, as_text
 
-def _nameable(name: str) -> str:
-    """A column's name if `{name}` in a template means this column. Raises UsageError otherwise."""
-    from trainer.data.template import Template, TemplateError
-
-    try:
-        named = Template.parse(f"{{{name}}}").parts == (("", name),)
-    except TemplateError:
-        named = False
-    if not named:
-        raise UsageError(
-            f"no template can name the column {name!r}",
-            hint="rename it in the file, to a word without the marks { } ! :",
-        )
-    return name
-
-
-def _is_conversation(value: object) -> bool:
-    """Whether a cell holds turns of a conversation."""
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+    names = Template.parse(guess.prompt).fields
+    found = []
+    for row in rows:
+        fields = {**row.fields, **{name: row.fields.get(name) for name in names}}
+        value = row.fields.get(guess.answer)
+        if guess.messages:
+            turns = answered(conversation(value))
+            if not turns:
+                continue
+            fields[guess.answer] = turns
+        else:
+            text = as_text(guess.answer, value)
+            if not text.strip():
+                continue
+            fields[guess.answer] = guess.spelled.get(text, value)
+        found.append(Row(number=row.number, fields=fields))
+    return found

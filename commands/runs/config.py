@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from commands.runs import base_files
+from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
@@ -38,6 +39,7 @@ from trainer.method_table import MethodTable
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+    from trainer.data.row import Row
     from trainer.data.template import Template
 
 FAULTS_SHOWN = 40
@@ -214,7 +216,7 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
     from trainer.data.rows import read_rows
-    from trainer.data.template import MissingFieldError, Template, TemplateError
+    from trainer.data.template import Template, TemplateError
     from trainer.errors import DataError
 
     faults: list[str] = []
@@ -234,13 +236,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         except DataError as error:
             faults += [f"data.{key}: {problem}" for problem in error.problems]
             continue
-        for row in rows:
-            try:
-                problem = _row_problem(row.fields, templates, loaded.config)
-            except MissingFieldError as error:
-                problem = str(error)
-            if problem:
-                faults.append(f"data.{key}: {file}:{row.number}: {problem}")
+        found = row_problems(rows, templates, loaded.config)
+        faults += [f"data.{key}: {file}:{number}: {problem}" for number, problem in found]
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
         shown = [_shown(one) for one in faults[:20]]
@@ -277,6 +274,24 @@ def gathered(faults: list[str]) -> list[str]:
         same = f" (and {more} more row{'s' * (more > 1)})" if more else ""
         lines.append(f"{where}:{numbers[0]}: {message}{same}" if where else message)
     return lines
+
+
+def row_problems(
+    rows: Sequence[Row], templates: Sequence[Template], config: RunConfig
+) -> list[tuple[int, str]]:
+    """Return what is wrong with the rows of one file, each with its number."""
+    from trainer.data.template import MissingFieldError
+
+    there = [one.for_rows(row.fields for row in rows) for one in templates]
+    found = []
+    for row in rows:
+        try:
+            problem = _row_problem(row.fields, there, config)
+        except MissingFieldError as error:
+            problem = str(error)
+        if problem:
+            found.append((row.number, problem))
+    return found
 
 
 def _row_problem(
@@ -328,7 +343,8 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
             why = "is an encoder-decoder, which reads a prompt and no conversation"
             return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
-        return []
+        tokens = token_faults(folder, described) if isinstance(described, dict) else []
+        return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"

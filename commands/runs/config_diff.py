@@ -128,6 +128,7 @@ def changes(
         for key in sorted({*was, *is_now}):
             if was.get(key) != is_now.get(key) and not (table == "method" and key in inherited):
                 found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
+    found.pop("model.token_env", None)  # who fetches the base decides nothing of the training
     found = _judged_by_content(found, loaded, saved)
     refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
     if refused and bound:

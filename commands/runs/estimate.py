@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
 from infra.catalog.gpus import resolve_gpu
@@ -105,11 +106,22 @@ def cached(model: str, revision: str, env: Mapping[str, str]) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def estimate_line(estimate: dict[str, Any] | None) -> str:
-    """The forecast in one line."""
+def why_unknown(loaded: LoadedConfig) -> str:
+    """Why a base has no forecast, and what to do; empty if the reason is another."""
+    model = described(loaded)
+    if model is None:
+        return "unknown until the base's config.json lies here (`hf download` brings it)"
+    try:
+        base_shape(model)
+    except UnknownShapeError as error:
+        return f"not known: {error}"
+    return ""
+
+
+def estimate_line(estimate: dict[str, Any] | None, unknown: str = "") -> str:
+    """The forecast in one line; `unknown` says why there is none."""
     if estimate is None:
-        there = "the base's config.json lies here (`hf download` brings it)"
-        return f"memory and time: unknown until {there}"
+        return f"memory and time: {unknown or 'not known for this card'}"
     memory = (
         f"{estimate['memory_bytes']['reserved'] / 1e9:.1f} of {estimate['gpu_bytes'] / 1e9:.1f} GB"
     )
@@ -165,11 +177,12 @@ def _estimate(
     if model is None:
         return None
     try:
-        estimate = estimate_training(tables, model, gpu=gpu)
-        usual = _usual_tokens(loaded) or tables.train.max_length
-        step_s = estimate_training(tables, model, gpu=gpu, lengths=[usual])["step_seconds"]
-    except (ValueError, UnknownShapeError):
+        shape = base_shape(model)
+    except UnknownShapeError:
         return None
+    estimate = estimate_training(tables, shape, gpu=gpu)
+    usual = _usual_tokens(loaded) or tables.train.max_length
+    step_s = estimate_training(tables, shape, gpu=gpu, lengths=[usual])["step_seconds"]
     hours = None if estimate["steps"] is None else estimate["steps"] * step_s / 3600
     return {**estimate, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}
 
@@ -184,17 +197,25 @@ def _usual_tokens(loaded: LoadedConfig) -> int | None:
         return None
     try:
         rows = list(islice(stream_rows(file, []), ROWS_LOOKED_AT))
-        total = sum(len(_row_text(loaded, row).encode()) for row in rows)
+        total = sum(len(text.encode()) for text in _row_texts(loaded, rows))
     except (DataError, MissingFieldError, TemplateError):  # `check_data_and_model` tells of it
         return None
     usual = round(total / max(1, len(rows)) / BYTES_PER_TOKEN)
     return max(1, min(loaded.config.train.max_length, usual))
 
 
-def _row_text(loaded: LoadedConfig, row: Row) -> str:
+def _row_texts(loaded: LoadedConfig, rows: Sequence[Row]) -> list[str]:
     table = loaded.config.data
+    fields = [row.fields for row in rows]
     if table.messages is not None:
-        turns = Template.parse("{" + table.messages + "}").value(row.fields)
-        return "".join(str(turn["content"]) for turn in turns) if isinstance(turns, list) else ""
+        field = Template.parse("{" + table.messages + "}")
+        talks = [field.value(one) for one in fields]
+        return [
+            "".join(str(turn.get("content") or "") for turn in turns if isinstance(turn, Mapping))
+            if isinstance(turns, list)
+            else ""
+            for turns in talks
+        ]
     texts = (table.prompt, table.completion)
-    return "".join(Template.parse(text).render(row.fields) for text in texts)
+    templates = [Template.parse(text).for_rows(fields) for text in texts]
+    return ["".join(template.render(one) for template in templates) for one in fields]

@@ -66,6 +66,11 @@ class RunFolder:
         """What is about to be pushed: the trainer's package and its config."""
         return self.root / "staging"
 
+    @property
+    def base(self) -> Path:
+        """Links to the files of a base that was fetched from a hub to be sent."""
+        return self.root / "base"
+
     def exists(self) -> bool:
         """Whether the run was ever started here."""
         return self.journal.exists()

@@ -14,8 +14,10 @@ from pathlib import Path
 from subprocess import PIPE
 
 from commands.runs import python_program
+from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
-from commands.runs.home import RunFolder, environment
+from commands.runs.home import RunFolder, environment, read_saved_config
+from commands.runs.parent_adapter import kept_parent
 from commands.runs.payload import build_payload
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
@@ -27,21 +29,26 @@ LAST_LINES = 20
 
 
 @contextlib.contextmanager
-def local_run_dir(loaded: LoadedConfig, folder: RunFolder) -> Iterator[Path]:
+def local_run_dir(
+    loaded: LoadedConfig, folder: RunFolder, base: HubBase | None = None
+) -> Iterator[Path]:
     """Yield a scratch run directory with config, data, model, log and checkpoints of the run.
 
-    Paths are those of the machine, so the trainer's fingerprint is the same. Gone afterwards.
+    Paths are those of the machine, so the trainer's fingerprint is the same. Gone afterwards. The
+    base on a hub is the one that the run recorded, unless another `base` is given.
     """
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
-        payload = build_payload(loaded, folder.payload)
+        base = base or recorded_base(loaded, read_saved_config(folder), folder)
+        payload = build_payload(loaded, root / "staging", base=base)
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())
         if payload.model is not None:
             (root / "model").symlink_to(payload.model.absolute())
-        if payload.parent is not None:
-            (root / "parent").symlink_to(payload.parent.absolute())
+        parent = kept_parent(folder.payload)
+        if parent is not None:
+            (root / "parent").symlink_to(parent.absolute())
         run_dir = root / "run"
         run_dir.mkdir()
         shutil.copyfile(payload.config, run_dir / "config.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs.base_files import NEVER_LOADED, OLDER_WEIGHTS, has_newer
+from commands.runs.base_record import HubBase
 from commands.runs.config import LoadedConfig
 from commands.runs.parent_adapter import kept_parent
 from infra.durable import write_json
@@ -30,7 +31,7 @@ class PayloadItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """What to push; `model` is None when the base comes from a hub."""
+    """What to push; `model` is None when the machine fetches the base from a hub."""
 
     trainer: Path
     data: Mapping[str, Path]
@@ -76,9 +77,12 @@ class Payload:
         return items
 
 
-def build_payload(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> Payload:
+def build_payload(
+    loaded: LoadedConfig, folder: Path, *, write: bool = True, base: HubBase | None = None
+) -> Payload:
     """Gather what a run needs, and write its config with the paths that hold on the machine.
 
+    `base` is what is recorded of a base on a hub: one that lies here is sent like a directory.
     Without `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
     """
     import trainer
@@ -88,23 +92,32 @@ def build_payload(loaded: LoadedConfig, folder: Path, *, write: bool = True) -> 
     config = folder / "config.json"
     if write:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(config, machine_tables(loaded, names))
+        write_json(config, machine_tables(loaded, names, base))
     return Payload(
         trainer=Path(trainer.__file__).parent,
         data={names[key]: path for key, path in files.items()},
         config=config,
-        model=loaded.model_folder,
+        model=_model_here(loaded, base),
         parent=kept_parent(folder) if loaded.config.method.parent else None,
     )
 
 
-def machine_tables(loaded: LoadedConfig, names: dict[str, str]) -> dict[str, Any]:
+def _model_here(loaded: LoadedConfig, base: HubBase | None) -> Path | None:
+    """The directory here that is sent as the base, if one is."""
+    return loaded.model_folder or (base.folder if base else None)
+
+
+def machine_tables(
+    loaded: LoadedConfig, names: dict[str, str], base: HubBase | None = None
+) -> dict[str, Any]:
     """The trainer's tables with paths as the machine has them, relative to the run directory."""
     tables = loaded.config.trainer_tables
     data = {**tables["data"], **{key: f"../data/{name}" for key, name in names.items()}}
-    model = tables["model"]
-    if loaded.model_folder is not None:
-        model = {**model, "id": "../model"}
+    model = {key: value for key, value in tables["model"].items() if key != "token_env"}
+    if _model_here(loaded, base) is not None:
+        model["id"] = "../model"
+    elif base is not None:
+        model["revision"] = base.commit
     method = tables["method"]
     if loaded.config.method.parent is not None:
         method = {**method, "from": "../parent"}

@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
 from commands.runs.estimate import described
 from remote.sync.manifest import Limits
 from trainer.config import TrainerConfig
 from trainer.device.memory import TrainingSetup, adapter_parameters
-from trainer.device.shapes import UnknownShapeError, read_shape
+from trainer.device.shapes import UnknownShapeError
 from trainer.method_table import MethodKind, MethodTable
 from trainer.saving.manifest import FILES, LOG, MANIFEST, MANIFEST_BYTES_MAX, TEXT_BYTES_MAX
 
@@ -135,7 +136,7 @@ def _trained_numbers(loaded: LoadedConfig, method: MethodTable) -> int | None:
         saved=method.saved_matrices,
     )
     try:
-        return adapter_parameters(read_shape(config), work)
+        return adapter_parameters(base_shape(config), work)
     except UnknownShapeError:
         return None
 

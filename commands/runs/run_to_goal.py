@@ -22,6 +22,7 @@ from commands.runs.estimate import warn_before_renting
 from commands.runs.extras import demand, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import RunBusyError, environment, qft_home
+from commands.runs.hub_base import name_sent_base
 from commands.runs.parent_adapter import resolve_parent
 from commands.runs.receipt import make_receipt
 from commands.runs.request import RunRequest
@@ -121,6 +122,7 @@ def _supervise(session: Session) -> RunResult:
     receipt = make_receipt(request.folder, out, simulated=simulated)
     if out.is_dir() and not over:
         write_json(out / "receipt.json", receipt.to_json(), mode=0o644)
+        name_sent_base(request.loaded, request.folder)
     return result_of(request, ending, receipt, session.supervisor.state)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
+from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, require_weights
 from commands.runs.config_diff import (
     changes,
@@ -30,6 +31,7 @@ from commands.runs.home import (
     require_writable,
     run_lock,
 )
+from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
@@ -45,10 +47,11 @@ from infra.run.budget import Budget
 from infra.run.context import RunContext
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
-from infra.run.plan import Policy, RunPlan
+from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
 from trainer.config import EvictionBand
+from trainer.secret import Secret
 
 LOCAL_POLICY = Policy(
     poll_s=1.0,
@@ -126,8 +129,9 @@ def open_session(request: RunRequest) -> Iterator[Session]:
             keys = ", ".join(changed)
             request.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
         request = replace(request, allow_change=remembered(saved, request.allow_change))
+        base = _base_of(request, saved, state)
         # The config first: a record without one could not be opened again.
-        write_json(folder.config, _saved(loaded, request.allow_change))
+        write_json(folder.config, _saved(loaded, request.allow_change, base))
         if request.parent is not None:
             keep_parent(request.parent, folder.payload)
         if not state.run_id:
@@ -136,6 +140,7 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         elif not is_over(state) or changed:
             journal.append(Kind.RUN_RESUMED, changed=bool(changed))
         _refresh_own_machine(request, journal)
+        request = replace(request, token=_token_for_machine(request, base, state))
         session = build(request, journal)
         try:
             yield session
@@ -214,7 +219,12 @@ def build_workload(
     config = WorkloadConfig(
         layout=RemoteLayout(run_id=run_id),
         key_path=factory.user_key(vm, request.folder),
-        payload=build_payload(request.loaded, request.folder.payload, write=not watch_only),
+        payload=build_payload(
+            request.loaded,
+            request.folder.payload,
+            write=not watch_only,
+            base=recorded_base(request.loaded, read_saved_config(request.folder), request.folder),
+        ),
         home=request.folder.checkpoints,
         out=request.loaded.out,
         make_ready=factory.make_ready(vm, on_message, power_watch.connect),
@@ -227,6 +237,7 @@ def build_workload(
         power_watch=power_watch,
         allow_change=keys_for_trainer(request.allow_change),
         changed=changed,
+        token=request.token,
         on_message=on_message,
         progress=request.console.progress,
     )
@@ -245,12 +256,35 @@ def is_over(state: RunState) -> bool:
     return bool(state.fetched) and state.deleted
 
 
-def _saved(loaded: LoadedConfig, allowed: Sequence[str]) -> dict[str, Any]:
+def _base_of(request: RunRequest, saved: Mapping[str, object], state: RunState) -> HubBase | None:
+    """The base on a hub that the run takes; the hub is asked, where that is still open."""
+    if request.goal is Goal.FETCH or is_over(state):
+        return recorded_base(request.loaded, saved, request.folder)
+    return choose_base(
+        request.loaded,
+        saved,
+        request.folder,
+        bound=is_bound(state),
+        on_message=request.console.log,
+    )
+
+
+def _token_for_machine(request: RunRequest, base: HubBase | None, state: RunState) -> Secret | None:
+    """The token with which the trainer there fetches the base; None if it needs none."""
+    if request.goal is Goal.FETCH or is_over(state) or (base is not None and base.sent):
+        return None
+    return require_token(request.loaded, request.console.log)
+
+
+def _saved(
+    loaded: LoadedConfig, allowed: Sequence[str], base: HubBase | None = None
+) -> dict[str, Any]:
     return {
         "path": str(loaded.path),
         "config": loaded.config.model_dump(mode="json"),
         "rows": digests(loaded),
         "allowed": list(allowed),
+        **({} if base is None else {"base": base.to_json()}),
     }
 
 

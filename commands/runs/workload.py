@@ -129,9 +129,11 @@ class SshWorkload:
             argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
         for key in config.allow_change:
             argv += ["--allow-change", key]
+        secret = config.token.reveal() if config.token else ""
+        argv += ["--token-stdin"] * bool(secret)
         with self._watched(vm):
             start = clean(argv, ours=self._python.startswith(OURS))
-            self._job(vm).start(start, env={}, cwd=config.layout.code)
+            self._job(vm).start(start, env={}, cwd=config.layout.code, secret=secret)
         self._bring_home_from(vm)
 
     def job_status(self, vm: Vm) -> JobView:

@@ -9,7 +9,8 @@ library only, Python 3.8 or later, Linux or macOS.
 In the job's directory: `job.lock` (held by the job), `start.lock` (held for moments by whoever
 starts the job or asks about it), `job.json` (what was started), `exit.json` (how it ended, whole or
 absent), `job.log`. Of a long log the beginning and the end are kept: its middle becomes a hole, so
-that no offset changes.
+that no offset changes. A secret is handed to the job through a pipe, its stdin; it is in no file,
+command line or environment.
 """
 
 # Plain os calls, as descriptors and locks need them:
@@ -19,9 +20,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,6 +44,7 @@ LOG_END_BYTES = 16 << 20
 LOG_SLACK_BYTES = 16 << 20  # how much more may gather before the middle is given back
 LOG_CHECK_S = 1.0
 KEEP_SIZE_PUNCH_HOLE = 1 | 2  # Linux: fallocate(2)
+SECRET_BYTES_MAX = 4096  # what every pipe holds, so that writing it never waits
 
 
 def main(argv: list[str]) -> int:
@@ -48,6 +52,8 @@ def main(argv: list[str]) -> int:
     os.umask(0o077)  # what we make there is its user's alone
     verbs = {"start": start, "status": status, "tail": tail, "stop": stop}
     request = json.loads(sys.stdin.buffer.read() or b"{}")
+    if request.get("secret"):
+        forbid_core_dumps()  # of us and of the job
     sys.stdout.write(ANSWER_MARK)
     sys.stdout.flush()
     try:
@@ -131,11 +137,12 @@ def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[
     write_whole(os.path.join(folder, "job.json"), dict(record, pid=0))
     mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     log = os.open(os.path.join(folder, "job.log"), mode, 0o600)
+    stdin = open_secret(request.pop("secret", ""))
     child = subprocess.Popen(
         request["argv"],
         cwd=request["cwd"],
         env={**os.environ, **request["env"]},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=log,
         stderr=log,
         start_new_session=True,
@@ -143,8 +150,32 @@ def launch(request: dict[str, Any], folder: str, lock: int) -> subprocess.Popen[
         preexec_fn=restore_signals,  # noqa: PLW1509  (one thread only)
     )
     os.close(log)
+    if stdin != subprocess.DEVNULL:
+        os.close(stdin)  # the job has the only end now
     write_whole(os.path.join(folder, "job.json"), dict(record, pid=child.pid))
     return child
+
+
+def open_secret(secret: str) -> int:
+    """Return a descriptor from which `secret` can be read once; /dev/null's number without one."""
+    if not secret:
+        return subprocess.DEVNULL
+    data = secret.encode()
+    if len(data) > SECRET_BYTES_MAX:
+        raise OSError(errno.EMSGSIZE, "the secret is too long")
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    return reader
+
+
+def forbid_core_dumps() -> None:
+    """Let no crash of this process, or of one that it starts, write its memory to a disk.
+
+    The limit is 1 and not 0: only then does Linux not run a program that collects dumps, either.
+    """
+    with contextlib.suppress(OSError, ValueError):  # the limit is lower already
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def limit_log_forever(log: str, every_s: float) -> None:

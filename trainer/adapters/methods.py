@@ -21,6 +21,7 @@ from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
 from trainer.adapters.parent import ParentAdapter
 from trainer.adapters.residual import ResidualLora
+from trainer.adapters.saved_modules import SavedModules
 from trainer.adapters.settings import RANKS, TENSORS, load_tensors, read_settings
 from trainer.config import TrainTable
 from trainer.errors import ConfigError
@@ -64,11 +65,17 @@ def saved_format(directory: Path) -> SavedFormat:
 
 
 def settings(
-    method: MethodTable, *, targets: list[str], saved: list[str], tied: bool, seq2seq: bool
+    method: MethodTable,
+    *,
+    targets: list[str],
+    saved: SavedModules,
+    seq2seq: bool,
+    experts: list[str] | None = None,
 ) -> Any:
     """Return the `peft.LoraConfig` of the method over the layers called `targets`.
 
-    Those called `saved` are trained whole; `tied` says that embedding and head are one of them.
+    Those called `saved` are trained whole, and `experts` are the tensors of experts that are
+    adapted, too.
     """
     import peft
 
@@ -77,10 +84,11 @@ def settings(
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=targets,
+        target_parameters=experts or None,
         use_dora=method.kind.dora,
         use_rslora=method.kind is MethodKind.RSLORA,
-        modules_to_save=saved or None,
-        ensure_weight_tying=tied,
+        modules_to_save=[*saved.names] or None,
+        ensure_weight_tying=saved.tied,
         init_lora_weights=True if method.init is AdapterInit.DEFAULT else str(method.init),
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
     )

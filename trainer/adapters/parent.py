@@ -7,7 +7,7 @@ so a laptop refuses what a machine would refuse.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,12 @@ def inherit(method: MethodTable, parent: ParentAdapter) -> MethodTable:
     own: dict[str, Any] = {
         "r": parent.rank,
         "alpha": parent.settings.lora_alpha,
-        "targets": sorted(parent.settings.target_modules),
+        "targets": sorted(
+            {
+                *parent.settings.target_modules,
+                *(name.rpartition(".")[2] for name in parent.settings.target_parameters),
+            }
+        ),
         "save": sorted(parent.settings.modules_to_save),
     }
     problems = [
@@ -158,6 +163,27 @@ def inherit(method: MethodTable, parent: ParentAdapter) -> MethodTable:
         raise ConfigError([f"method: {one}" for one in describe_errors(error, MethodTable)]) from (
             error
         )
+
+
+def adapted_layers(parent: ParentAdapter, linears: Iterable[str], *, every: bool) -> list[str]:
+    """Return the layers that the adapter is on, by the names that it has for PEFT, sorted.
+
+    Raises:
+        ConfigError: `every` one of the base's `linears` was asked for, and it has fewer.
+    """
+    adapted = sorted(parent.settings.target_modules)
+    lacking = {
+        name.rpartition(".")[2]
+        for name in linears
+        if not any(name == one or name.endswith(f".{one}") for one in adapted)
+    }
+    if every and lacking:
+        raise ConfigError(
+            "method.targets: all-linear is given, and the adapter in `method.from` has "
+            f"{', '.join(adapted)}, without {', '.join(sorted(lacking))}; leave `targets` out, or "
+            "train anew"
+        )
+    return adapted
 
 
 def require_base_named(parent: ParentAdapter, model: str) -> None:

@@ -1,19 +1,23 @@
-"""Quantises every linear layer of a base that is loaded in four or eight bits, or refuses it.
+"""Quantises every matrix of a base that is loaded in four or eight bits, and tells how much it was.
 
 transformers 5.23 converts only layers that are exactly `torch.nn.Linear`. Falcon's are of a class
-of their own that computes the same, so they would stay in 16 bits, with one line in the log.
+of their own that computes the same, so they would stay in 16 bits, with one line in the log; so
+would the experts of a mixture, which are no layers at all (`experts.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
+from trainer.adapters.experts import ExpertQuantiser
+from trainer.adapters.quantised_share import QuantisedShare
 from trainer.errors import ConfigError
+from trainer.method_table import Quant
 
 
 class _Enough(Exception):  # noqa: N818 - no error, a way out
@@ -21,29 +25,34 @@ class _Enough(Exception):  # noqa: N818 - no error, a way out
 
 
 @contextmanager
-def all_linears(*, only: list[Any] | None = None) -> Iterator[None]:
-    """While inside, transformers also quantises layers that are linear under another name.
+def all_matrices(
+    storage: Quant, *, on_empty: Callable[[Any, ExpertQuantiser], bool]
+) -> Iterator[ExpertQuantiser]:
+    """While inside, transformers also quantises linear layers of another name, and experts.
 
-    They are renamed on the still empty model, before any weight is read, so a base never lies in
+    Layers are renamed on the still empty model, before any weight is read, so a base never lies in
     memory in 16 bits. There is no hook for this but the function that transformers calls.
-    With `only` a list, the model is put in there once its layers are the quantised ones, still
-    empty, and the block ends before a weight is read.
+    `on_empty` gets the model once its layers are the quantised ones, still empty, and with it what
+    will quantise its experts; if it returns False, the block ends before a weight is read.
     """
     from transformers import integrations
 
     original = integrations.replace_with_bnb_linear
+    experts = ExpertQuantiser()
 
     def replace(model: Any, *arguments: Any, **named: Any) -> Any:
         simplify(model)
         replaced = original(model, *arguments, **named)
-        if only is not None:
-            only.append(model)
+        if storage.four_bit:
+            experts.watch(model)
+        if not on_empty(model, experts):
             raise _Enough
         return replaced
 
     integrations.replace_with_bnb_linear = replace
     try:
-        yield
+        with experts.within():
+            yield experts
     except _Enough:
         return
     finally:
@@ -61,6 +70,84 @@ def simplify(model: Any) -> int:
     for module in plain:
         module.__class__ = torch.nn.Linear
     return len(plain)
+
+
+def measure(model: Any, storage: Quant, *, experts: frozenset[str] = frozenset()) -> QuantisedShare:
+    """Count the weights of a model whose layers are quantised, be it empty or loaded.
+
+    `experts` are the tensors of experts that will be quantised when they are read.
+    """
+    weights = quantised = matrices = quantised_matrices = 0
+    seen: set[int] = set()
+    head, reading = model.get_output_embeddings(), text_prefix(model)
+    tied = _is_tied(model.config)
+    for path, module in model.named_modules():
+        if module is head and tied:
+            continue
+        for name, tensor in module.named_parameters(recurse=False):
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            size, in_few_bits = _size(module, name, tensor)
+            in_few_bits = in_few_bits or f"{path}.{name}" in experts
+            matrix = in_few_bits or (
+                tensor.dim() > 1 and module is not head and not isinstance(module, _NO_MATRICES)
+            )
+            weights += size
+            quantised += size * in_few_bits
+            if matrix and path.startswith(reading):
+                matrices += size
+                quantised_matrices += size * in_few_bits
+    return QuantisedShare(
+        storage=str(storage),
+        weights=weights,
+        quantised=quantised,
+        matrices=matrices,
+        quantised_matrices=quantised_matrices,
+    )
+
+
+def text_prefix(model: Any) -> str:
+    """Return how the names begin of the part of a model that reads text; empty if it is all of it.
+
+    Raises:
+        ConfigError: it also looks or listens, and that part cannot be told from the rest.
+    """
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is config:
+        return ""
+    part = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is part), "")
+    if not name:
+        kind = type(model).__name__
+        raise ConfigError([f"model.id: which part of a {kind} reads text cannot be told"])
+    return f"{name}."
+
+
+def is_router(module: Any) -> bool:
+    """Tell whether it chooses experts: Llama 4 has a linear layer for that, with two results."""
+    return "router" in type(module).__name__.lower()
+
+
+def _is_tied(config: Any) -> bool:
+    """Tell whether the head of a model is the matrix of its embeddings."""
+    places = (config.get_text_config(), config)
+    found = (getattr(place, "tie_word_embeddings", None) for place in places)
+    return bool(next((one for one in found if one is not None), False))
+
+
+def _size(module: Any, name: str, tensor: torch.Tensor) -> tuple[int, bool]:
+    """Return how many weights a parameter stands for, and whether it is quantised."""
+    kind = type(module).__name__
+    if kind in {"Linear4bit", "Linear8bitLt"} and name == "weight":
+        return module.in_features * module.out_features, True
+    if kind == "ParametrizationList" and hasattr(module[0], "quant_state"):
+        return module[0].quant_state.shape.numel(), True
+    return tensor.numel(), False
+
+
+# Not `torch.nn.modules.conv._ConvNd`, which is private.
+_NO_MATRICES = (torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 def require_quantised(model: Any) -> int:

@@ -7,6 +7,7 @@ is trained, and changes types at its own border, so that the layers around it se
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,16 @@ from trainer.errors import ConfigError
 SHOWN_MAX = 12  # candidates in a message
 
 
-def find_saved(base: Any, wanted: tuple[str, ...], *, targets: list[str]) -> list[str]:
-    """Return the full names of the modules that are called `wanted`, sorted.
+@dataclass(frozen=True, kw_only=True)
+class SavedModules:
+    """The full names of modules to train whole, sorted; `tied` if two of them are one matrix."""
+
+    names: tuple[str, ...]
+    tied: bool
+
+
+def find_saved(base: Any, wanted: tuple[str, ...], *, targets: list[str]) -> SavedModules:
+    """Find the modules that are called `wanted`.
 
     A name is the last part of a module's, or its end from a dot on. Where the embedding and the
     head are one matrix, they are trained as one, and either name stands for both.
@@ -51,7 +60,7 @@ def find_saved(base: Any, wanted: tuple[str, ...], *, targets: list[str]) -> lis
     problems = list(_shared_elsewhere(base, found))
     if problems:
         raise ConfigError([f"method.save: {problem}" for problem in problems])
-    return sorted(found)
+    return SavedModules(names=tuple(sorted(found)), tied=_is_tied_among(base, found))
 
 
 def _shared_elsewhere(base: Any, found: set[str]) -> Iterator[str]:
@@ -61,7 +70,7 @@ def _shared_elsewhere(base: Any, found: set[str]) -> Iterator[str]:
     embedding each of the one matrix.
     """
     trained = {base.get_submodule(name) for name in found}
-    if is_tied_among(base, sorted(found)):
+    if _is_tied_among(base, found):
         trained.add(base.get_output_embeddings())
     weights = {id(one): name for name in sorted(found) for one in _weights(base, name)}
     for name, module in base.named_modules():
@@ -83,18 +92,18 @@ def is_tied(base: Any) -> bool:
     return head is not None and embedding is not None and head.weight is embedding.weight
 
 
-def is_tied_among(base: Any, names: list[str]) -> bool:
+def _is_tied_among(base: Any, names: set[str]) -> bool:
     """Tell whether the modules of these names have the one matrix of the embedding and the head."""
     return is_tied(base) and base.get_input_embeddings() in map(base.get_submodule, names)
 
 
-def record_saved(model: Any, names: list[str]) -> None:
+def record_saved(model: Any, saved: SavedModules) -> None:
     """Write the names into the settings that PEFT saves: it drops that of a tied head.
 
     Without it, PEFT would not tie the two again where the embedding is called otherwise than
     `embed_tokens` (`EMBEDDING_LAYER_NAMES`): in Falcon or GPT-2.
     """
-    model.peft_config["default"].modules_to_save = names or None
+    model.peft_config["default"].modules_to_save = [*saved.names] or None
 
 
 def train_in_float32(model: Any) -> None:

@@ -33,6 +33,7 @@ PLAIN_KEYS = frozenset(
         "revision", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora",
         "fan_in_fan_out", "megatron_core", "qalora_group_size", "init_lora_weights", "bias",
         "loftq_config", "eva_config", "modules_to_save", "ensure_weight_tying",
+        "target_parameters",
     }
 )  # fmt: skip
 """What may be set in an adapter that is gone on from: it is understood, or changes no weight."""
@@ -55,6 +56,8 @@ class AdapterSettings:
     fan_in_fan_out: bool = False
     modules_to_save: tuple[str, ...] = ()
     ensure_weight_tying: bool = False
+    target_parameters: tuple[str, ...] = ()
+    """Tensors of experts, each by the end of its name."""
     base_model_name_or_path: str | None = None
     """A word for people: nothing is loaded from there."""
 
@@ -62,6 +65,10 @@ class AdapterSettings:
         """The arguments of PEFT's `LoraConfig`."""
         fields = {**asdict(self), "target_modules": list(self.target_modules)}
         fields["modules_to_save"] = list(self.modules_to_save) or None
+        if self.target_parameters:
+            fields["target_parameters"] = list(self.target_parameters)
+        else:
+            del fields["target_parameters"]
         return {**fields, "bias": "none", "inference_mode": True}
 
     def to_json(self) -> dict[str, Any]:
@@ -134,6 +141,7 @@ def _checked(found: dict[str, Any]) -> AdapterSettings:
         fan_in_fan_out=found.get("fan_in_fan_out") is True,
         modules_to_save=tuple(dict.fromkeys(found.get("modules_to_save") or ())),
         ensure_weight_tying=found.get("ensure_weight_tying") is True,
+        target_parameters=tuple(found.get("target_parameters") or ()),
         base_model_name_or_path=text(found.get("base_model_name_or_path")),
     )
 
@@ -163,8 +171,11 @@ def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     dropout = number(found.get("lora_dropout", 0.0), most=1.0)
     if dropout is None or dropout < 0:
         problems.append(("lora_dropout", "is no share from 0 to 1"))
+    experts = texts(found.get("target_parameters") or [], most=TARGETS_MAX)
+    if experts is None or not all(_MODULE.fullmatch(one) for one in experts):
+        problems.append(("target_parameters", "is no list of names of tensors"))
     targets = texts(found.get("target_modules"), most=TARGETS_MAX)
-    if not targets or not all(_MODULE.fullmatch(one) for one in targets):
+    if not (targets or (experts and targets == ())) or not all(map(_MODULE.fullmatch, targets)):
         problems.append(("target_modules", "is no list of names of layers"))
     saved = texts(found.get("modules_to_save") or [], most=TARGETS_MAX)
     if saved is None or not all(_MODULE.fullmatch(one) for one in saved):

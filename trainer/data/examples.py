@@ -72,9 +72,10 @@ def _templated(
     table: DataTable, path: Path | Shards, codec: Codec, problems: list[str]
 ) -> list[tuple[Example, bool]]:
     """Return the examples of rows that fill two templates, and which were truncated."""
-    prompt_of, completion_of = _parse(table)
+    rows = read_rows(path)
+    prompt_of, completion_of = _parse(table, rows)
     texts: list[tuple[Row, str, str]] = []
-    for row in read_rows(path):
+    for row in rows:
         try:
             prompt, completion = prompt_of.render(row.fields), completion_of.render(row.fields)
         except MissingFieldError as error:
@@ -128,11 +129,12 @@ def load_texts(table: DataTable, path: Path | Shards) -> list[tuple[int, str, st
     """
     if table.messages is not None:
         raise DataError([f"{path}: conversations are no pairs of prompt and completion"])
-    prompt_of, completion_of = _parse(table)
+    rows = read_rows(path)
+    prompt_of, completion_of = _parse(table, rows)
     try:
         return [
             (row.number, prompt_of.render(row.fields), completion_of.render(row.fields))
-            for row in read_rows(path)
+            for row in rows
         ]
     except MissingFieldError as error:
         raise DataError([f"{path}: {error}"]) from error
@@ -179,20 +181,27 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]
     }
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Return a token id to pad with; none is ever added, since the mask hides it."""
+def padding_id(tokenizer: Any, rows: int | None = None) -> int:
+    """Return a token id to pad with; none is ever added, since the mask hides it.
+
+    `rows` are those of the base's embedding, if they are known: a padding token that was added to
+    the tokenizer alone has no row there, and looking it up would end the process.
+    """
     for name in ("pad_token_id", "unk_token_id", "eos_token_id"):
         value = getattr(tokenizer, name, None)
-        if value is not None:
+        if value is not None and (rows is None or value < rows):
             return int(value)
     return 0
 
 
-def _parse(table: DataTable) -> tuple[Template, Template]:
+def _parse(table: DataTable, rows: Sequence[Row] = ()) -> tuple[Template, Template]:
+    """Return the templates of prompt and completion; a row may lack what another of `rows` has."""
     try:
-        return Template.parse(table.prompt), Template.parse(table.completion)
+        both = Template.parse(table.prompt), Template.parse(table.completion)
     except TemplateError as error:
         raise DataError([str(error)]) from error
+    prompt, completion = (one.for_rows(row.fields for row in rows) for one in both)
+    return prompt, completion
 
 
 def _report(path: Path | Shards, found: Sequence[tuple[Example, bool]]) -> DataReport:

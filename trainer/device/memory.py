@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import TrainingGpu
-from trainer.device.shapes import Block, Linear, Shape, read_shape
+from trainer.device.shapes import Block, Experts, Linear, Shape, read_shape
 from trainer.method_table import OptimizerKind, Quant
 
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
@@ -63,7 +63,7 @@ class Memory:
     reserved: float
 
 
-def estimate(config: Mapping[str, Any], work: TrainingSetup) -> Memory:
+def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     """Return the peak of one training step of the model that `config` (its config.json) describes.
 
     Raises:
@@ -84,11 +84,10 @@ def estimate(config: Mapping[str, Any], work: TrainingSetup) -> Memory:
     heads = work.micro_batch * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     # Logits in the compute type, their float32 copy, and its gradient.
     logits = float(heads * shape.vocabulary * (size + 4 + 4))
-    quantised = work.quant is not Quant.NONE
-    widest = max(one.weights for block in shape.blocks for one in block.linears)
-    workspace = widest * size if quantised else 0.0
+    workspace = _unpacked_bytes(shape, work)
     if work.dora:
-        workspace = max(dora_bytes(one, work) for b in shape.blocks for one in _adapted(b, work))
+        adapted = (one for block in shape.text_blocks for one in _adapted(block, work))
+        workspace = max(workspace, *(dora_bytes(one, work) for one in adapted))
     # The head's moment is over before the backward pass of the last layer: the two never add up.
     if logits > live + brief:
         activations = kept
@@ -112,25 +111,72 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
 
     A 4-bit weight takes half a byte and its share of the scales: one float32 per 64 weights, or
     with double quantisation one byte per 64 and a float32 per 64 x 256 of those. An 8-bit weight
-    takes a byte; its scales, one float32 per row, are left out.
+    takes a byte; its scales, one float32 per row, are left out. What is not quantised takes the
+    bytes of the compute type: embeddings, head, norms, routers, and experts if they are not.
     """
     size = BYTES[work.precision]
     fp16 = work.precision is PrecisionChoice.FP16
+    packed = _packed_bytes(work)
     total = 0.0
     for block in shape.blocks:
         for one in block.linears:
+            each = packed
             if one.name in block.never_quantised:
                 each = 4.0 if fp16 else float(size)
-            elif work.quant is Quant.NONE:
-                each = float(size)
-            elif work.quant is Quant.INT8:
-                each = 1.0
-            elif work.double_quant:
-                each = 0.5 + 1 / 64 + 4 / (64 * 256)
-            else:
-                each = 0.5 + 4 / 64
             total += block.count * one.weights * each
+        for stack in block.experts:
+            each = packed if quantises(stack, work) else float(size)
+            total += block.count * stack.weights * each
     return total + (shape.embedding_parameters + shape.small_parameters) * size
+
+
+def quantises(experts: Experts, work: TrainingSetup) -> bool:
+    """Tell whether a tensor of experts is quantised: bitsandbytes can in 4 bits, up to a size."""
+    return work.quant.four_bit and experts.quantisable
+
+
+def quantised_parameters(shape: Shape, work: TrainingSetup) -> int:
+    """Return how many of the weights of the layers' matrices lie in 4 or 8 bits."""
+    if work.quant is Quant.NONE:
+        return 0
+    return sum(
+        block.count
+        * (
+            sum(o.weights for o in block.linears if o.name not in block.never_quantised)
+            + sum(o.weights for o in block.experts if quantises(o, work))
+        )
+        for block in shape.blocks
+    )
+
+
+def _packed_bytes(work: TrainingSetup) -> float:
+    """Return the bytes of one weight of a layer that is quantised if any is."""
+    if work.quant is Quant.NONE:
+        return float(BYTES[work.precision])
+    if work.quant is Quant.INT8:
+        return 1.0
+    return 0.5 + 1 / 64 + 4 / (64 * 256) if work.double_quant else 0.5 + 4 / 64
+
+
+def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
+    """Return what quantised weights take while they are unpacked to be computed with.
+
+    A linear layer unpacks itself, and again for its backward pass. The experts of a layer are
+    unpacked all at once: with checkpointing those of one layer are there, without it those of all.
+    """
+    if work.quant is Quant.NONE:
+        return 0.0
+    size = BYTES[work.precision]
+    widest = max((o.weights for b in shape.text_blocks for o in b.linears), default=0)
+    layers = [
+        (block.count, [one.weights for one in block.experts if quantises(one, work)])
+        for block in shape.text_blocks
+    ]
+    # The graph keeps what its inputs' gradients need; beside it, one is packed or gets its own.
+    one_layer = max((sum(each) + max(each, default=0) for _, each in layers), default=0)
+    kept = sum((count - 1) * sum(each) for count, each in layers)
+    experts = one_layer if work.checkpointing else one_layer + max(kept, 0)
+    return float(max(widest, experts) * size)
 
 
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
@@ -139,20 +185,32 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     NOLA trains two times `bases` per layer instead.
     """
     if work.bases is not None:
-        layers = sum(block.count * len(_adapted(block, work)) for block in shape.blocks)
+        layers = sum(block.count * len(_adapted(block, work)) for block in shape.text_blocks)
         return layers * 2 * work.bases
     lengths = sum(
-        block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.blocks
+        block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.text_blocks
     )
     saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
     return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved
 
 
 def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
-    """Return the elements of LoRA's matrices: r x (columns + rows) for every adapted layer."""
+    """Return the elements of LoRA's matrices: r x (columns + rows) for every adapted layer.
+
+    An adapted tensor of fused experts has as much for each expert.
+    """
     return sum(
-        block.count * sum(work.r * (one.columns + one.rows) for one in _adapted(block, work))
-        for block in shape.blocks
+        block.count
+        * work.r
+        * (
+            sum(one.columns + one.rows for one in _adapted(block, work))
+            + sum(
+                one.count * (one.columns + one.rows)
+                for one in block.experts
+                if work.targets is None or one.name in work.targets
+            )
+        )
+        for block in shape.text_blocks
     )
 
 
@@ -170,13 +228,14 @@ def dora_bytes(one: Linear, work: TrainingSetup) -> float:
 
 def _activations(shape: Shape, work: TrainingSetup, rows: int) -> tuple[float, float, float]:
     """Return the bytes kept for all layers, live in one layer, and brief in its backward pass."""
-    live = max(_layer_bytes(shape, block, work) for block in shape.blocks) * rows
-    brief = max(_brief_bytes(shape, block, work) for block in shape.blocks) * rows
+    blocks = shape.text_blocks
+    live = max(_layer_bytes(shape, block, work) for block in blocks) * rows
+    brief = max(_brief_bytes(shape, block, work) for block in blocks) * rows
     size = BYTES[work.precision]
     if work.checkpointing:
-        layers = sum(block.count for block in shape.blocks)
+        layers = sum(block.count for block in blocks)
         return layers * shape.hidden * size * rows, live, brief
-    kept = sum(block.count * _layer_bytes(shape, block, work) for block in shape.blocks) * rows
+    kept = sum(block.count * _layer_bytes(shape, block, work) for block in blocks) * rows
     return kept, 0.0, brief
 
 
@@ -204,7 +263,9 @@ def _layer_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
     kept = 0 if work.quant is Quant.NONE else size * sum(one.columns for one in block.linears)
     # DoRA keeps what the base and what the matrices gave, each to be multiplied by the lengths.
     results = 2 * size * sum(one.rows for one in _adapted(block, work)) if work.dora else 0
-    return norms + attention + feed + results + max(sum(inputs.values()), kept)
+    # What reaches an expert is a copy of its own for each of those that a token chooses.
+    routed = size * sum(one.chosen * one.columns for one in block.experts)
+    return norms + attention + feed + results + routed + max(sum(inputs.values()), kept)
 
 
 def _brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
@@ -220,7 +281,7 @@ def _adapted(block: Block, work: TrainingSetup) -> list[Linear]:
 
 
 def largest_micro_batch(
-    config: Mapping[str, Any], work: TrainingSetup, *, memory_bytes: float, batch_size: int
+    config: Mapping[str, Any] | Shape, work: TrainingSetup, *, memory_bytes: float, batch_size: int
 ) -> int | None:
     """Return how many of `batch_size` sequences fit at once, or None if not even one does.
 
@@ -235,24 +296,25 @@ def largest_micro_batch(
 
 
 def step_seconds(
-    config: Mapping[str, Any], work: TrainingSetup, *, gpu: TrainingGpu, batch_size: int
+    config: Mapping[str, Any] | Shape, work: TrainingSetup, *, gpu: TrainingGpu, batch_size: int
 ) -> float:
     """Return about how long one optimizer step takes: work over what such a training reaches.
 
     Forward and backward through frozen weights cost 2 FLOP each per weight and token, recomputing
-    another 2; the head costs the same for supervised tokens. Right within a factor of HOURS_FACTOR.
+    another 2; the head costs the same for supervised tokens. Of experts, those count that a token
+    chooses. Right within a factor of HOURS_FACTOR.
     """
     shape = read_shape(config)
     passes = (6 if work.checkpointing else 4) * (DORA_TIME if work.dora else 1.0)
     tokens = work.tokens * batch_size
     heads = batch_size * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     head = shape.vocabulary * shape.hidden
-    return passes * (shape.linear_parameters * tokens + head * heads) / gpu.flops
+    return passes * (shape.active_parameters * tokens + head * heads) / gpu.flops
 
 
 def estimate_training(
     config: TrainerConfig,
-    model: Mapping[str, Any],
+    model: Mapping[str, Any] | Shape,
     *,
     gpu: TrainingGpu,
     lengths: Sequence[int] | None = None,
@@ -263,7 +325,7 @@ def estimate_training(
     `lengths` are the token counts of the rows if they are known, else every row is taken to be
     `max_length` long; `loss_tokens` is the longest answer, else all tokens are taken to be learnt.
     """
-    train, method = config.train, config.method
+    train, method, shape = config.train, config.method, read_shape(model)
     longest = max(lengths) if lengths else train.max_length
     usual = sum(lengths) / len(lengths) if lengths else train.max_length
     chosen = train.precision
@@ -283,18 +345,21 @@ def estimate_training(
         saved=method.saved_matrices,
     )
     fitting = largest_micro_batch(
-        model, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
+        shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
     )
     wanted = fitting if train.micro_batch == "auto" else train.micro_batch
-    peak = estimate(model, replace(work, micro_batch=wanted or 1))
-    shape = read_shape(model)
+    peak = estimate(shape, replace(work, micro_batch=wanted or 1))
     usual_work = replace(work, tokens=max(1, round(usual)))
-    seconds = step_seconds(model, usual_work, gpu=gpu, batch_size=train.batch_size)
+    seconds = step_seconds(shape, usual_work, gpu=gpu, batch_size=train.batch_size)
     steps = _steps(config, None if lengths is None else len(lengths))
     return {
         "gpu": gpu.name,
         "gpu_bytes": gpu.memory_bytes,
         "parameters": shape.parameters,
+        "active_parameters": shape.parameters
+        - shape.linear_parameters
+        - shape.expert_parameters
+        + shape.active_parameters,
         "trained_parameters": adapter_parameters(shape, work),
         "tokens": longest,
         "micro_batch": wanted,

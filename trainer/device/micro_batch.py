@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
+from trainer.device.count import find_shape
 from trainer.device.gpus import TrainingGpu
 from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
@@ -41,7 +42,7 @@ def choose_micro_batch(
     try:
         found = estimate_training(
             config,
-            model_config,
+            find_shape(model_config),
             gpu=gpu,
             lengths=[len(example.input_ids) for example in examples],
             loss_tokens=max(

@@ -1,283 +1,99 @@
-"""Reads the sizes of a model from its `config.json` alone: every matrix, without loading any."""
+"""Reads the sizes of a model from its `config.json` alone: every matrix, without loading any.
+
+Only architectures of a closed list are read, each held by a test against the count of the model
+that transformers builds (`tests/test_base_shapes.py`); of any other nothing is guessed.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from trainer.device.architectures.dense import FAMILIES, read_dense
+from trainer.device.architectures.experts import MIXTURES, read_mixture
+from trainer.device.architectures.gpt import (
+    read_bloom,
+    read_falcon,
+    read_gpt2,
+    read_gptj,
+    read_neox,
+    read_opt,
+    read_phi,
+    read_qwen,
+)
+from trainer.device.architectures.hybrid import read_hybrid
+from trainer.device.architectures.sizes import Sizes
+from trainer.device.architectures.t5 import read_t5
+from trainer.device.architectures.vision import MULTIMODAL, Multimodal
+from trainer.device.model_shape import Block, Experts, Linear, Shape, UnknownShapeError
 
-class UnknownShapeError(Exception):
-    """The config describes no architecture whose matrices are known here."""
+__all__ = ["SUPPORTED", "Block", "Experts", "Linear", "Shape", "UnknownShapeError", "read_shape"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """One linear layer of a block; `columns` in, `rows` out."""
-
-    name: str
-    columns: int
-    rows: int
-    bias: bool = False
-
-    @property
-    def weights(self) -> int:
-        """Number of weights without the bias."""
-        return self.columns * self.rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One kind of layer, `count` of them; widths are per token."""
-
-    count: int
-    linears: tuple[Linear, ...]
-    norms: int
-    queries: int
-    keys: int
-    feed_forward: int
-    gated: bool
-    # Layers that transformers never quantises, and keeps in float32 in a float16 model.
-    never_quantised: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A whole model: its blocks, its embeddings and its head."""
-
-    kind: str
-    hidden: int
-    vocabulary: int
-    tied: bool
-    blocks: tuple[Block, ...]
-    encoder_decoder: bool = False
-    other_parameters: int = 0  # learnt positions and the like
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of all linear layers of all blocks."""
-        return sum(block.count * sum(one.weights for one in block.linears) for block in self.blocks)
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Weights of the embeddings, and of the head if it is not the same matrix."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def small_parameters(self) -> int:
-        """Norms, biases and positions."""
-        per_block = (
-            block.count
-            * (block.norms * self.hidden + sum(one.rows for one in block.linears if one.bias))
-            for block in self.blocks
-        )
-        return sum(per_block) + self.hidden + self.other_parameters
-
-    @property
-    def parameters(self) -> int:
-        """All parameters of the model."""
-        return self.linear_parameters + self.embedding_parameters + self.small_parameters
-
-
-def read_shape(config: Mapping[str, Any]) -> Shape:
-    """Return the sizes that `config` (a parsed `config.json`) describes.
-
-    Raises:
-        UnknownShapeError: it is of no known family and does not use the common names either.
-    """
-    if isinstance(config.get("text_config"), Mapping):  # a model that also sees
-        config = config["text_config"]
-    kind = str(config.get("model_type", ""))
-    reader = READERS.get(kind, _llama)
-    try:
-        return reader(kind, config)
-    except KeyError as error:
-        raise UnknownShapeError(
-            f"the config of `{kind or 'this model'}` has no {error}: its memory cannot be foretold"
-        ) from error
-
-
-def _llama(kind: str, config: Mapping[str, Any]) -> Shape:
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
-    queries, keys = _attention(config, hidden)
-    biased = bool(config.get("attention_bias", kind in {"qwen2", "qwen"}))
-    linears: tuple[Linear, ...]
-    if kind == "phi3":
-        linears = (
-            Linear(name="qkv_proj", columns=hidden, rows=queries + 2 * keys),
-            Linear(name="o_proj", columns=queries, rows=hidden),
-            Linear(name="gate_up_proj", columns=hidden, rows=2 * wide),
-            Linear(name="down_proj", columns=wide, rows=hidden),
-        )
-    else:
-        linears = (
-            Linear(name="q_proj", columns=hidden, rows=queries, bias=biased),
-            Linear(name="k_proj", columns=hidden, rows=keys, bias=biased),
-            Linear(name="v_proj", columns=hidden, rows=keys, bias=biased),
-            Linear(name="o_proj", columns=queries, rows=hidden),
-            Linear(name="gate_proj", columns=hidden, rows=wide),
-            Linear(name="up_proj", columns=hidden, rows=wide),
-            Linear(name="down_proj", columns=wide, rows=hidden),
-        )
-    gemma = kind.startswith("gemma")
-    norms = 4 if kind in {"gemma2", "gemma3", "gemma3_text"} else 2
-    return Shape(
-        kind=kind,
-        hidden=hidden,
-        vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", gemma)),
-        blocks=(
-            Block(
-                count=config["num_hidden_layers"],
-                linears=linears,
-                norms=norms,
-                queries=queries,
-                keys=keys,
-                feed_forward=wide,
-                gated=True,
-            ),
-        ),
-    )
-
-
-def _phi(kind: str, config: Mapping[str, Any]) -> Shape:
-    hidden = config["hidden_size"]
-    wide = config.get("intermediate_size") or 4 * hidden
-    queries, keys = _attention(config, hidden)
-    linears = (
-        Linear(name="q_proj", columns=hidden, rows=queries, bias=True),
-        Linear(name="k_proj", columns=hidden, rows=keys, bias=True),
-        Linear(name="v_proj", columns=hidden, rows=keys, bias=True),
-        Linear(name="dense", columns=queries, rows=hidden, bias=True),
-        Linear(name="fc1", columns=hidden, rows=wide, bias=True),
-        Linear(name="fc2", columns=wide, rows=hidden, bias=True),
-    )
-    return _plain(kind, config, linears, (queries, keys, wide))
-
-
-def _neox(kind: str, config: Mapping[str, Any]) -> Shape:
-    hidden = config["hidden_size"]
-    wide = config.get("intermediate_size") or config.get("ffn_hidden_size") or 4 * hidden
-    queries, keys = _attention(config, hidden)
-    falcon = kind == "falcon"
-    if falcon and not config.get("new_decoder_architecture", False):
-        heads = config["num_attention_heads"]
-        keys = hidden // heads if config.get("multi_query", True) else hidden
-    bias = bool(config.get("bias", not falcon))
-    linears = (
-        Linear(name="query_key_value", columns=hidden, rows=queries + 2 * keys, bias=bias),
-        Linear(name="dense", columns=queries, rows=hidden, bias=bias),
-        Linear(name="dense_h_to_4h", columns=hidden, rows=wide, bias=bias),
-        Linear(name="dense_4h_to_h", columns=wide, rows=hidden, bias=bias),
-    )
-    return _plain(kind, config, linears, (queries, keys, wide))
-
-
-def _plain(
-    kind: str,
-    config: Mapping[str, Any],
-    linears: tuple[Linear, ...],
-    widths: tuple[int, int, int],
-) -> Shape:
-    queries, keys, wide = widths
-    block = Block(
-        count=config["num_hidden_layers"],
-        linears=linears,
-        norms=2,
-        queries=queries,
-        keys=keys,
-        feed_forward=wide,
-        gated=False,
-    )
-    return Shape(
-        kind=kind,
-        hidden=config["hidden_size"],
-        vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", kind == "falcon")),
-        blocks=(block,),
-    )
-
-
-def _gpt2(kind: str, config: Mapping[str, Any]) -> Shape:
-    hidden = config["n_embd"]
-    wide = config.get("n_inner") or 4 * hidden
-    linears = (
-        Linear(name="c_attn", columns=hidden, rows=3 * hidden, bias=True),
-        Linear(name="c_proj", columns=hidden, rows=hidden, bias=True),
-        Linear(name="c_fc", columns=hidden, rows=wide, bias=True),
-        Linear(name="c_proj", columns=wide, rows=hidden, bias=True),
-    )
-    block = Block(
-        count=config["n_layer"],
-        linears=linears,
-        norms=4,  # two, each with a bias
-        queries=hidden,
-        keys=hidden,
-        feed_forward=wide,
-        gated=False,
-    )
-    positions = config.get("n_positions", 1024) * hidden
-    return Shape(
-        kind=kind,
-        hidden=hidden,
-        vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", True)),
-        blocks=(block,),
-        other_parameters=positions + hidden,
-    )
-
-
-def _t5(kind: str, config: Mapping[str, Any]) -> Shape:
-    hidden, wide = config["d_model"], config["d_ff"]
-    width = config["num_heads"] * config["d_kv"]
-    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
-    attention = (
-        Linear(name="q", columns=hidden, rows=width),
-        Linear(name="k", columns=hidden, rows=width),
-        Linear(name="v", columns=hidden, rows=width),
-        Linear(name="o", columns=width, rows=hidden),
-    )
-    inner = ("wi_0", "wi_1") if gated else ("wi",)
-    feed = tuple(Linear(name=name, columns=hidden, rows=wide) for name in inner)
-    feed += (Linear(name="wo", columns=wide, rows=hidden),)
-
-    def block(count: int, attentions: int) -> Block:
-        return Block(
-            count=count,
-            linears=attention * attentions + feed,
-            norms=attentions + 1,
-            queries=width * attentions,
-            keys=width * attentions,
-            feed_forward=wide,
-            gated=gated,
-            never_quantised=("wo",),
-        )
-
-    layers = config["num_layers"]
-    return Shape(
-        kind=kind,
-        hidden=hidden,
-        vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings", True)),
-        blocks=(block(layers, 1), block(config.get("num_decoder_layers") or layers, 2)),
-        encoder_decoder=True,
-        # The final norm of the second stack, and a table of relative distances for each.
-        other_parameters=hidden
-        + 2 * config.get("relative_attention_num_buckets", 32) * config["num_heads"],
-    )
-
-
-def _attention(config: Mapping[str, Any], hidden: int) -> tuple[int, int]:
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    groups = config.get("num_key_value_heads") or config.get("num_kv_heads") or heads
-    return heads * head, groups * head
-
-
-READERS: Mapping[str, Callable[[str, Mapping[str, Any]], Shape]] = MappingProxyType(
+Reader = Callable[[str, Mapping[str, Any]], Shape]
+READERS: Mapping[str, Reader] = MappingProxyType(
     {
-        "phi": _phi, "falcon": _neox, "gpt_neox": _neox, "gpt2": _gpt2,
-        "t5": _t5, "mt5": _t5, "umt5": _t5,
+        **dict.fromkeys(FAMILIES, read_dense),
+        **dict.fromkeys(MIXTURES, read_mixture),
+        **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), read_hybrid),
+        **dict.fromkeys(("t5", "mt5", "umt5"), read_t5),
+        "phi": read_phi, "gpt_neox": read_neox, "falcon": read_falcon, "gpt2": read_gpt2,
+        "gptj": read_gptj, "opt": read_opt, "bloom": read_bloom, "qwen": read_qwen,
     }
 )  # fmt: skip
+SUPPORTED = frozenset(READERS) | frozenset(MULTIMODAL)
+"""Every `model_type` whose sizes are known from its config."""
+
+
+def read_shape(config: Mapping[str, Any] | Shape) -> Shape:
+    """Return the sizes that `config` (a parsed `config.json`) describes; a shape is itself.
+
+    Raises:
+        UnknownShapeError: its architecture is not in `SUPPORTED`, or a value in it is no size.
+    """
+    if isinstance(config, Shape):
+        return config
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in SUPPORTED:
+        raise UnknownShapeError(f"{named(config)} is of an architecture that is not known here")
+    try:
+        multimodal = MULTIMODAL.get(kind)
+        return (
+            READERS[kind](kind, config)
+            if multimodal is None
+            else _read_multimodal(multimodal, kind, config)
+        )
+    except UnknownShapeError as error:
+        raise UnknownShapeError(f"the sizes of {named(config)} cannot be read: {error}") from error
+
+
+def named(config: Mapping[str, Any]) -> str:
+    """Return what a config says it describes, for a message."""
+    kind = config.get("model_type")
+    readable = isinstance(kind, str) and re.fullmatch(r"[\w.-]{1,40}", kind)
+    return f"a `{kind}` model" if readable else "this model"
+
+
+def _read_multimodal(multimodal: Multimodal, kind: str, config: Mapping[str, Any]) -> Shape:
+    """Return the shape of the text model, with the tower beside it if that is loaded, too."""
+    whole = Sizes(kind, config)
+    text = config.get("text_config")
+    if text is None and multimodal.flat:
+        text = {key: value for key, value in config.items() if key != "model_type"}
+    if not isinstance(text, Mapping):
+        raise UnknownShapeError("its config.json has no `text_config`")
+    inner = text.get("model_type", multimodal.text)
+    if inner not in READERS:
+        raise UnknownShapeError(f"the text model in it, {named(text)}, is not known here")
+    shape = replace(READERS[inner](inner, text), kind=kind)
+    if multimodal.tower is None:
+        return shape
+    tower = multimodal.tower(whole.part("vision_config", multimodal.vision), shape.hidden)
+    return replace(
+        shape,
+        tied=whole.flag("tie_word_embeddings", default=multimodal.tied),
+        blocks=shape.blocks + tower.blocks,
+        other_parameters=shape.other_parameters + tower.others,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.adapters.parent import find_parent, inherit, read_parent
@@ -13,6 +13,7 @@ from trainer.rundir.fingerprint import (
     Facts,
 )
 from trainer.rundir.status import HeartbeatWriter
+from trainer.secret import Secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class JobOptions:
     allow_change: tuple[str, ...] = ()
     band: EvictionBand | None = None
     price_usd_per_h: float = 0.0
+    token: Secret | None = field(default=None, repr=False)
+    """For a hub, to fetch a base that not everybody may have; kept in memory only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from trainer.rundir.layout import (
     sweep,
 )
 from trainer.rundir.status import HeartbeatWriter, Phase
+from trainer.secret import hidden_in_output, read_secret
 from trainer.text import amount, print_line
 
 
@@ -57,7 +58,9 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
                 heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
                 raise
             except BaseException as error:
-                heartbeat.update(phase=Phase.FAILED, error=f"{type(error).__name__}: {error}")
+                text = f"{type(error).__name__}: {error}"
+                text = options.token.hide_in(text) if options.token else text
+                heartbeat.update(phase=Phase.FAILED, error=text)
                 raise
             heartbeat.update(phase=Phase.DONE, message=None, eta_s=0.0)
 
@@ -140,16 +143,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--price-usd-per-h", type=amount, default=0.0, metavar="USD",
         help="what the machine costs, for the cost so far in every checkpoint",
     )  # fmt: skip
+    parser.add_argument(
+        "--token-stdin", action="store_true",
+        help="read a hub's token from stdin; it is kept in memory only",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Do the whole job."""
+    token = read_secret() if args.token_stdin else None
     options = JobOptions(
         run_dir=args.run_dir.resolve(),
         metadata_url=args.metadata_url,
         allow_change=tuple(args.allow_change),
         band=args.eviction_band,
         price_usd_per_h=args.price_usd_per_h,
+        token=token,
     )
-    run_job(options, print_line)
+    with hidden_in_output(token):
+        run_job(options, print_line)
     return ExitCode.DONE

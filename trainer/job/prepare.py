@@ -20,6 +20,7 @@ from trainer.adapters.parent import (
     read_parent,
     require_base_named,
 )
+from trainer.base_limits import embedding_rows, require_embedded
 from trainer.data.examples import Examples
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
@@ -52,15 +53,19 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     config, run_dir = job.config, job.run_dir
     make_deterministic()
     threads = set_threads(config.train)
-    source = models.find_source(config.model, run_dir)
+    source = models.find_source(config.model, run_dir, job.options.token)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)
     seq2seq = models.is_seq2seq(model_config)
 
-    objective = make_objective(config, tokenizer, seq2seq=seq2seq)
+    id_count = embedding_rows(model_config.to_dict())
+    objective = make_objective(config, tokenizer, seq2seq=seq2seq, embedding_rows=id_count)
     rows = objective.load(resolve(run_dir, config.data.train))
     wanted = config.data.eval if config.train.validate_every is not None else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
+    for side in filter(None, (rows, held_out)):
+        tokens = ((item.row, (*item.input_ids, *item.labels)) for item in side.items)
+        require_embedded(tokens, id_count, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
     schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])

@@ -15,6 +15,7 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import dylora, methods
+from trainer.adapters.quantised_share import QuantisedShare
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.device.gpus import TrainingGpu
 from trainer.device.micro_batch import choose_micro_batch
@@ -56,8 +57,13 @@ def run_stages(job: JobContext) -> None:
     prepared = prepare_inputs(job)
     stop_if_preempted(job)
     done = adapter_done(job.run_dir, job.config, job.inputs)
+    shares: list[QuantisedShare] = []
     base = models.load_base(
-        prepared.source, job.config.method, precision=prepared.precision, device=prepared.device
+        prepared.source,
+        job.config.method,
+        precision=prepared.precision,
+        device=prepared.device,
+        on_share=lambda share: shares.append(report_share(job, share)),
     )
     stop_if_preempted(job)
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
@@ -66,13 +72,25 @@ def run_stages(job: JobContext) -> None:
     if done:
         adapted = models.load_adapter(base, job.run_dir / ADAPTER)
     else:
+        if prepared.parent is None:
+            for line in models.describe_targets(base, job.config.method):
+                job.on_message(line)
         adapted = models.attach_adapter(
             base, job.config.method, job.config.train, parent=prepared.parent
         )
         best = learn(job, prepared, adapted)
         select_rank(job, prepared, adapted)
-        write_adapter(job, prepared, adapted, best)
+        write_adapter(job, prepared, adapted, best, share=shares[0])
     score(job, prepared, adapted, "after")
+
+
+def report_share(job: JobContext, share: QuantisedShare) -> QuantisedShare:
+    """Say how much of the base is quantised; raise `ConfigError` if that is too little."""
+    job.on_message(share.to_text())
+    problem = share.problem(partly_quantised=job.config.method.partly_quantised)
+    if problem is not None:
+        raise ConfigError([problem])
+    return share
 
 
 def stop_if_preempted(job: JobContext) -> None:
@@ -312,11 +330,14 @@ def _note_inexact(
         job.on_message(f"{inexact(found.step + 1)}: {line}")
 
 
-def write_adapter(job: JobContext, prepared: PreparedInputs, adapted: Any, best: Best) -> None:
+def write_adapter(
+    job: JobContext, prepared: PreparedInputs, adapted: Any, best: Best, *, share: QuantisedShare
+) -> None:
     """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside.
 
     The receipt has the arithmetic that `train.precision: auto` became here: the base was rounded to
-    it before it was quantised, which whoever quantises it again has to know.
+    it before it was quantised, which whoever quantises it again has to know. `share` is how much of
+    the base was quantised.
     """
     disk = RealDisk()
     target, temporary = job.run_dir / ADAPTER, job.run_dir / ADAPTER_PARTIAL
@@ -330,6 +351,7 @@ def write_adapter(job: JobContext, prepared: PreparedInputs, adapted: Any, best:
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
         "precision": str(prepared.precision.compute),
+        "quantised": share.to_json(),
         "base": prepared.fingerprint["base"],
         **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),

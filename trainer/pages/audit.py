@@ -13,16 +13,19 @@ import json
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
+from trainer.base_limits import check_token_limits
 from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
+from trainer.data.row_checks import check_rows
+from trainer.data.rows import Notes, read_rows
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
@@ -53,11 +56,21 @@ class Audit:
     warnings: list[str]
 
 
-def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool) -> Audit:
+def audit(
+    config: TrainerConfig,
+    run_dir: Path,
+    tokenizer: Any,
+    *,
+    seq2seq: bool,
+    base: Mapping[str, Any] | None = None,
+) -> Audit:
     """Load the rows as training does, and count, sample and compare them.
+
+    `base` is the base's config.json; with it, what the base cannot read is found, too.
 
     Raises:
         DataError: the rows cannot be trained on.
+        ConfigError: nor can they with this base, or this `max_length`.
     """
     length = config.train.max_length
     sides = [
@@ -70,6 +83,10 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
     ]
     train, held_out = sides
     assert train is not None
+    read = [one for side in sides if side for one in side.items]
+    tokens = [(one.row, one.input_ids) for one in read]
+    tokens += [(one.row, one.labels) for one in read if seq2seq]
+    too_long = check_token_limits(base or {}, tokens, tokenizer)
     lengths = [len(item.input_ids) for item in train.items]
     doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
     waste, unsorted = _waste(config, lengths)
@@ -85,8 +102,27 @@ def audit(config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool
         labels=labels,
         per_label=per_label,
         duplicates=doubles,
-        warnings=_warnings(config.eval, train, doubles, (labels, per_label)),
+        warnings=[
+            *too_long,
+            *_warnings(config.eval, train, doubles, (labels, per_label)),
+            *_row_warnings(config, run_dir, sides, tokenizer),
+        ],
     )
+
+
+def _row_warnings(
+    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples | None], tokenizer: Any
+) -> list[str]:
+    """Return what is to be said about the rows of each file, as they are written."""
+    found = []
+    for key, side in zip(("train", "eval"), sides, strict=True):
+        name = getattr(config.data, key)
+        if side is not None and name:
+            notes = Notes()
+            rows = read_rows(resolve(run_dir, name), notes)
+            lines = check_rows(config, rows, notes, side, tokenizer)
+            found += [f"data.{key}: {line}" for line in lines]
+    return found
 
 
 def pieces(item: Example, tokenizer: Any, *, seq2seq: bool) -> list[tuple[str, bool]]:
@@ -217,8 +253,14 @@ def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
     from trainer.model import load_config as describe
 
     source = find_source(config.model, run_dir)
-    seq2seq = is_seq2seq(describe(source))
-    return audit(config, run_dir, load_tokenizer(source), seq2seq=seq2seq)
+    described = describe(source)
+    return audit(
+        config,
+        run_dir,
+        load_tokenizer(source),
+        seq2seq=is_seq2seq(described),
+        base=described.to_dict(),
+    )
 
 
 def _texts(examples: Examples) -> list[tuple[int, str]]:

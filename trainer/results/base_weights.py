@@ -92,6 +92,21 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise NoBaseError(f"{path} cannot be read: {reason}") from error
 
 
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Return one tensor of a shard by its name; raises as `read_tensors` does."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        whole: torch.Tensor = _load_pickle(path)[name]
+        return whole.clone()
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: torch.Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise NoBaseError(f"{path} cannot be read: {error}") from error
+    return found
+
+
 def tensor_names(path: Path) -> list[str]:
     """Return the names of a shard's tensors; raises as `read_tensors` does."""
     from safetensors import SafetensorError, safe_open
@@ -119,10 +134,23 @@ def stored_name(name: str, names: Collection[str]) -> str:
     """Return the name of a loaded model's tensor in files with these `names`.
 
     A base may be stored without the first part of its names (GPT-2 is, on the hub), which
-    transformers puts in front when it loads one.
+    transformers puts in front when it loads one. A multimodal base is loaded whole or as its text
+    model alone, and names that otherwise than its files do (Gemma 3, Llama 4, Qwen2.5-VL).
     """
-    short = name.partition(".")[2]
-    return short if name not in names and short in names else name
+    return next((one for one in _spellings(name) if one in names), name)
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield the names that a tensor may have in files, its own first."""
+    yield name
+    yield name.partition(".")[2]
+    yield f"language_model.{name}"
+    rest = name.removeprefix("model.")
+    if rest != name:
+        text = rest.removeprefix("language_model.")
+        yield f"language_model.model.{text}"
+        yield f"model.language_model.{text}"
+        yield f"model.{text}"
 
 
 def download(model: str, revision: str) -> Path:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from trainer.adapters.methods import saved_format
-from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TENSORS
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS
 from trainer.atomic import RealDisk, new_directory
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
@@ -32,14 +32,16 @@ from trainer.results.base_weights import (
     INDEX,
     SINGLE,
     NoBaseError,
+    read_tensor,
     read_tensors,
     safetensors_name,
     shard_names,
     stored_name,
     tensor_names,
 )
+from trainer.results.expert_merge import ExpertLayout, ExpertLora, ExpertMerge, empty_model
 from trainer.results.quantized_base import MergeBase, QuantizedBase, describe_quantized_base
-from trainer.untrusted import number, parse, text, whole
+from trainer.untrusted import number, parse, text, texts, whole
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.index.json")
 PREFIX = "base_model.model."
@@ -68,6 +70,8 @@ class Adapter:
     scaling: Mapping[str, Any]
     transposed: bool
     base: str | None
+    experts: tuple[str, ...] = ()
+    """PEFT's `target_parameters`: the ends of the names of tensors of experts."""
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -128,6 +132,7 @@ def read_adapter(directory: Path) -> Adapter:
         scaling={"r": rank, "lora_alpha": alpha, "use_rslora": rslora},
         transposed=bool(config.get("fan_in_fan_out")),
         base=text(config.get("base_model_name_or_path")),
+        experts=texts(config.get("target_parameters") or [], most=TARGETS_MAX) or (),
     )
 
 
@@ -147,7 +152,9 @@ def merge(  # noqa: PLR0913 - three places and how
     """
     found = read_adapter(adapter)
     shards = shard_names(base)
-    names = {name for one in shards for name in tensor_names(base / one)}
+    shard_of = {name: one for one in shards for name in tensor_names(base / one)}
+    names = set(shard_of)
+    found, experts = _with_experts(found, base, shard_of, quantized)
     found = _matched(found, names, base)
     quantized = quantized.matched_to(names) if quantized else None
     if out.exists():
@@ -156,12 +163,37 @@ def merge(  # noqa: PLR0913 - three places and how
     with new_directory(out, disk=RealDisk()) as directory:
         for number, name in enumerate(shards, start=1):
             target = safetensors_name(name)
-            sizes[target] = _merge_shard(base / name, directory / target, found, dtype, quantized)
+            sizes[target] = _merge_shard(
+                base / name, directory / target, found, dtype, quantized, experts
+            )
             on_message(f"shard {number} of {len(shards)} merged")
         _write_index(directory, sizes)
         _copy_the_rest(base, adapter, directory, dtype)
     changed = {f"{name}.weight" for name in found.layers} | found.replaced.keys()
+    changed |= set(experts.names) if experts else set()
     return len(changed | quantized.weights.keys() if quantized else changed)
+
+
+def _with_experts(
+    adapter: Adapter, base: Path, shard_of: Mapping[str, str], quantized: QuantizedBase | None
+) -> tuple[Adapter, ExpertMerge | None]:
+    """Separate what an adapter does to linear layers from what becomes of a base's experts."""
+    if not adapter.experts and not (quantized and quantized.experts):
+        return adapter, None
+    layout = ExpertLayout(empty_model(base), shard_of.keys())
+    layers, adapted = dict(adapter.layers), {}
+    for name, lora in adapter.layers.items():
+        stack = layout.stack_of_layer(name, adapter.experts)
+        if stack is not None and lora.a is not None and lora.b is not None:
+            adapted[stack] = ExpertLora(a=lora.a, b=lora.b)
+            del layers[name]
+    return replace(adapter, layers=layers), ExpertMerge(
+        layout,
+        adapted=adapted,
+        scaling=adapter.scaling,
+        values=quantized.dequantized_experts if quantized else None,
+        read=lambda name: read_tensor(base / shard_of[name], name),
+    )
 
 
 def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
@@ -216,13 +248,10 @@ def _one_of_tied(replaced: Mapping[str, torch.Tensor], names: set[str]) -> dict[
     }
 
 
-def _merge_shard(
-    source: Path,
-    target: Path,
-    adapter: Adapter,
-    dtype: torch.dtype | None,
-    quantized: QuantizedBase | None,
-) -> dict[str, int]:
+def _merge_shard(  # noqa: PLR0913, PLR0917 - what goes in, and what is done to it
+    source: Path, target: Path, adapter: Adapter, dtype: torch.dtype | None,
+    quantized: QuantizedBase | None, experts: ExpertMerge | None,
+) -> dict[str, int]:  # fmt: skip
     """Write one merged shard; return the bytes of each of its tensors."""
     from safetensors.torch import save_file
 
@@ -233,6 +262,8 @@ def _merge_shard(
         weight = quantized.dequantized(name, tensor) if quantized else tensor
         if name in adapter.replaced:
             written[name] = adapter.replaced[name].to(wanted)
+        elif experts is not None and name in experts.names:
+            written[name] = experts.merged(name, tensor).to(wanted).contiguous()
         elif module in adapter.layers and name.endswith(".weight"):
             written[name] = merge_weight(weight, module, adapter).to(wanted).contiguous()
         else:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from trainer.base_limits import model_rows
 from trainer.config import PrecisionChoice, TrainerConfig, load_config
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
@@ -153,8 +154,8 @@ def compare(  # noqa: PLR0913 - three places and how much
         model = models.load_base(place, table, precision=arithmetic, device=CPU)
         model = models.load_adapter(model, adapter) if adapter else model.eval()
         outputs = collect_outputs(
-            model, [item.prompt_ids for item in items],
-            tokens_max=longest, eos_id=codec.eos_id, pad_id=padding_id(tokenizer),
+            model, [item.prompt_ids for item in items], tokens_max=longest,
+            eos_id=codec.eos_id, pad_id=padding_id(tokenizer, model_rows(model)),
         )  # fmt: skip
         del model
         gc.collect()

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from trainer.adapters.experts import quantisable, quantise_tensor
+from trainer.adapters.quantise import text_prefix
 from trainer.config import PrecisionChoice, TrainerConfig, load_config
 from trainer.device.precision import Precision
 from trainer.errors import ConfigError
@@ -36,9 +38,11 @@ class QuantizedBase:
     """How training quantised a base: an empty model of it, and the type it was rounded to."""
 
     quant: Quant
+    double_quant: bool
     empty: Any
     dtype: torch.dtype
     weights: Mapping[str, str]  # in the base's files, by name: the parameter of the empty model
+    experts: frozenset[str] = frozenset()  # stacks of experts that were quantised, loaded names
 
     def matched_to(self, names: set[str]) -> QuantizedBase:
         """Return the same for files with these tensor names, maybe without their first part.
@@ -80,6 +84,18 @@ class QuantizedBase:
         module.quant_state = None  # the scales: kept, they would add up to a shard
         return plain.T if issubclass(module.source_cls, Conv1D) else plain
 
+    def dequantized_experts(self, name: str, stack: torch.Tensor) -> torch.Tensor:
+        """Return a stack of experts of the loaded model as training computed with it."""
+        import bitsandbytes
+
+        if name not in self.experts or not stack.is_floating_point():
+            return stack
+        packed, state = quantise_tensor(
+            stack.to(self.dtype), quant_type=str(self.quant), double_quant=self.double_quant
+        )
+        plain: torch.Tensor = bitsandbytes.functional.dequantize_4bit(packed, state)
+        return plain
+
 
 def describe_quantized_base(
     base: Path, adapter: Path, run_dir: Path, *, on_message: Callable[[str], None]
@@ -109,16 +125,19 @@ def describe_quantized_base(
     empty = models.empty_base(source, config.method, precision=arithmetic, device=CPU)
     from bitsandbytes.nn import Linear4bit, Linear8bitLt  # quiet only since a base was asked for
 
+    reading = text_prefix(empty)  # what looks or listens took no part in the training
     names = [
         f"{name}.weight"
         for name, module in empty.named_modules()
-        if isinstance(module, Linear4bit | Linear8bitLt)
+        if isinstance(module, Linear4bit | Linear8bitLt) and name.startswith(reading)
     ]
     return QuantizedBase(
         quant=quant,
+        double_quant=config.method.double_quant,
         empty=empty,
         dtype=models.DTYPES[choice],
         weights={name: name for name in names},
+        experts=quantisable(empty) if quant.four_bit else frozenset(),
     )
 
 

@@ -29,11 +29,14 @@ CHANGEABLE = frozenset(
         "train.gradient_checkpointing", "eval", "data.eval",
     }
 )  # fmt: skip
-# Not even asked about: they decide when the state is saved, or where files lie, not what is learnt.
-IRRELEVANT = frozenset({"model.id", "model.revision", "method.from", "data.train", "data.eval"})
+# Not even asked about: they decide when the state is saved, or where files come from, not what is
+# learnt.
+IRRELEVANT = frozenset(
+    {"model.id", "model.revision", "model.token_env", "method.from", "data.train", "data.eval"}
+)
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
-ADDED_LATER: frozenset[str] = frozenset({"method.save", "method.init"})
+ADDED_LATER: frozenset[str] = frozenset({"method.partly_quantised", "method.save", "method.init"})
 
 Facts = dict[str, Any]
 

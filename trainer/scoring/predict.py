@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.base_limits import model_rows, require_embedded
 from trainer.data.codec import Codec
 from trainer.data.examples import padding_id
 from trainer.data.template import Template
@@ -55,7 +56,10 @@ def predict(
     trie = Trie(encoded, eos_id=codec.eos_id)
     members = indicator_matrix(candidates, table.labels)
     longest = max(item.answer_length for item in items)
-    decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer))
+    id_count = model_rows(model)
+    require_embedded(((item.row, item.prompt_ids) for item in items), id_count, tokenizer)
+    pad_id = padding_id(tokenizer, id_count)
+    decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=pad_id)
     predictions = Predictions(
         texts=[""] * len(items),
         stopped=[False] * len(items),

@@ -49,6 +49,8 @@ class SupervisedFineTuning:
     tokenizer: Any
     max_length: int
     seq2seq: bool
+    embedding_rows: int | None = None
+    """For so many token ids the base has an embedding; None if that is not known."""
 
     def load(self, rows: Path | Shards) -> Examples:
         """Read all rows as prompts with their completions, or as conversations."""
@@ -58,7 +60,7 @@ class SupervisedFineTuning:
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Return `input_ids`, `attention_mask` and `labels`."""
-        return collate(examples, padding_id(self.tokenizer))
+        return collate(examples, padding_id(self.tokenizer, self.embedding_rows))
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Return the summed cross-entropy (nats)."""
@@ -68,13 +70,16 @@ class SupervisedFineTuning:
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType({"sft": SupervisedFineTuning})
 
 
-def make_objective(config: TrainerConfig, tokenizer: Any, *, seq2seq: bool) -> Objective:
+def make_objective(
+    config: TrainerConfig, tokenizer: Any, *, seq2seq: bool, embedding_rows: int | None = None
+) -> Objective:
     """Return the objective of a run; every config asks for supervised fine-tuning so far."""
     return OBJECTIVES["sft"](
         table=config.data,
         tokenizer=tokenizer,
         max_length=config.train.max_length,
         seq2seq=seq2seq,
+        embedding_rows=embedding_rows,
     )
 
 

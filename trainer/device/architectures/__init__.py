@@ -1,0 +1,1 @@
+"""The sizes of known architectures, each read from a `config.json` by a formula."""
