@@ -16,6 +16,7 @@ from peft.tuners.lora.config import CordaConfig
 from pydantic import ValidationError
 from support import tiny
 from support.adapters import fresh_base, logits, plain_peft
+from support.mixtures import make_mixture
 from support.models import load
 from support.rig import Rig, outcome, restored, rig
 
@@ -144,6 +145,16 @@ def test_more_parts_than_a_weight_has_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"takes 20 parts .*k_proj has 16; set `r` to 16"):
         rig(run)
+
+
+def test_experts_have_the_usual_first_weights_only(tmp_path: Path) -> None:
+    """PEFT reads `init_lora_weights` for layers; tensors of experts would begin otherwise."""
+    base = make_mixture(tmp_path / "model")
+    rows = tiny.make_rows(tmp_path / "rows.jsonl", 9)
+    config = tiny.make_config(base, rows, method={"kind": "lora", "init": "pissa", "dropout": 0.0})
+
+    with pytest.raises(ConfigError, match=r"method\.init: pissa cannot be had for .*gate_up_proj"):
+        rig(tiny.write_config(tmp_path / "run", config))
 
 
 def test_a_config_of_before_has_the_same_facts() -> None:

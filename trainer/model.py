@@ -16,7 +16,7 @@ from trainer.adapters import experts, methods, quantise, saved_modules
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.adapters.residual import require_rank
+from trainer.adapters.residual import require_fit
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
@@ -287,15 +287,15 @@ def attach_adapter(
         else adapted_layers(parent, _linear_names(base), every=every)
     )
     saved = saved_modules.find_saved(base, method.save, targets=targets)
+    adapted_experts = find_experts(base, method)
     settings = methods.settings(
         method,
         targets=targets,
         saved=saved,
-        experts=find_experts(base, method),
+        experts=adapted_experts,
         seq2seq=is_seq2seq(base.config),
     )
-    if method.init.changes_base:
-        require_rank(base, method, targets)
+    require_fit(base, method, targets=targets, experts=adapted_experts)
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)

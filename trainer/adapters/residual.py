@@ -19,7 +19,7 @@ import torch
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.settings import CONFIG, TENSORS
 from trainer.errors import ConfigError
-from trainer.method_table import MethodTable
+from trainer.method_table import AdapterInit, MethodTable
 
 
 class ResidualLora(AdapterMethod):
@@ -51,8 +51,19 @@ class ResidualLora(AdapterMethod):
         (directory / CONFIG).write_text(text, encoding="utf-8")
 
 
-def require_rank(base: Any, method: MethodTable, targets: list[str]) -> None:
-    """Raise `ConfigError` if a layer has fewer rows or columns than there are ranks to take out."""
+def require_fit(base: Any, method: MethodTable, *, targets: list[str], experts: list[str]) -> None:
+    """Raise `ConfigError` if the first weights of the method cannot be had on these layers.
+
+    A layer may have fewer rows or columns than there are ranks to take out; PEFT has none but the
+    usual first weights for tensors of `experts`.
+    """
+    if experts and method.init not in {AdapterInit.DEFAULT, AdapterInit.GAUSSIAN}:
+        raise ConfigError(
+            f"method.init: {method.init} cannot be had for {', '.join(experts)}; take "
+            "`init: default`, or name the layers to adapt in `targets`"
+        )
+    if not method.init.changes_base:
+        return
     for name, module in base.named_modules():
         if any(name == one or name.endswith(f".{one}") for one in targets):
             smallest = min(module.weight.shape)
