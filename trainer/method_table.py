@@ -11,6 +11,7 @@ EMBEDDINGS = frozenset({"embed_tokens", "word_embeddings", "wte", "embed_in", "t
 HEADS = frozenset({"lm_head", "embed_out"})
 """What these two layers are called in the architectures of transformers."""
 RANK_MAX = 1024
+ALPHA = 16
 BASES = 256  # per matrix, unless `method.bases` says otherwise
 
 
@@ -25,6 +26,7 @@ class MethodKind(StrEnum):
     DYLORA = "dylora"  # every rank up to r in one run
     QDYLORA = "qdylora"
     NOLA = "nola"  # a combination of seeded random bases, on any base
+    MISS = "miss"  # one matrix a layer, on sums of its inputs
 
     @property
     def quantised(self) -> bool | None:
@@ -129,11 +131,11 @@ class MethodTable(BaseModel):
     )
     kind: MethodKind = Field(
         default=MethodKind.QLORA,
-        description="lora, dora, rslora, dylora or nola; qlora, qdora, qdylora: quantised base.",
+        description="lora, dora, rslora, dylora, nola or miss; qlora, qdora, qdylora: quantised.",
     )
     r: int = Field(default=8, ge=1, le=RANK_MAX, description="Rank of the adapter.")
     alpha: float = Field(
-        default=16, gt=0, description="Adapter scale; the update is alpha/r times B·A."
+        default=ALPHA, gt=0, description="Adapter scale; the update is alpha/r times B·A."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
@@ -188,6 +190,8 @@ class MethodTable(BaseModel):
     @model_validator(mode="after")
     def _kind_and_quant_agree(self) -> MethodTable:
         quantised = self.storage is not Quant.NONE
+        if self.kind is MethodKind.MISS:
+            self._check_miss()
         if self.kind.quantised is not None and quantised != self.kind.quantised:
             other = f"q{self.kind}" if quantised else self.kind.removeprefix("q")
             raise ValueError(
@@ -208,6 +212,22 @@ class MethodTable(BaseModel):
         if self.bases is not None and self.kind is not MethodKind.NOLA:
             raise ValueError(f"`bases` belongs to `kind: nola`; {self.kind} has none")
         return self
+
+    def _check_miss(self) -> None:
+        """Raise `ValueError` for what does not go with MiSS."""
+        if self.storage is not Quant.NONE:
+            raise ValueError(
+                f"`kind: miss` goes with an unquantised base only, and `quant` is {self.quant}; "
+                "take `kind: qlora`, or leave `quant` out"
+            )
+        if self.alpha != ALPHA:
+            raise ValueError("`alpha` does not go with `kind: miss`, which has no scale")
+        if self.save:
+            raise ValueError("`save` does not go with `kind: miss`; take `kind: lora`")
+        if self.init is not AdapterInit.DEFAULT:
+            raise ValueError(
+                f"`init: {self.init}` does not go with `kind: miss`, which begins at zero"
+            )
 
     @model_validator(mode="after")
     def _init_fits(self) -> MethodTable:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainer.adapters import experts, methods, quantise, saved_modules
+from trainer.adapters import experts, methods, miss, quantise, saved_modules
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
@@ -22,7 +22,7 @@ from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError, DoesNotFit
 from trainer.hub import hub_is_silent, is_hub_id
-from trainer.method_table import MethodTable, Quant
+from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.schedule import derive_seed
 from trainer.secret import Secret
 
@@ -295,6 +295,8 @@ def attach_adapter(
         experts=adapted_experts,
         seq2seq=is_seq2seq(base.config),
     )
+    if method.kind is MethodKind.MISS:
+        miss.require_linears(base, method, targets)
     require_fit(base, method, targets=targets, experts=adapted_experts)
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
@@ -334,7 +336,7 @@ def load_adapter(base: Model, directory: Path) -> Model:
     settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        config = peft.LoraConfig(**settings.for_peft())
+        config = miss.peft_settings(settings)
         saved = methods.saved_format(directory)
         if saved.peft_loads:
             if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format

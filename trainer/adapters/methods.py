@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapters import dylora, nola
+from trainer.adapters import dylora, miss, nola
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
@@ -72,13 +72,15 @@ def settings(
     seq2seq: bool,
     experts: list[str] | None = None,
 ) -> Any:
-    """Return the `peft.LoraConfig` of the method over the layers called `targets`.
+    """Return the `peft.LoraConfig` of the method over the layers called `targets`, or MiSS' own.
 
     Those called `saved` are trained whole, and `experts` are the tensors of experts that are
     adapted, too.
     """
     import peft
 
+    if method.kind is MethodKind.MISS:
+        return miss.fresh_settings(method, targets=targets, seq2seq=seq2seq)
     return peft.LoraConfig(
         r=method.r,
         lora_alpha=method.alpha,

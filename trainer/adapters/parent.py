@@ -130,7 +130,7 @@ def inherit(method: MethodTable, parent: ParentAdapter) -> MethodTable:
     given = {name: getattr(method, name) for name in method.model_fields_set - {"parent"}}
     own: dict[str, Any] = {
         "r": parent.rank,
-        "alpha": parent.settings.lora_alpha,
+        **({} if parent.settings.miss else {"alpha": parent.settings.lora_alpha}),
         "targets": sorted(
             {
                 *parent.settings.target_modules,
@@ -232,6 +232,8 @@ def adapter_sha256(directory: Path) -> str:
 
 def _kind(settings: AdapterSettings) -> MethodKind:
     """Return the kind that PEFT's settings tell of; how the base is kept is not in them."""
+    if settings.miss:
+        return MethodKind.MISS
     if settings.use_dora:
         return MethodKind.DORA
     return MethodKind.RSLORA if settings.use_rslora else MethodKind.LORA

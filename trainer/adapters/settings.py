@@ -33,7 +33,7 @@ PLAIN_KEYS = frozenset(
         "revision", "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora",
         "fan_in_fan_out", "megatron_core", "qalora_group_size", "init_lora_weights", "bias",
         "loftq_config", "eva_config", "modules_to_save", "ensure_weight_tying",
-        "target_parameters",
+        "target_parameters", "miss_dropout", "mini_r", "init_weights",
     }
 )  # fmt: skip
 """What may be set in an adapter that is gone on from: it is understood, or changes no weight."""
@@ -44,7 +44,10 @@ _MODULE = re.compile(r"[\w.]{1,300}")
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
-    """What PEFT needs to know of a LoRA, by PEFT's own names."""
+    """What PEFT needs to know of a LoRA, by PEFT's own names, or of a MiSS adapter.
+
+    MiSS has no scale: its `lora_alpha` is `r`.
+    """
 
     r: int
     lora_alpha: float
@@ -56,14 +59,19 @@ class AdapterSettings:
     fan_in_fan_out: bool = False
     modules_to_save: tuple[str, ...] = ()
     ensure_weight_tying: bool = False
+    miss: bool = False
     target_parameters: tuple[str, ...] = ()
     """Tensors of experts, each by the end of its name."""
     base_model_name_or_path: str | None = None
     """A word for people: nothing is loaded from there."""
 
     def for_peft(self) -> dict[str, Any]:
-        """The arguments of PEFT's `LoraConfig`."""
+        """The arguments of PEFT's `LoraConfig`, or of its `MissConfig`."""
         fields = {**asdict(self), "target_modules": list(self.target_modules)}
+        if fields.pop("miss"):
+            kept = ("r", "target_modules", "task_type", "base_model_name_or_path")
+            miss = {"miss_dropout": self.lora_dropout, "init_weights": True}
+            return {**{key: fields[key] for key in kept}, **miss, "inference_mode": True}
         fields["modules_to_save"] = list(self.modules_to_save) or None
         if self.target_parameters:
             fields["target_parameters"] = list(self.target_parameters)
@@ -73,7 +81,7 @@ class AdapterSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The same as a new `adapter_config.json`."""
-        return {**self.for_peft(), "peft_type": "LORA"}
+        return {**self.for_peft(), "peft_type": "MISS" if self.miss else "LORA"}
 
 
 def read_settings(directory: Path) -> AdapterSettings:
@@ -125,6 +133,9 @@ def _read(directory: Path) -> dict[str, Any]:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
     if not isinstance(found, dict):
         raise ConfigError([f"{path} is no table"])
+    if found.get("peft_type") == "MISS":
+        dropout = found.get("miss_dropout", 0.0)
+        return {**found, "lora_alpha": found.get("r"), "lora_dropout": dropout}
     return found
 
 
@@ -142,6 +153,7 @@ def _checked(found: dict[str, Any]) -> AdapterSettings:
         modules_to_save=tuple(dict.fromkeys(found.get("modules_to_save") or ())),
         ensure_weight_tying=found.get("ensure_weight_tying") is True,
         target_parameters=tuple(found.get("target_parameters") or ()),
+        miss=found["peft_type"] == "MISS",
         base_model_name_or_path=text(found.get("base_model_name_or_path")),
     )
 
@@ -160,7 +172,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings that cannot be as they are, each with the reason."""
     problems: list[tuple[str, str]] = []
-    if found.get("peft_type") != "LORA":
+    if found.get("peft_type") not in ("LORA", "MISS"):
         kind = text(found.get("peft_type"), most=40)
         problems.append(("peft_type", f"is {kind}: an adapter of another kind"))
     if not whole(found.get("r"), most=RANK_MAX):
@@ -180,6 +192,12 @@ def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     saved = texts(found.get("modules_to_save") or [], most=TARGETS_MAX)
     if saved is None or not all(_MODULE.fullmatch(one) for one in saved):
         problems.append(("modules_to_save", "is no list of names of layers"))
+    if found.get("peft_type") == "MISS":
+        problems += [
+            (key, "is set, by no training of ours")
+            for key, usual in (("init_weights", True), ("modules_to_save", None))
+            if found.get(key, usual) is not usual
+        ]
     if found.get("task_type") is not None and found["task_type"] not in TASKS:
         problems.append(("task_type", f"is none of {', '.join(TASKS)}"))
     problems += [

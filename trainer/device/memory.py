@@ -16,7 +16,7 @@ from typing import Any
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import TrainingGpu
 from trainer.device.shapes import Block, Experts, Linear, Shape, read_shape
-from trainer.method_table import OptimizerKind, Quant
+from trainer.method_table import MethodKind, OptimizerKind, Quant
 
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
@@ -46,6 +46,7 @@ class TrainingSetup:
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
+    miss: bool = False
     saved: int = 0  # embedding and head, as far as they are trained whole
 
 
@@ -190,6 +191,11 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     lengths = sum(
         block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.text_blocks
     )
+    if work.miss:  # one matrix [r, rows] a layer
+        return sum(
+            block.count * sum(work.r * one.rows for one in _adapted(block, work))
+            for block in shape.text_blocks
+        )
     saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
     return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved
 
@@ -342,6 +348,7 @@ def estimate_training(
         loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
         bases=method.combined,
+        miss=method.kind is MethodKind.MISS,
         saved=method.saved_matrices,
     )
     fitting = largest_micro_batch(

@@ -48,7 +48,8 @@ CARD = """\
 ## Method
 
 {% if parent %}- goes on from {{ parent }}
-{% endif %}- {{ method.kind }}, rank {{ method.r }}, alpha {{ "%g" % method.alpha }}, \
+{% endif %}- {{ method.kind }}, rank {{ method.r }}, \
+{% if method.kind != "miss" %}alpha {{ "%g" % method.alpha }}, {% endif %}\
 dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
 {%- if method.init != "default" %}
 - first weights: {{ method.init }}
