@@ -16,7 +16,9 @@ from commands.runs.estimate import (
     estimate_local_run,
     estimate_run,
     has_card,
+    length_warning,
     local_estimate_line,
+    require_embedded_tokens,
     why_unknown,
 )
 from commands.runs.extras import missing_packages_text, needed_here
@@ -70,6 +72,8 @@ class PlanPage:
     """What `trainer.device.memory` estimates; None if the sizes of the model are unknown."""
     unknown: str = ""
     """Why they are, and what to do; empty if they are known, or the card is not."""
+    too_long: str = ""
+    """What to warn of if rows may be longer than the base's texts."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -101,6 +105,7 @@ class PlanPage:
             "base": self.base.to_json() if self.base else None,
             "forecast": self.estimate,
             "forecast_problem": self.unknown or None,
+            "length_warning": self.too_long or None,
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -169,6 +174,9 @@ class PlanPage:
     def _base_lines(self) -> list[str]:
         return [self.base.line] if self.base else []
 
+    def _length_lines(self) -> list[str]:
+        return [f"warning: {self.too_long}"] if self.too_long else []
+
     def _estimate_lines(self) -> list[str]:
         """Return memory and time of a rehearsal here, then on the card that it stands for."""
         if not self.here:
@@ -185,6 +193,7 @@ def make_plan(wanted: str) -> PlanPage:
     loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
     base = hub_base.inspect_base(loaded, log)
+    require_embedded_tokens(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)
@@ -209,6 +218,7 @@ def make_plan(wanted: str) -> PlanPage:
         simulated=provider.traits.simulated_prices,
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
+        too_long=length_warning(loaded),
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",

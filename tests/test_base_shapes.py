@@ -236,23 +236,8 @@ def test_widths_that_are_a_list_are_refused_in_words() -> None:
 
 
 STRANGE: tuple[Any, ...] = (
-    None,
-    [],
-    {},
-    "x",
-    "",
-    -1,
-    0,
-    1,
-    3,
-    1.5,
-    True,
-    False,
-    [1],
-    {"a": 1},
-    1 << 31,
-    1 << 62,
-)
+    None, [], {}, "x", "", -1, 0, 1, 3, 1.5, True, False, [1], {"a": 1}, 1 << 31, 1 << 62,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(4))

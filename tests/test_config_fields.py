@@ -141,6 +141,8 @@ CASES: Mapping[str, Case] = {
     "data.completion": Case({"completion": "{mood}!"}),
     "data.messages": Case(CONVERSATION),
     "data.chat": Case({"chat": "markers"}, around={"data": CONVERSATION}),
+    "data.answers": Case({"answers": "last"}, around={"data": CONVERSATION}),
+    "data.ignore": Case({"ignore": ["role"]}, around={"data": CONVERSATION}),
     "data.loss_on": Case({"loss_on": "all"}),
     "train.steps": Case({"steps": 9}),
     "train.epochs": Case({"epochs": 2}, around=EPOCHS),
@@ -178,7 +180,7 @@ CASES: Mapping[str, Case] = {
     "cost.miss": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
     "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
 }
-TURNS = (("user", "text"), ("assistant", "mood"))
+TURNS = (("user", "text"), ("assistant", "mood")) * 2
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
 
 

@@ -174,7 +174,7 @@ def test_a_template_without_a_place_for_a_systems_word_is_refused(
     with pytest.raises(DataError, match=rf"rows\.jsonl:1: the chat template .*{message}") as caught:
         load(tmp_path, tokenizer, CONVERSATION[:3], chat="template")
 
-    assert "use `chat: markers`" in str(caught.value)
+    assert "chat: markers" not in str(caught.value)
 
 
 def test_a_control_token_in_a_message_is_refused_under_a_template(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,14 +19,16 @@ from support.model_hub import ModelHub, Repository
 from commands.audit import audit
 from commands.doctor import examine
 from commands.plan import make_plan
+from commands.runs import hub_base
 from commands.runs.base_record import HubBase, recorded_base
-from commands.runs.config import LoadedConfig, load
+from commands.runs.config import LoadedConfig, check_data_and_model, load
 from commands.runs.config_diff import changes
 from commands.runs.home import RunFolder
 from commands.runs.hub_base import choose_base, inspect_base, name_sent_base, require_token
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
 from commands.runs.session import _saved
+from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from trainer.config import load_config
@@ -86,6 +89,10 @@ def project(folder: Path, model: str = BASE, **table: Any) -> LoadedConfig:
     return load(folder / "run.yaml")
 
 
+QUIET = PlainConsole(io.StringIO(), simulated=True, clock=lambda: 0.0)
+"""A console that nobody reads."""
+
+
 def folder_of(tmp_path: Path) -> RunFolder:
     """Where the run is recorded."""
     return RunFolder(root=tmp_path / "home" / "runs" / "tiny")
@@ -100,7 +107,7 @@ def chosen(
 ) -> HubBase | None:
     """The base that a start of the run takes."""
     run = folder_of(tmp_path)
-    return choose_base(loaded, saved or {}, run, bound=bound, on_message=lambda _text: None)
+    return choose_base(loaded, saved or {}, run, bound=bound, console=QUIET)
 
 
 def pushed(loaded: LoadedConfig, tmp_path: Path, base: HubBase | None) -> tuple[Any, Path | None]:
@@ -306,6 +313,49 @@ def test_a_base_that_left_the_cache_is_fetched_again(
     assert (folder_of(tmp_path).base / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_a_fetch_tells_how_far_it_is(
+    hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes in the cache are told while the weights come, and never more than there are."""
+    monkeypatch.setenv("HF_TOKEN", hub.sign_up("ann"))
+    monkeypatch.setattr(hub_base, "PROGRESS_S", 0.01)
+    shown: list[tuple[str, int, int]] = []
+    console = SimpleNamespace(log=lambda _text: None, progress=lambda *all_: shown.append(all_))
+
+    choose_base(project(tmp_path), {}, folder_of(tmp_path), bound=False, console=console)
+
+    assert {(what, most) for what, _, most in shown} == {("base from the hub", len(WEIGHTS))}
+    assert {done for _, done, _ in shown} <= set(range(len(WEIGHTS) + 1))
+
+
+def test_a_name_that_is_nowhere_is_refused_with_both_places(hub: ModelHub, tmp_path: Path) -> None:
+    """`models/mine` may be a directory that is missing or a hub's id: neither is there."""
+    with pytest.raises(UsageError) as caught:
+        inspect_base(project(tmp_path, "models/mine"), lambda _text: None)
+
+    assert "the hub has no model `models/mine`" in caught.value.problems[0]
+    assert "nor is there a directory of that name beside run.yaml" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("https://huggingface.co/meta/llama", "{id: meta/llama}"),
+        ("https://huggingface.co/meta/llama/tree/v1.0", "{id: meta/llama, revision: v1.0}"),
+        ("huggingface.co/meta/llama/", "{id: meta/llama}"),
+        ("https://hf.co/meta/llama?library=transformers", "{id: meta/llama}"),
+        ("hf://meta/llama@v1", "{id: meta/llama, revision: v1}"),
+        ("meta/llama:v1", "{id: meta/llama, revision: v1}"),
+    ],
+)
+def test_an_address_is_answered_with_the_id_in_it(tmp_path: Path, name: str, meant: str) -> None:
+    """What was copied from a browser, or from another tool, is shown as run.yaml has it."""
+    with pytest.raises(UsageError) as caught:
+        check_data_and_model(project(tmp_path, name))
+
+    assert caught.value.problems == [f"model.id: `{name}` is no hub id; write `model: {meant}`"]
+
+
 def test_a_full_disk_is_found_before_the_fetch(
     hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,10 +394,11 @@ def test_a_named_token_lets_the_machine_fetch(
     base = chosen(loaded, tmp_path)
     table, sent = pushed(loaded, tmp_path, base)
 
-    secret = require_token(loaded, lambda _text: None)
+    account = require_token(loaded, lambda _text: None)
 
-    assert secret is not None
-    assert secret.reveal() == token
+    assert account is not None
+    assert account.token is not None
+    assert (account.token.reveal(), account.endpoint) == (token, hub.endpoint)
     assert (table, sent) == (
         {"id": BASE, "revision": model_hub.COMMIT, "trust_remote_code": False},
         None,

@@ -285,6 +285,33 @@ def test_a_table_of_an_index_is_used_without_it(tmp_path: Path) -> None:
     assert "not used: `Unnamed: 0`, `__index_level_0__`" in made.notes
 
 
+def test_numbers_that_nan_turned_into_floats_are_whole_again(tmp_path: Path) -> None:
+    """Pandas writes 1.0 for 1 where a label is missing; and what numbers mean is asked for."""
+    labels = ("", "1.0", "0.0", "1.0", "0.0", "0.0")
+    lines = [f"{q},{labels[n % 6]}" for n, q in enumerate(QUESTIONS)]
+    made = started(tmp_path, "text,label\n" + "\n".join(lines), "rows.csv")
+    (tmp_path / "clean").mkdir()
+    clean = started(
+        tmp_path / "clean", [{"text": q, "label": n % 2 + 0.0} for n, q in enumerate(QUESTIONS)]
+    )
+
+    assert made.guess is not None
+    assert clean.guess is not None
+    assert made.guess.labels == ("0", "1")
+    assert clean.guess.labels == ("0.0", "1.0")
+    note = "the labels are numbers (0, 1): if they stand for words, write these"
+    assert note in made.notes
+
+
+def test_a_name_with_an_invisible_mark_is_recognised(tmp_path: Path) -> None:
+    """A second byte order mark and a space without a width are no part of a column's name."""
+    lines = [f"{q},{('early', 'late')[n % 2]}" for n, q in enumerate(QUESTIONS)]
+    started(tmp_path, "\ufeff\ufefftext\u200b,label\n" + "\n".join(lines), "rows.csv")
+
+    assert config_of(tmp_path).data.prompt == "Text\u200b: {text\u200b}\nLabel:"
+    assert audited(tmp_path).train["rows"] > 0
+
+
 def test_long_answers_raise_the_length_so_that_the_audit_accepts_them(tmp_path: Path) -> None:
     """`max_length` grows with the longest answer, and that is told."""
     rows = [{"question": q, "answer": f"{n} " * 900} for n, q in enumerate(QUESTIONS)]

@@ -107,7 +107,7 @@ def test_a_gated_base_trains_with_a_token_that_is_nowhere(
     hub.models[BASE] = Repository(files=files, gated="manual", readers={"ann"})
     wrapper = server.home.parent / "enter"
     first, _, rest = wrapper.read_text().partition("\n")
-    wrapper.write_text(f"{first}\nexport HF_ENDPOINT={hub.endpoint} OMP_NUM_THREADS=1\n{rest}")
+    wrapper.write_text(f"{first}\nexport HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1\n{rest}")
     ssh = {
         "host": "127.0.0.1",
         "port": server.port,

@@ -121,6 +121,17 @@ def test_fields_that_some_rows_lack_are_reported_with_their_number(tmp_path: Pat
     ]
 
 
+def test_a_text_that_begins_as_a_list_does_is_a_text(tmp_path: Path) -> None:
+    """Prompts in brackets are compared as they stand, and are no broken lists."""
+    rows = [row | {"text": f"[INST] {row['text']} [/INST]"} for row in rows_of(GREEN)]
+
+    assert warnings_of(tmp_path, rows) == []
+    (warning,) = warnings_of(
+        tmp_path, [row | {"text": f"{row['text']} {row['mood']}"} for row in rows]
+    )
+    assert "holds the answer in 12 of 12 rows" in warning
+
+
 def test_an_answer_in_its_own_prompt_is_reported_with_the_field(tmp_path: Path) -> None:
     """Alpaca's `text` holds the whole example; a copied answer in three rows is told as well."""
     rows = [row | {"whole": f"Q: {row['text']}\nA: {row['mood']}\n"} for row in rows_of(GREEN)]

@@ -64,7 +64,7 @@ def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorklo
         allow_change=(),
         make_ready=lambda connection, _vm: (connection, python),
         power_watch=PowerWatch(lambda _vm: ""),
-        token=None,
+        account=None,
     )
     work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
     vm = Vm(

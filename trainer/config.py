@@ -63,6 +63,13 @@ class DataTable(BaseModel):
         default="template",
         description="Write turns with the tokenizer's chat template, or under plain headings.",
     )
+    answers: Literal["all", "last"] = Field(
+        default="all", description="Learn every answer of a conversation, or the last one only."
+    )
+    ignore: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="Keys of conversations' rows and messages to leave out unread.",
+    )
     loss_on: Literal["completion", "all"] = Field(
         default="completion", description="Learn the answer only, or every token."
     )

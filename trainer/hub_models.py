@@ -245,8 +245,9 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 
 
 def _api(account: Account) -> Any:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_session
 
+    get_session().timeout = ANSWER_S  # some of its questions would wait for ever
     return HfApi(endpoint=account.endpoint, token=account.token_argument)
 
 

@@ -5,6 +5,7 @@ Every column is used, or named among those that are not; every row likewise.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ EMPTY_MAX = 0.3
 """The largest share of rows with an empty text for an answer that is taken for an oversight."""
 LEAKING = 0.9
 """The share of rows in which a column gives the answer away, from which on it is left out."""
+WHOLE = re.compile(r"-?\d+\.0")
 NO_LABEL: str = EvalTable.model_fields["none"].default
 
 
@@ -89,7 +91,7 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
     questions = questions or [longest]
     prompt = "".join(f"{_title(column)}: {{{nameable(column.name)}}}\n" for column in questions)
     counts = Counter(text for _, text in answer.texts)
-    spelled = _one_spelling(counts)
+    spelled = _one_spelling(counts, gaps=bool(answer.lacking or counts[""]))
     counts = Counter(spelled.get(text, text).strip() for text in counts.elements())
     labels, none = _labels(counts)
     _check_empty(answer, counts, none)
@@ -97,6 +99,7 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
         *_lacking([*questions, answer], rows),
         *_unused([*questions, answer], columns, leaks),
         *_respelt(spelled),
+        *_numbers(labels),
     ]
     guess = Guess(
         prompt=f"{prompt}{_title(answer)}:",
@@ -162,10 +165,11 @@ def _leaks(column: Column, answer: Column, others: Sequence[Column]) -> bool:
     return len(set(answers.values())) > 1 and found >= LEAKING * len(answers)
 
 
-def _one_spelling(counts: Counter[str]) -> dict[str, str]:
+def _one_spelling(counts: Counter[str], *, gaps: bool) -> dict[str, str]:
     """Return answers with what they are to be written as, so that each label has one spelling.
 
     Only spaces and the form of numbers are mended; what differs in case is for people to decide.
+    Whole numbers with a point are so where there are `gaps`: pandas writes them for NaN's sake.
     """
     from trainer.data.answer_checks import are_labels, one_spelling, spellings
 
@@ -174,6 +178,8 @@ def _one_spelling(counts: Counter[str]) -> dict[str, str]:
     if not are_labels(keys):
         return {}
     ways = {way for group in spellings(stripped) for way in group}
+    if gaps and all(WHOLE.fullmatch(text) for text in stripped):
+        ways = set(stripped)
     return {
         text: new
         for text in counts
@@ -187,6 +193,13 @@ def _respelt(spelled: Mapping[str, str]) -> list[str]:
         return []
     shown = ", ".join(f"{old!r} is written {new!r}" for old, new in list(spelled.items())[:10])
     return [f"one label in several spellings: {shown}"]
+
+
+def _numbers(labels: Sequence[str]) -> list[str]:
+    """Return a note if the labels are numbers, whose meaning no base can know."""
+    if not labels or not all(label.lstrip("-").replace(".", "", 1).isdecimal() for label in labels):
+        return []
+    return [f"the labels are numbers ({', '.join(labels)}): if they stand for words, write these"]
 
 
 def _lacking(used: Sequence[Column], rows: Sequence[Row]) -> list[str]:

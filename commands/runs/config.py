@@ -215,6 +215,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
 
     Raises UsageError with every fault at once. Reads the data files whole; loads no model.
     """
+    from trainer.data.header import header_problem
+    from trainer.data.row import Notes
     from trainer.data.rows import read_rows
     from trainer.data.template import Template, TemplateError
     from trainer.errors import DataError
@@ -231,13 +233,17 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe would wait
             faults.append(f"data.{key}: {file}: is a pipe or a device, not a data file")
             continue
+        notes = Notes()
         try:
-            rows = read_rows(file)
+            rows = read_rows(file, notes)
         except DataError as error:
             faults += [f"data.{key}: {problem}" for problem in error.problems]
             continue
         found = row_problems(rows, templates, loaded.config)
         faults += [f"data.{key}: {file}:{number}: {problem}" for number, problem in found]
+        if found:
+            causes = [*notes.lines(), header_problem(row.fields for row in rows)]
+            faults += [f"data.{key}: {file}: {cause}" for cause in causes if cause]
     faults = [*gathered(faults), *_model_faults(loaded)]
     if faults:
         shown = [_shown(one) for one in faults[:20]]
@@ -301,13 +307,15 @@ def _row_problem(
 
     Raises MissingFieldError if it lacks a field, or is no conversation where one is wanted.
     """
-    from trainer.data.chat import validate_messages
-    from trainer.data.template import Template as Parsed
+    from trainer.data.chat.conversation import read_conversation
+    from trainer.data.chat.markers import require_plain_turns
     from trainer.scoring.answers import label_problem
 
     if config.data.messages is not None:
-        field = Parsed.parse("{" + config.data.messages + "}")
-        answer = validate_messages(field.value(fields))[-1]["content"]
+        found = read_conversation(fields, config.data.messages, ignore=config.data.ignore)
+        if config.data.chat == "markers":
+            require_plain_turns(found)
+        answer = found.answer or "a tool call"
     else:
         rendered = [template.render(fields) for template in templates]
         if len(rendered) < 2:  # the other template is broken, which is told on its own
@@ -347,6 +355,10 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
         return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
+        meant, revision = hub.model_in(name)
+        if meant:
+            table = f"{{id: {meant}{f', revision: {revision}' * bool(revision)}}}"
+            return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id; write `model: {table}`"]
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"
         return [f"model.id: {missing}, and a hub id reads {words}"]
     if "/" not in name:  # `gpt2` is one, and so would be most slips in the name of a directory

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs.base_shape import base_shape
+from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
+from commands.ui.errors import UsageError
 from infra.catalog.gpus import resolve_gpu
+from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.rows import Row, stream_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
@@ -118,6 +121,30 @@ def why_unknown(loaded: LoadedConfig) -> str:
     return ""
 
 
+def require_embedded_tokens(loaded: LoadedConfig) -> None:
+    """Raise UsageError if a base from a hub has tokens without an embedding.
+
+    Those of a directory are told with its other faults.
+    """
+    folder, config = base_folder(loaded), described(loaded)
+    if loaded.model_folder is not None or folder is None or config is None:
+        return
+    name = loaded.config.model.id
+    if faults := token_faults(folder, config):
+        problems = [f"model.id: `{name}`: {problem}" for problem in faults]
+        raise UsageError("the model cannot be used; nothing was rented", problems=problems)
+
+
+def length_warning(loaded: LoadedConfig) -> str:
+    """What to warn of if rows may be longer than the texts that the base was made for."""
+    limit, longest = places(described(loaded) or {}), loaded.config.train.max_length
+    if limit is None or longest <= limit.count:
+        return ""
+    able = "has places for" if limit.learnt else "was made for texts of up to"
+    then = "a longer row is refused" if limit.learnt else "a longer row is foreign to it"
+    return f"`train.max_length` is {longest}, and the base {able} {limit.count} tokens: {then}"
+
+
 def estimate_line(estimate: dict[str, Any] | None, unknown: str = "") -> str:
     """The forecast in one line; `unknown` says why there is none."""
     if estimate is None:
@@ -157,10 +184,15 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
     return TrainerConfig.model_validate(loaded.config.trainer_tables)
 
 
+def base_folder(loaded: LoadedConfig) -> Path | None:
+    """Return where the base's config and tokenizer lie on this computer, None if they do not."""
+    model = loaded.config.model
+    return loaded.model_folder or cached(model.id, model.revision, environment())
+
+
 def described(loaded: LoadedConfig) -> dict[str, Any] | None:
     """Return the base's own description, its config.json; None if it is not here or is none."""
-    model = loaded.config.model
-    folder = loaded.model_folder or cached(model.id, model.revision, environment())
+    folder = base_folder(loaded)
     if folder is None:
         return None
     try:

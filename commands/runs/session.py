@@ -51,7 +51,7 @@ from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
 from trainer.config import EvictionBand
-from trainer.secret import Secret
+from trainer.hub_models import Account
 
 LOCAL_POLICY = Policy(
     poll_s=1.0,
@@ -130,6 +130,7 @@ def open_session(request: RunRequest) -> Iterator[Session]:
             request.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
         request = replace(request, allow_change=remembered(saved, request.allow_change))
         base = _base_of(request, saved, state)
+        request = replace(request, account=_account_for_machine(request, base, state))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, request.allow_change, base))
         if request.parent is not None:
@@ -140,7 +141,6 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         elif not is_over(state) or changed:
             journal.append(Kind.RUN_RESUMED, changed=bool(changed))
         _refresh_own_machine(request, journal)
-        request = replace(request, token=_token_for_machine(request, base, state))
         session = build(request, journal)
         try:
             yield session
@@ -237,7 +237,7 @@ def build_workload(
         power_watch=power_watch,
         allow_change=keys_for_trainer(request.allow_change),
         changed=changed,
-        token=request.token,
+        account=request.account,
         on_message=on_message,
         progress=request.console.progress,
     )
@@ -265,12 +265,14 @@ def _base_of(request: RunRequest, saved: Mapping[str, object], state: RunState) 
         saved,
         request.folder,
         bound=is_bound(state),
-        on_message=request.console.log,
+        console=request.console,
     )
 
 
-def _token_for_machine(request: RunRequest, base: HubBase | None, state: RunState) -> Secret | None:
-    """The token with which the trainer there fetches the base; None if it needs none."""
+def _account_for_machine(
+    request: RunRequest, base: HubBase | None, state: RunState
+) -> Account | None:
+    """As whom the trainer there fetches the base; None if it needs no token."""
     if request.goal is Goal.FETCH or is_over(state) or (base is not None and base.sent):
         return None
     return require_token(request.loaded, request.console.log)

@@ -129,11 +129,14 @@ class SshWorkload:
             argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
         for key in config.allow_change:
             argv += ["--allow-change", key]
-        secret = config.token.reveal() if config.token else ""
+        account = config.account
+        secret = account.token.reveal() if account and account.token else ""
         argv += ["--token-stdin"] * bool(secret)
+        # A token is shown to the hub that it was made for, whatever the login there names.
+        env = {"HF_ENDPOINT": account.endpoint} if account else {}
         with self._watched(vm):
             start = clean(argv, ours=self._python.startswith(OURS))
-            self._job(vm).start(start, env={}, cwd=config.layout.code, secret=secret)
+            self._job(vm).start(start, env=env, cwd=config.layout.code, secret=secret)
         self._bring_home_from(vm)
 
     def job_status(self, vm: Vm) -> JobView:

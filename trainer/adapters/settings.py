@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.placeholder_files import describe_placeholder
 from trainer.errors import ConfigError
 from trainer.untrusted import NotPlain, number, parse, text, texts, whole
 
@@ -125,6 +126,7 @@ def read_foreign_settings(directory: Path) -> AdapterSettings:
 def _read(directory: Path) -> dict[str, Any]:
     """Return the table in the config of an adapter; raise `ConfigError` if there is none."""
     path = directory / CONFIG
+    _require_content(path)
     try:
         found = parse(path.read_bytes(), bytes_max=BYTES_MAX)
     except FileNotFoundError:
@@ -163,10 +165,21 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    _require_content(path)
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
+
+
+def _require_content(path: Path) -> None:
+    """Raise `ConfigError` if a pointer or a web page stands in the place of the file."""
+    try:
+        reason = describe_placeholder(path)
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read: {error}"]) from error
+    if reason:
+        raise ConfigError([f"{path}: {reason}"])
 
 
 def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -16,6 +16,8 @@ LABELS_MAX, ROWS_PER_LABEL_MIN = 50, 3
 """So many different answers at most, each so often on average, are taken for labels."""
 LONG_CHARACTERS, LONG_WORDS = 20, 4
 """An answer of so many characters and words does not stand in a text by chance."""
+INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
+"""Characters without a width, which come along when texts are copied."""
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,15})(\.\d{1,15})?([eE][+-]?\d{1,2})?")
 ENDS = re.compile(r"(\s|</s>|<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<eos>|### End)+$")
 

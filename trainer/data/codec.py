@@ -29,6 +29,7 @@ class Example:
     completion: str
     row: int
     prompt_length: int
+    opening: tuple[int, ...] = ()  # of the answer's tokens, those before its own words
 
     @property
     def answer_length(self) -> int:

@@ -196,11 +196,13 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     """Return the names of the columns, without several empty ones at the end of the line.
 
     Raises:
-        DataError: a name stands twice, or a byte is no UTF-8.
+        DataError: a name stands twice, a byte is no UTF-8, or it is a line of JSON.
     """
     stray = _stray_byte(cells)
     if stray is not None:
         raise DataError([not_utf8(f"{path}, header", f"byte 0x{stray:02x}")])
+    if cells[0].lstrip().startswith(("{", "[{")):
+        raise DataError([f"{path}: this is JSON, not a table; let its name end in `.jsonl`"])
     header = [cells[0].removeprefix("\ufeff"), *cells[1:]]
     while len(set(header)) < len(header) and not header[-1].strip():
         header = header[:-1]

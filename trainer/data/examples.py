@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.config import DataTable
-from trainer.data.chat import encode_conversation
+from trainer.data.chat.conversation import read_conversation
+from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
@@ -31,11 +32,20 @@ class DataReport:
 
     path: str
     rows: int
+    examples: int  # more than rows where a conversation is one for each of its answers
     truncated: int
     truncated_rows: tuple[int, ...]
     tokens: int
     supervised_tokens: int
     longest: int
+
+    @property
+    def expansion(self) -> str | None:
+        """What many conversations become where each answer is an example of its own, or None."""
+        if self.examples == self.rows:
+            return None
+        words = f"{self.rows:,} conversation{'s' * (self.rows != 1)} become{'s' * (self.rows == 1)}"
+        return f"{words} {self.examples:,} examples, {_in_millions(self.tokens)} tokens"
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,16 @@ def _conversations(
     """Return the examples of rows with conversations, and which were truncated."""
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
-    template = Template.parse("{" + (table.messages or "") + "}")
+    assert table.messages is not None
+    whole = table.loss_on == "all"  # every token once, so one example a conversation
+    encoder = ChatEncoder(codec=codec, style=table.chat, answers="last" if whole else table.answers)
     found: list[tuple[Example, bool]] = []
     for row in read_rows(path):
         try:
-            value = template.value(row.fields)
-            found.append(encode_conversation(codec, value, style=table.chat, row=row.number))
+            conversation = read_conversation(row.fields, table.messages, ignore=table.ignore)
+            if whole:
+                conversation.require_all_learnt()
+            found += encoder.encode(conversation, row=row.number)
         except (MissingFieldError, TooLongError) as error:
             problems.append(f"{path}:{row.number}: {error}")
     return found
@@ -204,12 +218,17 @@ def _parse(table: DataTable, rows: Sequence[Row] = ()) -> tuple[Template, Templa
     return prompt, completion
 
 
+def _in_millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count:,}"
+
+
 def _report(path: Path | Shards, found: Sequence[tuple[Example, bool]]) -> DataReport:
     items = [item for item, _ in found]
     truncated = [item.row for item, cut in found if cut]
     return DataReport(
         path=str(path),
-        rows=len(items),
+        rows=len({item.row for item in items}),
+        examples=len(items),
         truncated=len(truncated),
         truncated_rows=tuple(truncated[:NUMBERS_KEPT_MAX]),
         tokens=sum(len(item.input_ids) for item in items),

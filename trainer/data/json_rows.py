@@ -156,6 +156,8 @@ def _line_hint(line: bytes, error: json.JSONDecodeError) -> str:
         return "JSON takes straight double quotes, not typographic ones"
     if error.msg == "Extra data" and line[:1] == b"{":
         return f"more follows the object, from column {error.colno}; each line is one object"
+    if error.pos == 0 and line[:1].isalpha() and any(mark in line for mark in b",;\t"):
+        return "this looks like a table; let its name end in `.csv` or `.tsv`"
     hint = _python_word(error)
     return f"{error.msg}, column {error.colno}{hint}" if hint else ""
 

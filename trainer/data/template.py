@@ -102,12 +102,19 @@ class Template:
         Raises:
             MissingFieldError: names the field, the fields there are, and a near name if any.
         """
-        field = self.fields[0]
-        value = self._field_value(row, field)
+        value = self.cell(row)
         try:
             return parse_cell(value) if isinstance(value, str) else value
         except CellError as error:
-            raise MissingFieldError(f"field `{field}`: {error}") from error
+            raise MissingFieldError(f"field `{self.fields[0]}`: {error}") from error
+
+    def cell(self, row: Mapping[str, Any]) -> object:
+        """Return what the row holds under a template that is one field, as it stands there.
+
+        Raises:
+            MissingFieldError: names the field, the fields there are, and a near name if any.
+        """
+        return self._field_value(row, self.fields[0])
 
     def _field_value(self, row: Mapping[str, Any], field: str) -> object:
         there, value = _found(row, field)

@@ -70,8 +70,9 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     methods.check_device(config.method, device)
     schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
+    count = rows.report.expansion or f"{rows.report.rows} rows"
     job.on_message(
-        f"{rows.report.rows} rows, {schedule.steps} steps of {config.train.batch_size}; "
+        f"{count}, {schedule.steps} steps of {config.train.batch_size}; "
         f"{device.type}, {precision.reason}"
     )
     for line in methods.advice(config.method):

@@ -23,9 +23,8 @@ from trainer.atomic import RealDisk, replace_file
 from trainer.base_limits import check_token_limits
 from trainer.config import EvalTable, TrainerConfig, load_config
 from trainer.data.codec import NOT_TRAINED, Example
-from trainer.data.examples import Examples, load_examples
-from trainer.data.row_checks import check_rows
-from trainer.data.rows import Notes, read_rows
+from trainer.data.examples import DataReport, Examples, load_examples
+from trainer.data.row_checks import check_files
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
@@ -105,24 +104,22 @@ def audit(
         warnings=[
             *too_long,
             *_warnings(config.eval, train, doubles, (labels, per_label)),
-            *_row_warnings(config, run_dir, sides, tokenizer),
+            *check_files(
+                config,
+                [
+                    (key, resolve(run_dir, name), side)
+                    for key, name, side in zip(
+                        ("data.train", "data.eval"),
+                        (config.data.train, config.data.eval),
+                        sides,
+                        strict=True,
+                    )
+                    if name and side
+                ],
+                tokenizer,
+            ),
         ],
     )
-
-
-def _row_warnings(
-    config: TrainerConfig, run_dir: Path, sides: Sequence[Examples | None], tokenizer: Any
-) -> list[str]:
-    """Return what is to be said about the rows of each file, as they are written."""
-    found = []
-    for key, side in zip(("train", "eval"), sides, strict=True):
-        name = getattr(config.data, key)
-        if side is not None and name:
-            notes = Notes()
-            rows = read_rows(resolve(run_dir, name), notes)
-            lines = check_rows(config, rows, notes, side, tokenizer)
-            found += [f"data.{key}: {line}" for line in lines]
-    return found
 
 
 def pieces(item: Example, tokenizer: Any, *, seq2seq: bool) -> list[tuple[str, bool]]:
@@ -186,8 +183,9 @@ def as_page(found: Audit, name: str) -> str:
     sides = [("to learn from", found.train)]
     if found.held_out:
         sides.append(("held out", found.held_out))
-    keys = {"rows": "rows", "tokens": "tokens", "supervised_tokens": "tokens learnt",
-            "longest": "longest, tokens", "truncated": "prompts shortened"}  # fmt: skip
+    keys = {"rows": "rows", "examples": "examples", "tokens": "tokens",
+            "supervised_tokens": "tokens learnt", "longest": "longest, tokens",
+            "truncated": "prompts shortened"}  # fmt: skip
     rows = [(word, *(side[key] for key in keys)) for word, side in sides]
     doubles = found.duplicates
     waste = (
@@ -355,21 +353,24 @@ def _warnings(
     found = []
     if doubles.across_count:
         found.append(f"{doubles.across_count} held-out rows are also learnt: scores will flatter")
-    if report.truncated > report.rows / 10:
-        found.append(f"{report.truncated} of {report.rows} prompts are shortened: raise max_length")
-    if doubles.exact > report.rows / 10:
-        found.append(f"{doubles.exact} of {report.rows} rows are repeated")
+    if report.truncated > report.examples / 10:
+        found.append(
+            f"{report.truncated} of {report.examples} prompts are shortened: raise max_length"
+        )
+    if doubles.exact > report.examples / 10:
+        found.append(f"{doubles.exact} of {report.examples} rows are repeated")
     missing = [name for name, count, _ in per_label if table and name in table.labels and not count]
     if missing:
         found.append(f"no row to learn {', '.join(sorted(missing))} from")
-    if table and labels and labels[0][1] > 0.9 * report.rows:
-        found.append(f"{labels[0][1]} of {report.rows} answers are {labels[0][0]!r}")
+    if table and labels and labels[0][1] > 0.9 * report.examples:
+        found.append(f"{labels[0][1]} of {report.examples} answers are {labels[0][0]!r}")
     return found
 
 
 def _side(word: str, report: dict[str, Any]) -> str:
+    rows = f"{report['rows']} rows, {report['tokens']} tokens"
     return (
-        f"{word}: {report['rows']} rows, {report['tokens']} tokens, of which "
+        f"{word}: {DataReport(**report).expansion or rows}, of which "
         f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
         f"{report['truncated']} prompts shortened"
     )

@@ -13,15 +13,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer import hub
 from trainer.config import TrainerConfig, load_config
-from trainer.data.codec import Codec, TooLongError
+from trainer.data.codec import Codec, Example, TooLongError
 from trainer.data.examples import encode_prompt, padding_id
 from trainer.data.template import Template
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from trainer.data.chat.encoder import ChatEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +40,26 @@ class Generator:
         """Whether the model is an encoder-decoder."""
         return bool(self.model.config.is_encoder_decoder)
 
-    def generate(self, prompt: Sequence[int], *, tokens_max: int) -> tuple[str, bool]:
-        """Return the answer to prompt tokens, and whether it ended with the EOS.
+    def generate(
+        self, prompt: Sequence[int], *, tokens_max: int, opening: Sequence[int] = ()
+    ) -> tuple[str, bool]:
+        """Return the answer to prompt tokens, and whether it ended with an end token.
+
+        What a template opens answers with is left out, if the `opening` says so.
 
         Raises:
             TooLongError: the prompt leaves no place for an answer, or there is none.
         """
+        from trainer.data.chat.encoder import words_of
         from trainer.scoring.constrained import Decoder, eval_mode
 
         tokens_max = self.new_tokens_max(prompt, wanted=tokens_max)
-        codec = self.codec()
-        decoder = Decoder(self.model, eos_ids=[codec.eos_id], pad_id=padding_id(self.tokenizer))
+        chat = self.config.data.messages is not None or opening
+        ends = self._encoder().stop_ids() if chat else (self.codec().eos_id,)
+        decoder = Decoder(self.model, eos_ids=ends, pad_id=padding_id(self.tokenizer))
         with eval_mode(self.model):
             written = decoder.generate(decoder.prefill([prompt]), tokens_max=tokens_max)[0]
-        return self.tokenizer.decode(written.tokens, skip_special_tokens=True), written.stopped
+        return words_of(self.tokenizer, written.tokens, opening), written.stopped
 
     def new_tokens_max(self, prompt: Sequence[int], *, wanted: int) -> int:
         """Return how many of the tokens wanted the model can generate after this prompt.
@@ -96,12 +105,29 @@ class Generator:
         Raises:
             MissingFieldError: the messages are no conversation, or hold control tokens.
         """
-        from trainer.data.chat import encode_conversation
+        return self._chat_example(messages).prompt_ids
+
+    def answer_chat(self, messages: Sequence[dict[str, str]], *, tokens_max: int) -> str:
+        """Return the words of the next answer of a conversation.
+
+        Raises:
+            MissingFieldError: the messages are no conversation, or hold control tokens.
+            TooLongError: they leave no place for an answer.
+        """
+        item = self._chat_example(messages)
+        return self.generate(item.prompt_ids, tokens_max=tokens_max, opening=item.opening)[0]
+
+    def _chat_example(self, messages: Sequence[dict[str, str]]) -> Example:
+        from trainer.data.chat.conversation import parse_messages
 
         # Where the dummy answer is, the real one will be.
         with_answer = [*messages, {"role": "assistant", "content": "."}]
-        item, _ = encode_conversation(self.codec(), with_answer, style=self.config.data.chat, row=0)
-        return item.prompt_ids
+        return self._encoder().encode(parse_messages(with_answer), row=0)[-1][0]
+
+    def _encoder(self) -> ChatEncoder:
+        from trainer.data.chat.encoder import ChatEncoder
+
+        return ChatEncoder(codec=self.codec(), style=self.config.data.chat, answers="last")
 
     def codec(self) -> Codec:
         """Return the codec of this model's tokenizer."""
@@ -138,7 +164,7 @@ def chat_loop(
         if not line.strip():
             continue
         messages.append({"role": "user", "content": line.rstrip("\n")})
-        text, _ = generator.generate(generator.encode_chat(messages), tokens_max=tokens_max)
+        text = generator.answer_chat(messages, tokens_max=tokens_max)
         on_message(text)
         messages.append({"role": "assistant", "content": text if text.strip() else "."})
 

@@ -36,7 +36,15 @@ IRRELEVANT = frozenset(
 )
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
-ADDED_LATER: frozenset[str] = frozenset({"method.partly_quantised", "method.save", "method.init"})
+ADDED_LATER: frozenset[str] = frozenset(
+    {
+        "data.answers",
+        "data.ignore",
+        "method.init",
+        "method.partly_quantised",
+        "method.save",
+    }
+)
 
 Facts = dict[str, Any]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainer.config import EvalTable, TrainerConfig
-from trainer.data.codec import Example
+from trainer.data.chat.encoder import ChatEncoder
+from trainer.data.codec import Codec, Example
 from trainer.data.examples import Examples, load_examples, load_texts
 from trainer.data.template import Template
 from trainer.errors import DataError
@@ -33,7 +34,8 @@ class LabelledTexts:
 class EvalSet:
     """The held-out examples with their right labels, and how an answer is written.
 
-    `learnt_sets` are the label sets of the training rows, the commonest first.
+    `learnt_sets` are the label sets of the training rows, the commonest first; `stop_ids` are what
+    ends an answer of a conversation beside EOS.
     """
 
     items: tuple[Example, ...]
@@ -41,6 +43,7 @@ class EvalSet:
     table: EvalTable
     completion: Template
     learnt_sets: tuple[frozenset[str], ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
     @property
     def candidates(self) -> list[frozenset[str]]:
@@ -63,6 +66,7 @@ def load_eval_set(config: TrainerConfig, run_dir: Path, model: Any, tokenizer: A
         references=tuple(read_references(completions, config.eval, place=config.data.eval)),
         table=config.eval,
         completion=Template.parse(config.data.completion),
+        stop_ids=_stop_ids(config, tokenizer) if config.data.messages is not None else (),
     )
 
 
@@ -89,14 +93,22 @@ def load_training_texts(
     )
 
 
+def _stop_ids(config: TrainerConfig, tokenizer: Any) -> tuple[int, ...]:
+    codec = Codec.from_tokenizer(tokenizer, max_length=config.train.max_length, seq2seq=False)
+    return ChatEncoder(codec=codec, style=config.data.chat).stop_ids()
+
+
 def _load(config: TrainerConfig, run_dir: Path, name: str, model: Any, tokenizer: Any) -> Examples:
-    return load_examples(
+    """Load the rows; of a conversation that is several examples, the one of its last answer."""
+    found = load_examples(
         config.data,
         resolve(run_dir, name),
         tokenizer,
         max_length=config.train.max_length,
         seq2seq=bool(model.config.is_encoder_decoder),
     )
+    last = {item.row: item for item in found.items}
+    return replace(found, items=tuple(last.values()))
 
 
 def read_references(

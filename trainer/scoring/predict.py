@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.base_limits import model_rows, require_embedded
+from trainer.data.chat.encoder import words_of
 from trainer.data.codec import Codec
 from trainer.data.examples import padding_id
 from trainer.data.template import Template
@@ -59,7 +60,7 @@ def predict(
     id_count = model_rows(model)
     require_embedded(((item.row, item.prompt_ids) for item in items), id_count, tokenizer)
     pad_id = padding_id(tokenizer, id_count)
-    decoder = Decoder(model, eos_ids=[codec.eos_id], pad_id=pad_id)
+    decoder = Decoder(model, eos_ids=[codec.eos_id, *eval_set.stop_ids], pad_id=pad_id)
     predictions = Predictions(
         texts=[""] * len(items),
         stopped=[False] * len(items),
@@ -70,10 +71,14 @@ def predict(
 
     def answer(batch: list[int]) -> None:
         state = decoder.prefill([items[at].prompt_ids for at in batch])
-        probabilities = decoder.score_choices(state.fork(), trie).numpy()
+        if any(items[at].opening for at in batch):  # the labels stand behind what opens an answer
+            opened = decoder.prefill([items[at].prompt_ids + items[at].opening for at in batch])
+        else:
+            opened = state.fork()
+        probabilities = decoder.score_choices(opened, trie).numpy()
         generated = decoder.generate(state, tokens_max=longest + MARGIN_TOKENS)
         for at, written, shares in zip(batch, generated, probabilities, strict=True):
-            predictions.texts[at] = tokenizer.decode(written.tokens, skip_special_tokens=True)
+            predictions.texts[at] = words_of(tokenizer, written.tokens, items[at].opening)
             predictions.stopped[at] = written.stopped
             predictions.free[at] = read_answer(predictions.texts[at], table)
             if np.isfinite(shares).all():

@@ -1,0 +1,1 @@
+"""Turns conversations into examples: read at the border, rendered by a chat template, tokenized."""

@@ -1,0 +1,154 @@
+"""Renders conversations with a tokenizer's chat template, within limits and on a given day.
+
+A chat template is a program of whoever published the base. It runs in jinja's sandbox, set up as
+transformers sets it up (a test compares the texts), with three differences: the day comes from
+outside, every turn of a loop and every call is counted against a limit, and no text or list in it
+can grow beyond one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from datetime import time as clock_time
+from typing import TYPE_CHECKING, Any
+
+from trainer.data.chat.limits import Limits
+from trainer.data.template import MissingFieldError
+
+if TYPE_CHECKING:
+    import jinja2
+
+BROKEN = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError
+)  # fmt: skip
+"""What a program of jinja can raise beside its own errors."""
+
+
+class TemplateRefusal(MissingFieldError):  # noqa: N818 - an answer of the template, not a bug
+    """A chat template does not take a conversation; `reason` is its own word for it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the chat template refuses the conversation ({reason})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A rendered text, and where each message began: the place when a loop last came to it."""
+
+    text: str
+    starts: Mapping[int, int]
+
+
+@dataclass(kw_only=True)
+class ChatTemplate:
+    """One chat template, ready to render; a `day` is what it sees as today."""
+
+    source: str
+    day: date
+    special_tokens: Mapping[str, Any]
+    limits: Limits = field(default_factory=Limits)
+    _compiled: Any = None
+    _places: dict[int, int] = field(default_factory=dict)
+    _starts: dict[int, int] = field(default_factory=dict)
+    _length: int = 0
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, day: date, tools: bool = False) -> ChatTemplate | None:
+        """Return the template that a tokenizer has for a conversation (with tools), or None."""
+        given = getattr(tokenizer, "chat_template", None)
+        if isinstance(given, Mapping):
+            given = given.get("tool_use" if tools and "tool_use" in given else "default")
+        if not given:
+            return None
+        return cls(source=given, day=day, special_tokens=tokenizer.special_tokens_map)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        prompting: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """Render messages; `prompting` asks for the beginning of an answer behind them.
+
+        Raises:
+            TemplateRefusal: the template, or jinja for it, refuses the conversation.
+            TemplateLimitError: it takes too long or writes too much.
+        """
+        from jinja2 import TemplateError
+
+        chat = [_aliased(message) for message in messages]
+        self._places = {id(message): place for place, message in enumerate(chat)}
+        self._starts, self._length = {}, 0
+        self.limits.begin()
+        try:
+            if self._compiled is None:
+                self._compiled = self._environment().from_string(self.source)
+            pieces = []
+            for piece in self._compiled.generate(
+                **{
+                    **self.special_tokens,
+                    **(kwargs or {}),
+                    "messages": chat,
+                    "tools": tools,
+                    "documents": None,
+                    "add_generation_prompt": prompting,
+                }
+            ):
+                pieces.append(piece)
+                self._length += len(piece)
+                self.limits.size(self._length)
+        except TemplateError as error:
+            raise TemplateRefusal(str(error.message or error)) from error
+        except BROKEN as error:
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return Rendered(text="".join(pieces), starts=dict(self._starts))
+
+    def _counted(self, values: Any) -> Any:
+        """Yield the values of a loop, count its turns and note where messages begin."""
+        if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
+            return self._each(values)
+        return _Counted(values, self)
+
+    def _each(self, values: Iterable[Any]) -> Iterator[Any]:
+        for value in values:
+            self.limits.step()
+            place = self._places.get(id(value))
+            if place is not None:
+                self._starts[place] = self._length
+            yield value
+
+    def _environment(self) -> jinja2.Environment:
+        from trainer.data.chat.sandbox import make_environment
+
+        return make_environment(self.limits, counted=self._counted, strftime_now=self._strftime)
+
+    def _strftime(self, form: str) -> str:
+        return datetime.combine(self.day, clock_time()).strftime(form)
+
+
+class _Counted(Sequence[Any]):
+    """A list whose loops are counted; jinja asks for its length, as of the list itself."""
+
+    def __init__(self, values: Sequence[Any], template: ChatTemplate) -> None:
+        self._values = values
+        self._template = template
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._values[at]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._template._each(self._values)  # noqa: SLF001 - one thing in two classes
+
+
+def _aliased(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose reasoning stands under both names that templates read."""
+    reasoning = message.get("reasoning_content")
+    return dict(message) if reasoning is None else {"thinking": reasoning, **message}
