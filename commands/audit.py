@@ -15,6 +15,7 @@ from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
 from commands.runs.hub_base import base_begun_with, inspect_base
 from commands.runs.local_trainer import local_run_dir, output_of
+from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data
@@ -45,7 +46,7 @@ def audit(wanted: str, *, html: str, as_json: bool) -> str:
     if html:
         check_page(Path(html))
     home = qft_home(environment())
-    loaded = find_config(wanted, home)
+    loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
     run = run_folder(home, loaded.config.name)
     answer = inspect_base(loaded, log, base_begun_with(loaded, run))

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from trainer.adapters import experts, methods, quantise
+from trainer.adapters import experts, methods, miss, quantise, saved_modules
 from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.experts import ExpertQuantiser
+from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.adapters.settings import TENSORS, read_settings
+from trainer.adapters.residual import require_fit
+from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.base_config import base_problems, stored_quantisation
 from trainer.base_family import choose_family
 from trainer.config import ModelTable, TrainerConfig, TrainTable
@@ -23,7 +25,7 @@ from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
 from trainer.load_failures import readable_failure
-from trainer.method_table import MethodTable, Quant
+from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.schedule import derive_seed
 from trainer.secret import Secret
 
@@ -258,21 +260,36 @@ def require_places(model: Model, longest: int) -> None:
         raise ConfigError([f"train.max_length: {has}; set it to {limit} or less"])
 
 
-def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model:
-    """Put a fresh trainable adapter on `base`; its first weights depend on the seed only.
+def attach_adapter(
+    base: Model, method: MethodTable, train: TrainTable, *, parent: ParentAdapter | None = None
+) -> Model:
+    """Put a trainable adapter on `base`; its first weights depend on the seed only, or on `parent`.
 
     Raises:
-        ConfigError: a target is no linear layer of this model; the message lists the candidates.
+        ConfigError: a target is no linear layer of this model (the message lists the candidates),
+            or the tensors of `parent` are not those of an adapter on this base.
     """
     import peft
 
     torch.manual_seed(derive_seed(train.seed, "adapter"))
+    every = method.targets == "all-linear"
+    targets = (
+        find_targets(base, method)
+        if parent is None
+        else adapted_layers(parent, _linear_names(base), every=every)
+    )
+    saved = saved_modules.find_saved(base, method.save, targets=targets)
+    adapted_experts = find_experts(base, method)
     settings = methods.settings(
         method,
-        targets=find_targets(base, method),
-        experts=find_experts(base, method),
+        targets=targets,
+        saved=saved,
+        experts=adapted_experts,
         seq2seq=is_seq2seq(base.config),
     )
+    if method.kind is MethodKind.MISS:
+        miss.require_linears(base, method, targets)
+    require_fit(base, method, targets=targets, experts=adapted_experts)
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
@@ -289,7 +306,11 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
             )
     base.config.use_cache = False
     experts.adapt_in_four_bits(model)
+    saved_modules.record_saved(model, saved)
+    saved_modules.train_in_float32(model)
     methods.equip(model, method, train)
+    if parent is not None:
+        methods.begin_from(model, parent)
     for name, parameter in trainable(model).items():
         if parameter.dtype is not torch.float32:
             raise TypeError(f"{name} is {parameter.dtype}; trained parameters must be float32")
@@ -307,7 +328,7 @@ def load_adapter(base: Model, directory: Path) -> Model:
     settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        config = peft.LoraConfig(**settings.for_peft())
+        config = miss.peft_settings(settings)
         saved = methods.saved_format(directory)
         if saved.peft_loads:
             if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
@@ -315,6 +336,9 @@ def load_adapter(base: Model, directory: Path) -> Model:
             with experts.shown_plain(base):
                 model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
             experts.adapt_in_four_bits(model)
+            if settings.modules_to_save:  # copied in the type of the base, to which PEFT rounds
+                saved_modules.train_in_float32(model)
+                peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
             return model.eval()
         matrices = saved.lora(directory, None)
         model = peft.PeftModel(base, config)

@@ -34,6 +34,7 @@ from commands.runs.home import (
     run_lock,
 )
 from commands.runs.hub_base import choose_base, require_token
+from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
@@ -137,6 +138,8 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         request = replace(request, account=_account_for_machine(request, base, state))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, request.allow_change, base))
+        if request.parent is not None:
+            keep_parent(request.parent, folder.payload)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)

@@ -18,7 +18,7 @@ from trainer.config import EvictionBand, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
-from trainer.job.context import JobContext, JobOptions
+from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.rundir.fingerprint import permitted_keys
 from trainer.rundir.layout import (
     ADAPTER,
@@ -83,6 +83,7 @@ def _do_what_is_missing(
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
 ) -> None:
+    config = with_parent(config, options.run_dir)
     permitted_keys(options.allow_change)  # a slip is reported now, not at the first resume
     inputs = data_facts(config, options.run_dir)
     if adapter_done(options.run_dir, config, inputs):
