@@ -27,8 +27,9 @@ from commands.runs.payload import build_payload
 from commands.runs.result_files import STEPS_MAX, expected
 from commands.ui.errors import UsageError
 from trainer.__main__ import main
-from trainer.config import DataTable, TrainerConfig, TrainTable
+from trainer.config import TrainerConfig, TrainTable
 from trainer.config_errors import describe_errors
+from trainer.data_table import DataTable
 from trainer.errors import DataError, Preempted
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job

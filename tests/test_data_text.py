@@ -17,9 +17,10 @@ from support.tokenizers_built import KINDS, build
 from commands.runs.config import check_data_and_model, load
 from commands.ui.errors import UsageError
 from trainer.__main__ import main
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import load_examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 from trainer.pages.audit import as_page, as_text, audit
 from trainer.rundir.fingerprint import flatten_config
