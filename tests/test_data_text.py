@@ -270,7 +270,7 @@ def test_audit_and_trainer_count_what_was_left_out(
         tmp_path / "job", rows=8, data={"too_long": "drop"}, train={"steps": 1, "max_length": 48}
     )
 
-    assert "dropped as too long, to learn from: row 3, 5" in as_text(found)
+    assert "dropped as too long, to learn from: 2, row 3, 5" in as_text(found)
     assert found.train["dropped"] == 2
     assert main(["train", "--run-dir", str(run)]) == 0
     assert "2 rows have more than 48 tokens and were left out" in capsys.readouterr().err
