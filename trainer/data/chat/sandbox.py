@@ -72,8 +72,8 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
             for times, value in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(value, Sequence):
                     self.limits.size(times * len(value))
-        powers = operator == "**" and isinstance(right, int | float) and abs(right) > EXPONENT_MAX
-        if powers or (operator == "%" and isinstance(left, str) and WIDTH.search(left)):
+        exponents = operator == "**" and isinstance(right, int | float) and abs(right) > EXPONENT_MAX
+        if exponents or (operator == "%" and isinstance(left, str) and WIDTH.search(left)):
             self.limits.size(SIZE_MAX + 1)
         return self._within(super().call_binop(context, operator, left, right))
 
