@@ -247,6 +247,7 @@ def test_the_adapter_has_the_numbers_that_the_trainer_puts_on(kind: str) -> None
 
     from trainer import model as models
     from trainer.adapters import methods
+    from trainer.adapters.saved_modules import SavedModules
 
     described = {"model_type": kind, **FIRST[kind]}
     base, method = build_empty(described), MethodTable(kind=MethodKind.LORA, r=4)
@@ -254,6 +255,7 @@ def test_the_adapter_has_the_numbers_that_the_trainer_puts_on(kind: str) -> None
         method,
         targets=models.find_targets(base, method),
         experts=models.find_experts(base, method),
+        saved=SavedModules(names=(), tied=False),
         seq2seq=models.is_seq2seq(base.config),
     )
     adapted = peft.get_peft_model(base, settings)

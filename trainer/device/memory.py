@@ -16,7 +16,7 @@ from typing import Any
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import TrainingGpu
 from trainer.device.shapes import Block, Experts, Linear, Shape, read_shape
-from trainer.method_table import OptimizerKind, Quant
+from trainer.method_table import MethodKind, OptimizerKind, Quant
 
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
@@ -46,6 +46,8 @@ class TrainingSetup:
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
+    miss: bool = False
+    saved: int = 0  # embedding and head, as far as they are trained whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ def _copied(experts: Experts, work: TrainingSetup) -> bool:
 
 
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
-    """Return how many numbers are trained: LoRA's, with a length per row for DoRA.
+    """Return how many numbers are trained: LoRA's, a length per row for DoRA, whole matrices.
 
     NOLA trains two times `bases` per layer instead.
     """
@@ -198,7 +200,13 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     lengths = sum(
         block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.text_blocks
     )
-    return matrix_parameters(shape, work) + (lengths if work.dora else 0)
+    if work.miss:  # one matrix [r, rows] a layer
+        return sum(
+            block.count * sum(work.r * one.rows for one in _adapted(block, work))
+            for block in shape.text_blocks
+        )
+    saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
+    return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved
 
 
 def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
@@ -345,7 +353,7 @@ def estimate_training(
         quant=method.storage,
         double_quant=method.double_quant,
         r=method.r,
-        targets=None if method.targets == "all-linear" else tuple(method.targets),
+        targets=method.target_names,
         dropout=method.dropout > 0,
         optimizer=method.optimizer,
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
@@ -353,6 +361,8 @@ def estimate_training(
         loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
         bases=method.combined,
+        miss=method.kind is MethodKind.MISS,
+        saved=method.saved_matrices,
     )
     fitting = largest_micro_batch(
         shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
