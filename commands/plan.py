@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from commands.runs import factory, hub_base
+from commands.runs.base_checks import require_trainable
 from commands.runs.config import check_data_and_model
 from commands.runs.estimate import (
     cores,
@@ -16,12 +17,15 @@ from commands.runs.estimate import (
     estimate_local_run,
     estimate_run,
     has_card,
+    length_warning,
     local_estimate_line,
+    require_embedded_tokens,
     why_unknown,
 )
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
-from commands.runs.home import environment, qft_home
+from commands.runs.home import environment, qft_home, run_folder
+from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
@@ -69,6 +73,8 @@ class PlanPage:
     """What `trainer.device.memory` estimates; None if the sizes of the model are unknown."""
     unknown: str = ""
     """Why they are, and what to do; empty if they are known, or the card is not."""
+    too_long: str = ""
+    """What to warn of if rows may be longer than the base's texts."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -100,6 +106,7 @@ class PlanPage:
             "base": self.base.to_json() if self.base else None,
             "forecast": self.estimate,
             "forecast_problem": self.unknown or None,
+            "length_warning": self.too_long or None,
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -168,6 +175,9 @@ class PlanPage:
     def _base_lines(self) -> list[str]:
         return [self.base.line] if self.base else []
 
+    def _length_lines(self) -> list[str]:
+        return [f"warning: {self.too_long}"] if self.too_long else []
+
     def _estimate_lines(self) -> list[str]:
         """Return memory and time of a rehearsal here, then on the card that it stands for."""
         if not self.here:
@@ -181,9 +191,12 @@ class PlanPage:
 def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
     home = qft_home(environment())
-    loaded = find_config(wanted, home)
+    loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
-    base = hub_base.inspect_base(loaded, log)
+    begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
+    base = hub_base.inspect_base(loaded, log, begun)
+    require_trainable(loaded)
+    require_embedded_tokens(loaded)
     vm, table = loaded.config.vm, loaded.config.budget
     budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
     provider, want = factory.make_provider(vm, home), factory.want(vm)
@@ -208,6 +221,7 @@ def make_plan(wanted: str) -> PlanPage:
         simulated=provider.traits.simulated_prices,
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
+        too_long=length_warning(loaded),
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",

@@ -17,13 +17,15 @@ import torch
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel
 from support import tiny
+from support.models import make_adapter
 from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
-from trainer.config_errors import table_of
+from trainer.config_errors import keys_at, table_of
+from trainer.dataset_table import DatasetTable
 from trainer.errors import ConfigError, DataError
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
@@ -31,6 +33,7 @@ from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
 from trainer.scoring.rescore import rescore
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 Tables = Mapping[str, Mapping[str, Any]]
 LABEL: Tables = {
     "eval": {"kind": "label", "labels": list(tiny.MOODS)},
@@ -44,6 +47,9 @@ HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
 WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
 CONVERSATION: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
+TEXT: Mapping[str, Any] = {"text": "text", "prompt": "", "completion": ""}
+SHORT: Tables = {"train": {"max_length": 48}}
+SETS: Tables = {"data": {"train": ["train.jsonl", "eval.jsonl"]}}
 HUB: Tables = {"model": {"id": "somebody/something"}}
 
 
@@ -119,12 +125,15 @@ CASES: Mapping[str, Case] = {
     "model.id": Case({"id": "other"}),
     "model.revision": Case({"revision": "v2"}, source, HUB),
     "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
+    "method.from": Case({"from": "parent"}),
     "model.token_env": Case({"token_env": "HF_READ"}, token_name, HUB),
     "method.kind": Case({"kind": "dora"}),
     "method.r": Case({"r": 2}),
     "method.alpha": Case({"alpha": 2}),
     "method.dropout": Case({"dropout": 0.5}),
     "method.targets": Case({"targets": ["q_proj"]}),
+    "method.init": Case({"init": "gaussian"}),
+    "method.save": Case({"save": ["embed_tokens"]}),
     "method.quant": Case({"quant": "nf4"}, around={"method": {"kind": "rslora"}}),
     "method.double_quant": Case({"double_quant": False}, around={"method": {"kind": "qlora"}}),
     "method.partly_quantised": Case({"partly_quantised": True}, admitted, QUANTISED),
@@ -139,6 +148,13 @@ CASES: Mapping[str, Case] = {
     "data.answers": Case({"answers": "last"}, around={"data": CONVERSATION}),
     "data.ignore": Case({"ignore": ["role"]}, around={"data": CONVERSATION}),
     "data.loss_on": Case({"loss_on": "all"}),
+    "data.text": Case(TEXT),
+    "data.too_long": Case({"too_long": "drop"}, around=SHORT),
+    "data.day": Case({"day": "2001-02-03"}, around={"data": CONVERSATION}),
+    "dataset.path": Case({"train": ["train.jsonl", "other.jsonl"]}, around=SETS),
+    "dataset.weight": Case(
+        {"train": ["train.jsonl", {"path": "eval.jsonl", "weight": 2}]}, around=SETS
+    ),
     "train.steps": Case({"steps": 9}),
     "train.epochs": Case({"epochs": 2}, around=EPOCHS),
     "train.batch_size": Case({"batch_size": 3}),
@@ -176,7 +192,10 @@ CASES: Mapping[str, Case] = {
     "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
 }
 TURNS = (("user", "text"), ("assistant", "mood")) * 2
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+TEMPLATE = (
+    "{{ strftime_now('%d %b %Y') }}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +207,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("model", "other")):
         tiny.make_model(root / name, seed=seed)
         tokenizer.save_pretrained(str(root / name))
-    for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4)):
+    make_adapter(root / "model", root / "parent")
+    for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4), ("other.jsonl", 9, 7)):
         rows = tiny.make_rows(root / name, count + first).read_text().splitlines()[first:]
         talks = [
             {**row, "talk": [{"role": role, "content": row[key]} for role, key in TURNS]}
@@ -220,9 +240,13 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
     for layer in (case.around, changes):
         for table, fields in layer.items():
             settings[table] = {**settings.get(table, {}), **fields}
-    for table, key in (("model", "id"), ("data", "train"), ("data", "eval")):
+    paths = (("model", "id"), ("method", "from"), ("data", "train"), ("data", "eval"))
+    for table, key in paths:
         value = settings[table].get(key)
-        if value and (place / value).exists():
+        if isinstance(value, list):
+            named = [{"path": one} if isinstance(one, str) else one for one in value]
+            settings[table][key] = [{**one, "path": str(place / one["path"])} for one in named]
+        elif value and (place / value).exists():
             settings[table][key] = str(place / value)
     key = f"{case.see.__name__} {json.dumps(settings, sort_keys=True)}"
     if key not in notes:
@@ -237,11 +261,11 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
 def test_every_field_has_a_case() -> None:
     """All fields of all tables are walked."""
     found = (table_of(one.annotation) for one in tables.TrainerConfig.model_fields.values())
-    walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable]
+    walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable, DatasetTable]
     fields = {
         f"{table.__name__.removesuffix('Table').lower()}.{key}"
         for table in walked
-        for key in table.model_fields
+        for key in keys_at(table, [])
     }
 
     assert set(CASES) == fields
@@ -253,7 +277,8 @@ def test_changing_a_field_changes_what_is_seen(
 ) -> None:
     """With another value of this field alone, something observable is different."""
     case = CASES[name]
-    table = name.split(".", maxsplit=1)[0].replace("cost", "eval")
+    table = name.split(".", maxsplit=1)[0]
+    table = {"cost": "eval", "dataset": "data"}.get(table, table)
     others: Tables = {table: case.change}
     before, after = seen(place, notes, case, {}), seen(place, notes, case, others)
 

@@ -21,7 +21,10 @@ import pyarrow.parquet
 import pytest
 
 from trainer.data.cell import CellError, parse_cell
+from trainer.data.convert import convert
+from trainer.data.converters import FORMATS, ConversionStats, ConvertOptions
 from trainer.data.rows import Notes, read_rows
+from trainer.data.template import Template
 from trainer.errors import DataError
 
 ROWS = [{"text": f"Is shelf {n} free?", "label": ("yes", "no")[n % 2]} for n in range(4)]
@@ -200,9 +203,16 @@ def test_a_tsv_with_stray_quotes_is_read_as_databases_write_it(tmp_path: Path) -
         ("a.csv", "text,label\n“a, b”,c\n", "typographic quote"),
         ("a.csv", "text,label\n1,a,b\n", "a.csv:1: 3 cells where the header has 2"),
         ("a.csv", "text,text\n1,a\n", "a column name stands twice"),
+        (
+            "a.csv",
+            '{"text": "a", "label": "b"}\n',
+            "this is JSON, not a table; let its name end in",
+        ),
+        ("a.jsonl", "text,label\na,b\n", "a.jsonl:1: not JSON (this looks like a table"),
         ("a.jsonl", '{"a": {"b": 1, "b": 2}}\n', "a.jsonl:1: the key `b` stands twice"),
         ("a.json", '[{"a": 1, "a": 2}]', "a.json: the key `a` stands twice"),
         ("a.jsonl", '[{"a": 1}, {"a": 2}]\n', "a list of objects goes into a `.json` file"),
+        ("a.jsonl", json.dumps('{"a": 1}') + "\n", "the row was encoded twice"),
         ("a.jsonl", '{"a": 1}{"a": 2}\n', "more follows the object, from column 9"),
         ("a.jsonl", '{"a": None}\n', "JSON writes `null` for `None`"),
         ("a.jsonl", '{"a": nan}\n', "JSON writes `null` for `nan`"),
@@ -279,6 +289,8 @@ def test_a_file_of_another_format_is_called_by_its_name(
     ("content", "message"),
     [
         (b"\x80\x04\x95\x10\x00", "a pickle, which could run any code"),
+        ('{"a": "b"}\n'.encode("utf-16-le"), "UTF-16 text"),
+        ('{"a": "b"}\n'.encode("utf-16-be"), "UTF-16 text"),
         (b"BZh91AY", "a bzip2 archive"),
         (b"\x28\xb5\x2f\xfd\x04", "a zstandard archive"),
         (b"%PDF-1.7", "a PDF"),
@@ -348,3 +360,60 @@ def test_a_list_in_a_cell_that_cannot_be_parsed_is_refused_and_never_run(
     """Code, broken brackets and what a spreadsheet cut off are told; nothing is executed."""
     with pytest.raises(CellError, match=message):
         parse_cell(text)
+
+
+def converted(path: Path, kind: str, content: str) -> tuple[list[dict[str, Any]], ConversionStats]:
+    """Convert a file as `qft data` does."""
+    path.write_text(content, encoding="utf-8")
+    stats = ConversionStats()
+    return list(FORMATS[kind].convert(path, ConvertOptions(), stats)), stats
+
+
+def test_published_forms_are_read_from_exports_too(tmp_path: Path) -> None:
+    """`qft data` reads conversations in cells, Excel's line and pandas' nothing, and notes it."""
+    turns = [{"from": "human", "value": "Is it's?"}, {"from": "gpt", "value": "Yes."}]
+    cell = str(turns).replace('"', '""')
+    conversations, _ = converted(
+        tmp_path / "a.csv", "conversations", f'id,conversations\n1,"{cell}"\n2,"[{{"\n'
+    )
+    moods, stats = converted(
+        tmp_path / "b.csv", "sentiment", "sep=;\ntext;label\ngood, old;1.0\nx;NaN\n"
+    )
+
+    assert [row["messages"][0]["content"] for row in conversations] == ["Is it's?"]
+    assert [row["label"] for row in moods] == ["positive"]
+    assert stats.left_out == {"no text or no label": 1}
+    assert "note: `label`: a cell of `NaN` alone is read as null (row 2)" in stats.table()
+
+
+def test_a_table_without_names_is_refused_with_its_first_line(tmp_path: Path) -> None:
+    """Where no row can be kept because the first one was taken for names, that is said."""
+    path = tmp_path / "rows.tsv"
+    path.write_text("".join(f"Is shelf {n} free?\t{n % 2}\n" for n in range(20)))
+
+    with pytest.raises(DataError, match="the first line seems to hold values"):
+        convert("sentiment", path, tmp_path / "out", options=ConvertOptions(), held_out=0.1)
+
+
+def test_an_object_in_a_cell_has_fields(tmp_path: Path) -> None:
+    """`{outer.inner}` reaches into JSON that a table holds as text."""
+    rows, _ = read(tmp_path / "a.csv", 'meta,label\n"{""city"": ""Ulm""}",x\n"{torn",y\n')
+    template = Template.parse("In {meta.city}?").for_rows(rows)
+
+    assert [template.render(row) for row in rows] == ["In Ulm?", "In ?"]
+
+
+def test_numbers_of_classes_are_named_by_the_file_that_describes_them(tmp_path: Path) -> None:
+    """A Parquet file of `datasets` says what its labels stand for, and that is told."""
+    feature = {"names": ["negative", "positive"], "_type": "ClassLabel"}
+    described = {"info": {"features": {"label": feature, "text": {"_type": "Value"}}}}
+    table = pa.table({"text": ["a"], "label": [1]})
+    for metadata in (json.dumps(described), "[" * 99, "{}"):
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet"
+        )
+        rows, notes = read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes())
+
+        assert rows == [{"text": "a", "label": 1}]
+        names = "`label`: its numbers stand for 0 'negative', 1 'positive', as the file says"
+        assert notes == ([f"{names}; write the words"] if "names" in metadata else [])

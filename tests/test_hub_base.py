@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +19,20 @@ from support.model_hub import ModelHub, Repository
 from commands.audit import audit
 from commands.doctor import examine
 from commands.plan import make_plan
+from commands.runs import hub_base, session
 from commands.runs.base_record import HubBase, recorded_base
-from commands.runs.config import LoadedConfig, load
+from commands.runs.config import LoadedConfig, check_data_and_model, load
 from commands.runs.config_diff import changes
-from commands.runs.home import RunFolder
+from commands.runs.home import RunFolder, make_private
 from commands.runs.hub_base import choose_base, inspect_base, name_sent_base, require_token
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
+from commands.runs.request import RunRequest
 from commands.runs.session import _saved
+from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
 from infra.durable import write_json
+from infra.run.state import RunState
 from trainer.config import load_config
 
 BASE = "meta/llama"
@@ -52,6 +57,7 @@ FILES = {
     "README.md": b"words",
 }
 NEXT = "e" * 40
+HERE = {"provider": "local", "gpu": "T4"}
 
 
 @pytest.fixture
@@ -72,18 +78,24 @@ def messages() -> list[str]:
     return []
 
 
-def project(folder: Path, model: str = BASE, **table: Any) -> LoadedConfig:
+def project(
+    folder: Path, model: str = BASE, *, vm: Mapping[str, Any] = HERE, **table: Any
+) -> LoadedConfig:
     """Write a run.yaml on that base, and rows."""
     (folder / "train.jsonl").write_text('{"text": "a", "label": "b"}\n')
     config = {
         "name": "tiny",
-        "vm": {"provider": "local", "gpu": "T4"},
+        "vm": dict(vm),
         "model": {"id": model, **table},
         "data": {"train": "train.jsonl", "prompt": "{text}", "completion": "{label}"},
         "train": {"steps": 9},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     return load(folder / "run.yaml")
+
+
+QUIET = PlainConsole(io.StringIO(), simulated=True, clock=lambda: 0.0)
+"""A console that nobody reads."""
 
 
 def folder_of(tmp_path: Path) -> RunFolder:
@@ -100,7 +112,7 @@ def chosen(
 ) -> HubBase | None:
     """The base that a start of the run takes."""
     run = folder_of(tmp_path)
-    return choose_base(loaded, saved or {}, run, bound=bound, on_message=lambda _text: None)
+    return choose_base(loaded, saved or {}, run, bound=bound, console=QUIET)
 
 
 def pushed(loaded: LoadedConfig, tmp_path: Path, base: HubBase | None) -> tuple[Any, Path | None]:
@@ -215,6 +227,35 @@ def test_a_free_base_is_fetched_by_the_machine_at_one_commit(hub: ModelHub, tmp_
     assert pushed(loaded, tmp_path, again) == (wanted, None)
 
 
+def test_a_plan_of_a_run_that_began_shows_its_commit(hub: ModelHub, tmp_path: Path) -> None:
+    """What is planned and audited is what goes on, though the branch has moved since."""
+    loaded, run = project(tmp_path, "free/gpt"), folder_of(tmp_path)
+    make_private(run.root)
+    write_json(run.config, _saved(loaded, (), chosen(loaded, tmp_path)))
+    run.journal.touch()
+    hub.models["free/gpt"].commits = {"main": NEXT, "old": model_hub.COMMIT}
+
+    page = make_plan(str(loaded.path))
+
+    assert page.base is not None
+    assert page.base.base.commit == model_hub.COMMIT
+
+
+def test_a_first_start_warns_of_a_base_that_does_not_fit(hub: ModelHub, tmp_path: Path) -> None:
+    """No plan was made, and no description was here: the card is judged once the hub has told."""
+    large = json.dumps(SHAPE | {"hidden_size": 8192, "intermediate_size": 28672}).encode()
+    hub.models["free/gpt"].files["config.json"] = large
+    vm = {"provider": "azure", "gpu": "T4", "regions": ["westus2"], "max_price": 0.3}
+    loaded, lines = project(tmp_path, "free/gpt", vm=vm), io.StringIO()
+    console = PlainConsole(lines, simulated=False, clock=lambda: 0.0)
+    request = RunRequest(loaded=loaded, home=tmp_path / "home", console=console)
+
+    for _ in range(2):
+        session._base_of(request, {}, RunState())
+
+    assert lines.getvalue().count("warning: memory: does NOT fit a T4") == 1
+
+
 def test_a_run_of_before_goes_on_as_it_was(hub: ModelHub, tmp_path: Path) -> None:
     """A run that recorded no commit keeps the revision of its run.yaml, and no hub is asked."""
     loaded = project(tmp_path, "free/gpt")
@@ -306,6 +347,49 @@ def test_a_base_that_left_the_cache_is_fetched_again(
     assert (folder_of(tmp_path).base / "model.safetensors").read_bytes() == WEIGHTS
 
 
+def test_a_fetch_tells_how_far_it_is(
+    hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes in the cache are told while the weights come, and never more than there are."""
+    monkeypatch.setenv("HF_TOKEN", hub.sign_up("ann"))
+    monkeypatch.setattr(hub_base, "PROGRESS_S", 0.01)
+    shown: list[tuple[str, int, int]] = []
+    console = SimpleNamespace(log=lambda _text: None, progress=lambda *all_: shown.append(all_))
+
+    choose_base(project(tmp_path), {}, folder_of(tmp_path), bound=False, console=console)
+
+    assert {(what, most) for what, _, most in shown} == {("base from the hub", len(WEIGHTS))}
+    assert {done for _, done, _ in shown} <= set(range(len(WEIGHTS) + 1))
+
+
+def test_a_name_that_is_nowhere_is_refused_with_both_places(hub: ModelHub, tmp_path: Path) -> None:
+    """`models/mine` may be a directory that is missing or a hub's id: neither is there."""
+    with pytest.raises(UsageError) as caught:
+        inspect_base(project(tmp_path, "models/mine"), lambda _text: None)
+
+    assert "the hub has no model `models/mine`" in caught.value.problems[0]
+    assert "nor is there a directory of that name beside run.yaml" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("https://huggingface.co/meta/llama", "{id: meta/llama}"),
+        ("https://huggingface.co/meta/llama/tree/v1.0", "{id: meta/llama, revision: v1.0}"),
+        ("huggingface.co/meta/llama/", "{id: meta/llama}"),
+        ("https://hf.co/meta/llama?library=transformers", "{id: meta/llama}"),
+        ("hf://meta/llama@v1", "{id: meta/llama, revision: v1}"),
+        ("meta/llama:v1", "{id: meta/llama, revision: v1}"),
+    ],
+)
+def test_an_address_is_answered_with_the_id_in_it(tmp_path: Path, name: str, meant: str) -> None:
+    """What was copied from a browser, or from another tool, is shown as run.yaml has it."""
+    with pytest.raises(UsageError) as caught:
+        check_data_and_model(project(tmp_path, name))
+
+    assert caught.value.problems == [f"model.id: `{name}` is no hub id; write `model: {meant}`"]
+
+
 def test_a_full_disk_is_found_before_the_fetch(
     hub: ModelHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,10 +428,11 @@ def test_a_named_token_lets_the_machine_fetch(
     base = chosen(loaded, tmp_path)
     table, sent = pushed(loaded, tmp_path, base)
 
-    secret = require_token(loaded, lambda _text: None)
+    account = require_token(loaded, lambda _text: None)
 
-    assert secret is not None
-    assert secret.reveal() == token
+    assert account is not None
+    assert account.token is not None
+    assert (account.token.reveal(), account.endpoint) == (token, hub.endpoint)
     assert (table, sent) == (
         {"id": BASE, "revision": model_hub.COMMIT, "trust_remote_code": False},
         None,

@@ -10,6 +10,7 @@ import pytest
 from support import model_hub
 from support.model_hub import ModelHub, Repository
 
+from trainer import hub_models
 from trainer.hub_models import (
     AccessDeniedError,
     Account,
@@ -254,6 +255,19 @@ def test_a_hub_in_trouble_refuses_nothing(hub: ModelHub, trouble: int) -> None:
 
     with pytest.raises(ConnectionError):
         find_model(account(hub), "free/gpt", "main")
+
+
+def test_a_hub_that_takes_and_never_answers_is_silent(
+    hub: ModelHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every question has a limit, also those for which its library has none."""
+    monkeypatch.setattr(hub_models, "ANSWER_S", 0.2)
+    who = account(hub, hub.sign_up("ann"))
+    hub.awake.clear()
+
+    for act in (lambda: find_model(who, BASE, "main"), lambda: require_read_only(who)):
+        with pytest.raises(ConnectionError):
+            act()
 
 
 def test_a_hub_that_is_not_there_refuses_nothing() -> None:

@@ -80,7 +80,7 @@ def test_a_mixture_merged_into_the_quantised_base_is_the_trained_one(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_mixture_merged_into_the_original_base_is_that_of_peft(tmp_path: Path, family: str) -> None:
+def test_a_mixture_in_its_original_base_equals_peft(tmp_path: Path, family: str) -> None:
     """Plain PEFT on the 16-bit base gives the same logits, and the files have the same tensors."""
     trained(tmp_path, family)
     plain = peft.PeftModel.from_pretrained(load(tmp_path / "model"), str(tmp_path / "adapter"))

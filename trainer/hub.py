@@ -28,6 +28,12 @@ PATTERN = frozenset("*?[")
 FORM = "hub:OWNER/NAME@REVISION/PATH"
 _WORD = r"\w(?:[\w.-]{0,94}\w)?"
 _REPOSITORY = re.compile(rf"(?:{_WORD}/)?{_WORD}", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/(?:models/)?|(?:hf|hub):(?://)?)?"
+    r"(?P<id>[\w.-]+/[\w.-]+?)"
+    r"(?:/(?:tree|blob|resolve|commit)/(?P<revision>[\w.-]+)(?:/.*)?|[@:](?P<at>[\w.-]+))?/?(?:[?#].*)?",
+    re.ASCII,
+)
 _NAME = re.compile(
     r"hub:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[\w.-]+)/(?P<path>[^\\:]+)", re.ASCII
 )
@@ -73,6 +79,14 @@ class Shards:
 
     def __str__(self) -> str:
         return self.name
+
+
+def model_in(text: str) -> tuple[str, str]:
+    """Return the hub id and the revision that a text such as a page's address means; else empty."""
+    found = _ADDRESS.fullmatch(text.strip())
+    if found is None or not is_hub_id(found["id"]):
+        return "", ""
+    return found["id"], found["revision"] or found["at"] or ""
 
 
 def parse(name: str) -> HubFile | None:

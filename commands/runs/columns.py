@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from commands.ui.errors import UsageError
+from trainer.data.answer_checks import INVISIBLE
 from trainer.data.row import Row
 
 INDEX_NAMES = ("", "unnamed: 0", "unnamed: 0.1", "__index_level_0__", "level_0", "index")
@@ -35,8 +36,8 @@ class Column:
 
     @property
     def folded(self) -> str:
-        """The name without case and outer spaces."""
-        return self.name.strip().casefold()
+        """The name without case, outer spaces and characters without a width."""
+        return _folded(self.name)
 
     @property
     def index(self) -> bool:
@@ -57,7 +58,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
     names = list(dict.fromkeys(name for row in rows for name in row.fields))
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(name.strip().casefold(), name)
+        other = first.setdefault(_folded(name), name)
         if other != name:
             raise UsageError(
                 f"the columns {other!r} and {name!r} differ in case or outer spaces only",
@@ -79,7 +80,7 @@ def _column(name: str, rows: Sequence[Row]) -> Column:
         problem = "it is empty in every row"
     elif odd and not conversations:
         problem = f"row {odd[0]} holds {_kind(odd[1])}, which no template writes"
-    if name.strip().casefold() in CONVERSATION_NAMES and filled and not conversations:
+    if _folded(name) in CONVERSATION_NAMES and filled and not conversations:
         stray = next(number for number, value in filled if not conversation(value))
         problem = f"row {stray} holds no list of turns with `role` and `content`"
     return Column(
@@ -90,6 +91,10 @@ def _column(name: str, rows: Sequence[Row]) -> Column:
         lacking=[number for number, value in cells if value is None],
         problem=problem,
     )
+
+
+def _folded(name: str) -> str:
+    return "".join(char for char in name if char not in INVISIBLE).strip().casefold()
 
 
 def conversation(value: object) -> list[dict[str, Any]]:
@@ -111,8 +116,34 @@ def conversation(value: object) -> list[dict[str, Any]]:
 
 def answered(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the turns of a conversation up to its last answer."""
-    ends = [at for at, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
+    from trainer.data.chat.conversation import ROLES
+
+    roles = [ROLES.get(str(turn["role"]).strip().lower()) for turn in turns]
+    ends = [at for at, role in enumerate(roles, start=1) if role == "assistant"]
     return turns[: ends[-1]] if ends else []
+
+
+def ignorable(columns: Sequence[Column]) -> tuple[str, ...]:
+    """Return the columns beside a conversation that the trainer is to be told to ignore.
+
+    Not those that it uses or knows as descriptions; nor pictures and preferences, which it refuses;
+    nor names that messages have as keys, which would be ignored there, too.
+    """
+    from trainer.data.chat import conversation as chat
+
+    left = chat.ROW_KEYS | chat.DESCRIPTIONS | chat.MEDIA_COLUMNS | chat.PREFERENCES
+    return tuple(
+        column.name
+        for column in columns
+        if column.name not in left | chat.MESSAGE_KEYS and column.name
+    )
+
+
+def is_used(column: Column) -> bool:
+    """Return whether the trainer reads a column that stands beside a conversation."""
+    from trainer.data.chat.conversation import ROW_KEYS
+
+    return column.name in ROW_KEYS
 
 
 def nameable(name: str) -> str:

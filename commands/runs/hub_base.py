@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +29,14 @@ from remote.errors import megabytes
 from trainer import hub_models
 from trainer.exit_codes import ExitCode
 from trainer.results.base_name import BaseName, without_local_paths
-from trainer.secret import Secret
 
 if TYPE_CHECKING:
+    from commands.ui.console import Console
     from trainer.config import ModelTable
 
 LIBRARY = "huggingface_hub"
 COMMIT_SHOWN = 12
+PROGRESS_S = 1.0
 OnMessage = Callable[[str], None]
 
 
@@ -57,8 +60,12 @@ class HubAnswer:
         }
 
 
-def inspect_base(loaded: LoadedConfig, on_message: OnMessage) -> HubAnswer | None:
+def inspect_base(
+    loaded: LoadedConfig, on_message: OnMessage, begun: HubBase | None = None
+) -> HubAnswer | None:
     """Ask the hub for the base, fetch its description, and return what the hub said.
+
+    Of a run that has `begun` with a base, the commit that it recorded is looked at.
 
     None if the base is a directory, or if the hub cannot be asked, which `on_message` tells. The
     folder of the base returned is that of its `config.json` and tokenizer.
@@ -74,14 +81,17 @@ def inspect_base(loaded: LoadedConfig, on_message: OnMessage) -> HubAnswer | Non
     if importlib.util.find_spec(LIBRARY) is None:
         on_message(_unknown(model, f"this computer lacks `{LIBRARY}` (`pip install {LIBRARY}`)"))
         return None
-    code = model.trust_remote_code
+    code, revision = model.trust_remote_code, begun.commit if begun else model.revision
     try:
         account = hub_models.find_account(around, token_env=model.token_env)
-        found = hub_models.find_model(account, model.id, model.revision, trust_remote_code=code)
+        found = hub_models.find_model(account, model.id, revision, trust_remote_code=code)
         cache = hub_models.cache_folder(around)
         folder = hub_models.fetch_description(
-            account, found, model.revision, cache=cache, trust_remote_code=code
+            account, found, revision, cache=cache, trust_remote_code=code
         )
+    except hub_models.ModelNotFoundError as error:
+        neither = f"; nor is there a directory of that name beside {loaded.path.name}"
+        raise _refused(error, more=neither) from error
     except hub_models.BaseRefusedError as error:
         raise _refused(error) from error
     except ConnectionError as error:
@@ -93,14 +103,14 @@ def inspect_base(loaded: LoadedConfig, on_message: OnMessage) -> HubAnswer | Non
         id=model.id,
         revision=model.revision,
         commit=found.commit,
-        sent=found.restricted and not model.token_env,
+        sent=begun.sent if begun else found.restricted and not model.token_env,
         folder=folder,
     )
     return HubAnswer(base=base, found=found, line=_line(base, found, model))
 
 
-def require_token(loaded: LoadedConfig, on_message: OnMessage) -> Secret | None:
-    """Return the token that the machine gets, None if run.yaml names none for it.
+def require_token(loaded: LoadedConfig, on_message: OnMessage) -> hub_models.Account | None:
+    """Return the account whose token the machine gets, None if run.yaml names none for it.
 
     Raises UsageError if it is not set here, or may do more than read. What the hub does not tell
     is no refusal; `on_message` tells of it.
@@ -118,14 +128,19 @@ def require_token(loaded: LoadedConfig, on_message: OnMessage) -> Secret | None:
     try:
         account = hub_models.find_account(around, token_env=name)
         if hub_models.is_offline(around) or importlib.util.find_spec(LIBRARY) is None:
-            return account.token
+            return account
         if warning := hub_models.require_read_only(account):
             on_message(f"warning: {warning}")
     except hub_models.BaseRefusedError as error:
         raise _refused(error, key="model.token_env") from error
     except ConnectionError as error:
         on_message(f"warning: the hub does not say whether `{name}` may only read ({error})")
-    return account.token
+    return account
+
+
+def base_begun_with(loaded: LoadedConfig, run: RunFolder) -> HubBase | None:
+    """Return the base that a run recorded when it began; None if it has not, or recorded none."""
+    return recorded_base(loaded, read_saved_config(run), run) if run.exists() else None
 
 
 def choose_base(
@@ -134,7 +149,7 @@ def choose_base(
     run: RunFolder,
     *,
     bound: bool,
-    on_message: OnMessage,
+    console: Console,
 ) -> HubBase | None:
     """Return the base on a hub that a run takes: as it was recorded, or as the hub has it now.
 
@@ -145,19 +160,17 @@ def choose_base(
     """
     base, size = recorded_base(loaded, saved, run), None
     if base is None and not bound:
-        answer = inspect_base(loaded, on_message)
+        answer = inspect_base(loaded, console.log)
         if answer is not None:
-            on_message(answer.line)
+            console.log(answer.line)
             # Its description is no base to send.
             base, size = replace(answer.base, folder=None), answer.found.weights_bytes
     if base is not None and base.sent:
-        return fetch_weights(base, size, run, on_message)
+        return fetch_weights(base, size, run, console)
     return base
 
 
-def fetch_weights(
-    base: HubBase, size: int | None, run: RunFolder, on_message: OnMessage
-) -> HubBase:
+def fetch_weights(base: HubBase, size: int | None, run: RunFolder, console: Console) -> HubBase:
     """Fetch a base whole into the cache of the hub's library; return it with a folder of links.
 
     Only what training loads is linked, so that what else the cache has of it does not count. What
@@ -168,8 +181,9 @@ def fetch_weights(
         if size is not None:
             _require_room(base, hub_models.cache_folder(environment()), size)
         amount = f" ({megabytes(size)})" if size is not None else ""
-        on_message(f"fetching `{base.id}` here{amount}; nothing is rented meanwhile")
-        fetched = _fetched(base)
+        console.log(f"fetching `{base.id}` here{amount}; nothing is rented meanwhile")
+        with _progress_shown(base, size, console):
+            fetched = _fetched(base)
         broken = base_files.faults(_make_symlinks(fetched, run.base))
         if broken:
             raise UsageError(
@@ -202,6 +216,34 @@ def _fetched(base: HubBase) -> Path:
         hint="the same command goes on where it stopped; or let the machine fetch it: "
         "`model: {token_env: NAME}` names a read-only token for that",
     )
+
+
+@contextmanager
+def _progress_shown(base: HubBase, size: int | None, console: Console) -> Iterator[None]:
+    """Tell every second inside how much of a base the cache has; nothing if its size is unknown."""
+    blobs = hub_models.cached_repository(base.id, environment()) / "blobs"
+    over = threading.Event()
+
+    def show() -> None:
+        while size and not over.wait(PROGRESS_S):
+            console.progress("base from the hub", min(_bytes_in(blobs), size), size)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return how large the files of a folder are, also those that are still being fetched."""
+    total = 0
+    for path in folder.glob("*"):
+        with suppress(OSError):  # it was renamed: its whole name is counted, or the next time
+            total += path.stat().st_size
+    return total
 
 
 def _require_room(base: HubBase, cache: Path, size: int) -> None:
@@ -237,13 +279,13 @@ def _make_symlinks(fetched: Path, links: Path) -> Path:
     return links
 
 
-def _refused(error: hub_models.BaseRefusedError, key: str = "") -> UsageError:
+def _refused(error: hub_models.BaseRefusedError, *, key: str = "", more: str = "") -> UsageError:
     """Return the error for a person: the base cannot be had, why, and what to do next."""
     revision = isinstance(error, hub_models.NoSuchRevisionError)
     key = key or ("model.revision" if revision else "model.id")
     return UsageError(
         "the base cannot be used; nothing was rented",
-        problems=[f"{key}: {error.problem}"],
+        problems=[f"{key}: {error.problem}{more}"],
         hint=error.hint,
     )
 

@@ -17,7 +17,9 @@ from commands.runs import python_program
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, read_saved_config
+from commands.runs.parent_adapter import kept_parent
 from commands.runs.payload import build_payload
+from commands.runs.run_day import day_of_run
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
 from trainer.exit_codes import ExitCode
@@ -39,12 +41,16 @@ def local_run_dir(
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
         base = base or recorded_base(loaded, read_saved_config(folder), folder)
-        payload = build_payload(loaded, root / "staging", base=base)
+        day = day_of_run(loaded, folder)
+        payload = build_payload(loaded, root / "staging", base=base, day=day)
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())
         if payload.model is not None:
             (root / "model").symlink_to(payload.model.absolute())
+        parent = kept_parent(folder.payload)
+        if parent is not None:
+            (root / "parent").symlink_to(parent.absolute())
         run_dir = root / "run"
         run_dir.mkdir()
         shutil.copyfile(payload.config, run_dir / "config.json")

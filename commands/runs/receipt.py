@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
 from infra.run.state import RunState
 from infra.untrusted import number, table, text, whole
+from trainer.rundir.layout import RECEIPT
 from trainer.saving.manifest import directory_name, steps_present
 from trainer.text import duration, inexact
 
@@ -61,12 +63,17 @@ class Receipt:
     adapter: str
     inexact_from: int | None = None
     """First step from which bits may differ from those of an undisturbed run."""
+    day: str | None = None
+    """The day that a chat template saw, in UTC: that on which the run began, unless it says."""
     own: bool = False
     """Whether it was the user's own machine, which costs nothing here."""
+    parent: str = ""
+    """The adapter that the training went on from, by `method.from`; empty if it began anew."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; `parent` is there only if there was one."""
+        values = asdict(self)
+        return values if self.parent else {k: v for k, v in values.items() if k != "parent"}
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
@@ -93,6 +100,8 @@ class Receipt:
             rows.append(("before", str(self.before)))
         if self.after:
             rows.append(("after", str(self.after)))
+        if self.parent:
+            rows.append(("went on from", self.parent))
         if self.adapter:
             rows.append(("adapter", self.adapter))
         still = f"${self.usd_per_h_now:.4f}/h" if self.usd_per_h_now else "nothing"
@@ -103,6 +112,14 @@ def _is_own(event: Event) -> bool:
     """Whether an event tells of a machine that was taken into use, and not rented."""
     vm = event.data.get("vm")
     return isinstance(vm, dict) and vm.get("provider") == "ssh"
+
+
+def _day(adapter: Path) -> str | None:
+    """The day that the trainer noted beside the adapter; None if there is none yet."""
+    try:
+        return date.fromisoformat(str(_table(adapter / RECEIPT).get("day"))).isoformat()
+    except ValueError:
+        return None
 
 
 def _times(count: int) -> str:
@@ -125,6 +142,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         machine_h=used.compute_h,
         usd=used.usd,
         simulated=simulated,
+        day=_day(adapter),
         own=any(_is_own(event) for event in events),
         usd_per_h_now=used.usd_per_h_now,
         evictions=state.evictions,
@@ -137,7 +155,14 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),
         adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
+        parent=_parent(folder),
     )
+
+
+def _parent(folder: RunFolder) -> str:
+    """The adapter that the run goes on from, as its config names it; empty if there is none."""
+    method = table(table(_table(folder.config).get("config")).get("method"))
+    return text(method.get("from")) or ""
 
 
 def read_score(path: Path) -> Score | None:

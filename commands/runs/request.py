@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, run_folder
 from commands.ui.console import Console
 from infra.run.plan import Goal
-from trainer.secret import Secret
+from trainer.hub_models import Account
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,12 @@ class RunRequest:
     """Whether to set the earlier record aside and begin anew."""
     attach: bool = False
     """Whether to follow, rather than refuse, when another process drives the run."""
-    token: Secret | None = field(default=None, repr=False)
-    """For the trainer on the machine, to fetch a base that not everybody may have."""
+    account: Account | None = None
+    """As whom the trainer on the machine fetches a base that not everybody may have."""
+
+    parent: Path | None = None
+    """The directory of the adapter that the run goes on from; None if it begins with a fresh one.
+    """
 
     @property
     def folder(self) -> RunFolder:

@@ -29,10 +29,14 @@ ROOM_BYTES = 64 << 20
 """For names and whatever else is small."""
 RANK_BYTES_MAX = 200 << 20
 """Per rank, of an adapter on a base that is not known here: on 70 billion weights it has half."""
+SAVED_BYTES_MAX = 48 << 30
+"""Of an embedding or a head with its copies; one of 262,144 x 8,192 has 8.6 GB."""
 STEPS_MAX = 99_999_999
 """What fits the name of a checkpoint."""
 STEP_BYTES_MAX = 1000
 """Of one line of the log; it has about 250."""
+PACKED = (".gz", ".parquet")
+"""Endings of data files whose size says little of how many rows are in them."""
 RESTARTS_MAX = 4096
 """Each start of the trainer begins a file of curves."""
 MEBIBYTE = 1 << 20
@@ -111,7 +115,7 @@ def expected(loaded: LoadedConfig) -> Expected:
     """Work out what a run can make at most; where the base is not known here, by rank alone."""
     tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
     numbers = _trained_numbers(loaded, tables.method)
-    unknown = tables.method.r * RANK_BYTES_MAX
+    unknown = tables.method.r * RANK_BYTES_MAX + tables.method.saved_matrices * SAVED_BYTES_MAX
     size = None if numbers is None else COPIES_MAX * FLOAT_BYTES * numbers
     return Expected(
         method=tables.method,
@@ -128,9 +132,10 @@ def _trained_numbers(loaded: LoadedConfig, method: MethodTable) -> int | None:
     work = TrainingSetup(
         tokens=1,
         r=method.r,
-        targets=None if method.targets == "all-linear" else tuple(method.targets),
+        targets=method.target_names,
         dora=method.kind.dora,
         bases=method.combined,
+        saved=method.saved_matrices,
     )
     try:
         return adapter_parameters(base_shape(config), work)
@@ -143,10 +148,12 @@ def _steps_max(loaded: LoadedConfig, tables: TrainerConfig) -> int:
     train = tables.train
     if train.steps is not None:
         return train.steps
-    file = loaded.data_files.get("train")
-    if file is None or not file.is_file():  # on a hub, or in shards
-        return STEPS_MAX
-    rows = file.stat().st_size // 2 + 1
+    rows = 0.0
+    for key, one in zip(loaded.config.data.files, loaded.config.data.train_sets, strict=False):
+        file = loaded.data_files.get(key)
+        if file is None or not file.is_file() or file.suffix.lower() in PACKED:
+            return STEPS_MAX  # on a hub, in shards, or larger than it looks
+        rows += one.weight * (file.stat().st_size // 2 + 1)
     return min(int((train.epochs or 1.0) * rows / train.batch_size) + 1, STEPS_MAX)
 
 

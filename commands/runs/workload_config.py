@@ -10,7 +10,7 @@ from commands.runs.factory import MakeReady
 from commands.runs.payload import Payload
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
-from trainer.secret import Secret
+from trainer.hub_models import Account
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,8 @@ class WorkloadConfig:
     allow_change: Sequence[str] = ()
     power_watch: PowerWatch = field(default_factory=lambda: PowerWatch(lambda _vm: ""))
     """Asks the cloud whether the machine is still there while something long is done on it."""
-    token: Secret | None = field(default=None, repr=False)
-    """For the trainer there, to fetch a base that not everybody may have; sent at each start."""
+    account: Account | None = None
+    """As whom the trainer there fetches a base that not everybody may have; sent at each start."""
     changed: bool = False
     """Whether a trainer that runs was started with another config than this one."""
     on_message: Callable[[str], None]

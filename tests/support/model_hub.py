@@ -65,6 +65,8 @@ class ModelHub:
     """Method, path and token of every request."""
     trouble: int = 0
     """A status with which everything is answered, if it is not 0."""
+    awake: threading.Event = field(default_factory=threading.Event)
+    """Nothing is answered while it is not set."""
 
     def sign_up(self, name: str, role: str = "read", permissions: tuple[str, ...] = ()) -> str:
         """Make a user with a token of that role; return the token."""
@@ -90,6 +92,7 @@ class ModelHub:
 def running() -> Iterator[ModelHub]:
     """Serve a hub until the block ends."""
     hub = ModelHub()
+    hub.awake.set()
 
     class Handler(_Handler):
         store = hub
@@ -102,6 +105,7 @@ def running() -> Iterator[ModelHub]:
     try:
         yield hub
     finally:
+        hub.awake.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -117,6 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a question, or give a file."""
+        self.store.awake.wait()
         where = urlsplit(self.path)
         path = unquote(where.path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")

@@ -32,6 +32,9 @@ def config_of(family: str) -> Any:
     """Return the sizes of a small multimodal model of this family."""
     import transformers as tf
 
+    text: dict[str, Any]
+    tower: dict[str, Any]
+    more: dict[str, Any]
     if family == "gemma3":  # a picture is four places
         return tf.Gemma3Config(
             text_config={**TEXT, "sliding_window": 64}, vision_config=TOWER,

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from trainer.data.converters import (
     ConvertOptions,
     PublishedFormat,
 )
+from trainer.data.header import ROWS_COMPARED, header_problem
+from trainer.data.rows import stream_rows
 from trainer.data.split import is_held_out, normalized, short_hash
 from trainer.errors import DataError, TrainerError
 from trainer.exit_codes import ExitCode
@@ -64,6 +67,7 @@ class Converted:
             "left_out": dict(stats.left_out),
             "places": stats.places,
             "mended": dict(stats.mended),
+            **({"notes": notes} if (notes := stats.notes.lines()) else {}),
             "classes": dict(stats.classes),
             "across": self.across,
         }
@@ -174,7 +178,9 @@ def convert(
                 file.flush()
                 os.fsync(file.fileno())
         if not stats.kept:
-            raise DataError([f"{source}: no row could be kept\n{stats.table()}"])
+            first = [row.fields for row in islice(stream_rows(source, []), ROWS_COMPARED)]
+            headless = f"\n{source}: {why}" if (why := header_problem(first)) else ""
+            raise DataError([f"{source}: no row could be kept\n{stats.table()}{headless}"])
         for path, target in zip(partial, targets, strict=True):
             path.replace(target)
     finally:

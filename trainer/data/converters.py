@@ -17,7 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trainer.data.rows import Row, stream_rows
+from trainer.data.cell import CellError, parse_cell
+from trainer.data.rows import Notes, Row, stream_rows
 from trainer.data.split import duplicate_key, short_hash
 from trainer.errors import DataError
 
@@ -49,6 +50,7 @@ class ConversionStats:
     mended: Counter[str] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
+    notes: Notes = field(default_factory=Notes)  # what was read otherwise than it is written
 
     def leave_out(self, reason: str, place: str) -> None:
         """Count a row that is not kept, and keep the places of the first few."""
@@ -70,6 +72,7 @@ class ConversionStats:
             places += ["..."] * (len(places) < count)
             lines.append(f"  left out: {count:>7}  {reason} ({', '.join(places)})")
         lines += [f"  mended:   {count:>7}  {what}" for what, count in self.mended.most_common()]
+        lines += [f"  note: {line}" for line in self.notes.lines()]
         lines += [f"  {count:>7}  {name}" for name, count in self.classes.most_common()]
         return "\n".join(lines)
 
@@ -175,7 +178,7 @@ def conversations(
              "assistant": "assistant", "bing": "assistant", "bard": "assistant",
              "system": "system"}  # fmt: skip
     for place, row in _numbered_rows(path, stats):
-        turns = row.fields.get("conversations", row.fields.get("messages"))
+        turns = _parsed(row.fields.get("conversations", row.fields.get("messages")))
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             stats.leave_out("no list of turns", place)
             continue
@@ -199,6 +202,14 @@ def conversations(
         name = str(row.number if row.fields.get("id") is None else row.fields["id"])
         part = SHAREGPT_PART.fullmatch(name)
         yield {"messages": messages, "group": part.group(1) if part else name}
+
+
+def _parsed(value: object) -> object:
+    """Return the list that a cell holds as text; anything else as it is."""
+    try:
+        return parse_cell(value) if isinstance(value, str) else value
+    except CellError:
+        return value
 
 
 def _answered_turns(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
@@ -264,7 +275,7 @@ def _comments(
     """Yield (record, text, labels, id) of the Jigsaw file; ids are text, their zeros matter."""
     problems: list[str] = []
     checked = False
-    for row in stream_rows(path, problems):
+    for row in stream_rows(path, problems, stats.notes):
         if not checked:
             _check_columns(path, row)
             checked = True
@@ -293,7 +304,7 @@ def _check_columns(path: Path, row: Row) -> None:
 
 def _numbered_rows(path: Path, stats: ConversionStats) -> Iterator[tuple[str, Row]]:
     problems: list[str] = []
-    for row in stream_rows(path, problems):
+    for row in stream_rows(path, problems, stats.notes):
         stats.read += 1
         yield f"{path.name}:{row.number}", row
     _leave_out_broken(path, problems, stats)

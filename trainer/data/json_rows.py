@@ -156,6 +156,8 @@ def _line_hint(line: bytes, error: json.JSONDecodeError) -> str:
         return "JSON takes straight double quotes, not typographic ones"
     if error.msg == "Extra data" and line[:1] == b"{":
         return f"more follows the object, from column {error.colno}; each line is one object"
+    if error.pos == 0 and line[:1].isalpha() and any(mark in line for mark in b",;\t"):
+        return "this looks like a table; let its name end in `.csv` or `.tsv`"
     hint = _python_word(error)
     return f"{error.msg}, column {error.colno}{hint}" if hint else ""
 
@@ -182,6 +184,8 @@ def _row(
         more = ""
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             more = "; a list of objects goes into a `.json` file"
+        elif isinstance(value, str) and value.lstrip().startswith("{"):
+            more = " that holds JSON: the row was encoded twice"
         problems.append(f"{path}:{number}: a row must be a JSON object, this one is a {kind}{more}")
     elif has_lone_surrogate(value):
         problems.append(

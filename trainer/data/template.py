@@ -102,12 +102,19 @@ class Template:
         Raises:
             MissingFieldError: names the field, the fields there are, and a near name if any.
         """
-        field = self.fields[0]
-        value = self._field_value(row, field)
+        value = self.cell(row)
         try:
             return parse_cell(value) if isinstance(value, str) else value
         except CellError as error:
-            raise MissingFieldError(f"field `{field}`: {error}") from error
+            raise MissingFieldError(f"field `{self.fields[0]}`: {error}") from error
+
+    def cell(self, row: Mapping[str, Any]) -> object:
+        """Return what the row holds under a template that is one field, as it stands there.
+
+        Raises:
+            MissingFieldError: names the field, the fields there are, and a near name if any.
+        """
+        return self._field_value(row, self.fields[0])
 
     def _field_value(self, row: Mapping[str, Any], field: str) -> object:
         there, value = _found(row, field)
@@ -144,7 +151,17 @@ def _found(row: Mapping[str, Any], field: str) -> tuple[bool, object]:
         return True, row[field]
     value: object = row
     for name in field.split("."):
+        if isinstance(value, str):
+            value = _object_in(value)
         if not isinstance(value, Mapping) or name not in value:
             return False, None
         value = value[name]
     return True, value
+
+
+def _object_in(text: str) -> object:
+    """Return the object that a table's cell holds as text, or the text."""
+    try:
+        return parse_cell(text)
+    except CellError:
+        return text

@@ -1,6 +1,6 @@
 """Looks through rows for what trains wrongly without an error, and says where it is.
 
-`check_rows` returns one sentence for each finding, with the rows it is in. Nothing here refuses a
+`check_files` returns one sentence for each finding, with the rows it is in. Nothing here refuses a
 row: what cannot be trained at all is an error of whoever reads it.
 """
 
@@ -10,10 +10,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainer.config import EvalTable, TrainerConfig
 from trainer.data.answer_checks import (
+    INVISIBLE,
     LABELS_MAX,
     ROWS_PER_LABEL_MIN,
     are_labels,
@@ -25,8 +27,11 @@ from trainer.data.answer_checks import (
 from trainer.data.cell import SPREADSHEET_CHARACTERS_MAX
 from trainer.data.examples import Examples
 from trainer.data.row import Notes, Row, rows_text
+from trainer.data.rows import read_rows
 from trainer.data.template import MissingFieldError, Template, as_text
-from trainer.data.tokenizer_checks import check_answer_tokens
+from trainer.hub import Shards
+from trainer.pages.tokenizer_checks import check_answer_tokens
+from trainer.scoring.answers import read_answer
 
 SHORT_LEAK = 0.9
 """The share of rows whose text ends with a short answer from which on that is no chance."""
@@ -37,13 +42,28 @@ PERHAPS_EMPTY = frozenset({"none", "n/a", "na"})
 MOJIBAKE = re.compile("[\u00c3\u00c2][\u0080-\u00bf]|\u00e2\u20ac|\u00ef\u00bb\u00bf")
 """UTF-8 that was read as Windows-1252: e with an acute as two signs, an apostrophe as three."""
 ENTITY = re.compile(r"&(amp|lt|gt|quot|nbsp|#39|#x27);")
-INVISIBLE = frozenset("\u200b\u200c\u2060\ufeff\u00ad")
 
 
-def check_rows(
-    config: TrainerConfig, rows: Sequence[Row], notes: Notes, examples: Examples, tokenizer: Any
+def check_files(
+    config: TrainerConfig, files: Sequence[tuple[str, Path | Shards, Examples]], tokenizer: Any
 ) -> list[str]:
-    """Return what is to be said about the rows of one file, as they were read and tokenized."""
+    """Return what is to be said about files of rows.
+
+    Each is given with its key in the config, its place and the examples that it became; it is read
+    again, as only the examples are kept.
+    """
+    return [
+        f"{key}: {line}"
+        for key, path, examples in files
+        for line in _check_rows(config, path, examples, tokenizer)
+    ]
+
+
+def _check_rows(
+    config: TrainerConfig, path: Path | Shards, examples: Examples, tokenizer: Any
+) -> list[str]:
+    notes = Notes()
+    rows = read_rows(path, notes)
     found, data = notes.lines(), config.data
     if data.messages is None:
         prompt, completion = Template.parse(data.prompt), Template.parse(data.completion)
@@ -53,6 +73,7 @@ def check_rows(
     found += _characters(answers)
     found += _lost_words(answers, config.eval)
     found += _spellings(answers)
+    found += _set_spellings(answers, config.eval)
     found += _cut_cells(rows)
     return [*found, *check_answer_tokens(examples.items, tokenizer)]
 
@@ -156,6 +177,23 @@ def _spellings(answers: Sequence[tuple[int, str]]) -> Iterator[str]:
         yield f"one label is written in several ways: {shown}; write it in one"
 
 
+def _set_spellings(answers: Sequence[tuple[int, str]], scored: EvalTable | None) -> Iterator[str]:
+    """Tell of sets of labels that are written in several orders or with several separators."""
+    if scored is None or scored.kind != "multilabel":
+        return
+    ways: dict[frozenset[str], Counter[str]] = {}
+    for _, text in answers:
+        labels = read_answer(text, scored).labels
+        ways.setdefault(labels, Counter())[text.strip()] += 1
+    several = [found for labels, found in ways.items() if labels and len(found) > 1]
+    if several:
+        shown = ", ".join(f"{way!r} ({count} rows)" for way, count in several[0].most_common())
+        yield (
+            f"{len(several)} sets of labels are written in several ways, such as {shown}; write "
+            "the labels in one order"
+        )
+
+
 def _cut_cells(rows: Sequence[Row]) -> Iterator[str]:
     """Tell of cells that have as many characters as a spreadsheet's can have at most."""
     cut = [
@@ -175,7 +213,7 @@ def _cut_cells(rows: Sequence[Row]) -> Iterator[str]:
 
 def _value(field: Template, row: Row) -> object:
     try:
-        return field.value(row.fields)
+        return field.cell(row.fields)
     except MissingFieldError:  # told as an error of its row
         return ""
 
