@@ -209,6 +209,7 @@ def _template(*, name: str, guess: Guess | None, steps: int, length: int = LENGT
         scored = f"eval:       {{kind: multilabel, labels: {words['labels']}, none: {none}}}\n"
     if guess is not None and guess.messages:
         templates = f"  messages: {_quoted(guess.messages)}\n  chat: markers"
+        templates += f"\n  ignore: {_quoted(guess.ignored)}" if guess.ignored else ""
     if guess is not None and not guess.labels:
         scored = ""
     name = name if yaml.safe_load(name) == name else _quoted(name)  # `2024` is a number, `on` a yes

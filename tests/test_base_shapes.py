@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,17 @@ from support.tiny import make_config
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import GPUS
-from trainer.device.memory import TrainingSetup, base_bytes, estimate_training
+from trainer.device.memory import (
+    TrainingSetup,
+    adapter_parameters,
+    base_bytes,
+    estimate,
+    estimate_training,
+)
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
+from trainer.method_table import MethodKind, MethodTable
 
+ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {**MIXTURES, **MULTIMODAL}
 DENSE = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -146,6 +155,19 @@ def test_every_architecture_with_a_formula_is_held_by_a_count() -> None:
     assert {kind for kind, _ in SMALL} | inner >= SUPPORTED - INSIDE_ONLY - NOT_IN_TRANSFORMERS
 
 
+def test_the_documents_name_every_architecture_and_its_figures() -> None:
+    """`docs/bases.md` lists what has a formula, and the published bases as the formula has them."""
+    page = (ROOT / "docs" / "bases.md").read_text(encoding="utf-8")
+    work = TrainingSetup(tokens=1, precision=PrecisionChoice.BF16)
+
+    assert {kind for kind in SUPPORTED if f"`{kind}`" not in page} == set()
+    for name, one in PUBLIC.items():
+        shape = read_shape(one.config)
+        gb = base_bytes(shape, work) / 1e9
+        row = f"| {name} | {shape.parameters / 1e9:.2f} B | {shape.active_in_all / 1e9:.2f} B | "
+        assert f"{row}{gb:.2f} GB | {gb:.2f} GB |" in page
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_published_mixtures_and_multimodal_models_are_counted(name: str) -> None:
     """Parameters equal those built from the published config, and those of the model card.
@@ -205,6 +227,40 @@ def test_time_follows_the_experts_that_are_chosen(tmp_path: Any) -> None:
     assert mixture.parameters > 6 * one.parameters
 
 
+FIRST = dict(reversed(SMALL))
+ADAPTED = (
+    "llama", "phi3", "opt", "falcon", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss",
+    "deepseek_v3", "glm4_moe", "llama4", "granitemoeshared", "qwen3_next", "qwen3_5_moe", "gemma3",
+    "qwen2_5_vl", "qwen3_vl_moe",
+)  # fmt: skip
+
+
+# PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_the_adapter_has_the_numbers_that_the_trainer_puts_on(kind: str) -> None:
+    """Experts have a pair of matrices each, what sees has none, PEFT's blind spots are left out."""
+    import peft
+
+    from trainer import model as models
+    from trainer.adapters import methods
+    from trainer.adapters.saved_modules import SavedModules
+
+    described = {"model_type": kind, **FIRST[kind]}
+    base, method = build_empty(described), MethodTable(kind=MethodKind.LORA, r=4)
+    settings = methods.settings(
+        method,
+        targets=models.find_targets(base, method),
+        experts=models.find_experts(base, method),
+        saved=SavedModules(names=(), tied=False),
+        seq2seq=models.is_seq2seq(base.config),
+    )
+    adapted = peft.get_peft_model(base, settings)
+    trained = sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+    assert adapter_parameters(read_shape(described), TrainingSetup(tokens=1, r=4)) == trained
+
+
 WRONG: list[tuple[str, object]] = [
     ("hidden_size", "4096"), ("hidden_size", None), ("hidden_size", -1), ("hidden_size", 0),
     ("hidden_size", 4096.5), ("hidden_size", 1 << 40), ("hidden_size", True),
@@ -260,3 +316,6 @@ def test_no_config_whatever_is_a_crash(seed: int) -> None:
             continue
         assert Shape.from_plain(shape.to_plain()) == shape
         assert shape.parameters > 0
+        for targets in (None, ("of_no_layer",)):
+            work = TrainingSetup(tokens=8, dora=True, targets=targets, checkpointing=False)
+            assert estimate(shape, work).reserved > 0

@@ -25,6 +25,7 @@ from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
 from trainer.config_errors import keys_at, table_of
+from trainer.dataset_table import DatasetTable
 from trainer.errors import ConfigError, DataError
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
@@ -46,6 +47,9 @@ HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
 WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
 CONVERSATION: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
+TEXT: Mapping[str, Any] = {"text": "text", "prompt": "", "completion": ""}
+SHORT: Tables = {"train": {"max_length": 48}}
+SETS: Tables = {"data": {"train": ["train.jsonl", "eval.jsonl"]}}
 HUB: Tables = {"model": {"id": "somebody/something"}}
 
 
@@ -145,6 +149,13 @@ CASES: Mapping[str, Case] = {
     "data.answers": Case({"answers": "last"}, around={"data": CONVERSATION}),
     "data.ignore": Case({"ignore": ["role"]}, around={"data": CONVERSATION}),
     "data.loss_on": Case({"loss_on": "all"}),
+    "data.text": Case(TEXT),
+    "data.too_long": Case({"too_long": "drop"}, around=SHORT),
+    "data.day": Case({"day": "2001-02-03"}, around={"data": CONVERSATION}),
+    "dataset.path": Case({"train": ["train.jsonl", "other.jsonl"]}, around=SETS),
+    "dataset.weight": Case(
+        {"train": ["train.jsonl", {"path": "eval.jsonl", "weight": 2}]}, around=SETS
+    ),
     "train.steps": Case({"steps": 9}),
     "train.epochs": Case({"epochs": 2}, around=EPOCHS),
     "train.batch_size": Case({"batch_size": 3}),
@@ -182,7 +193,10 @@ CASES: Mapping[str, Case] = {
     "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
 }
 TURNS = (("user", "text"), ("assistant", "mood")) * 2
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+TEMPLATE = (
+    "{{ strftime_now('%d %b %Y') }}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +209,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.make_model(root / name, seed=seed)
         tokenizer.save_pretrained(str(root / name))
     make_adapter(root / "model", root / "parent")
-    for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4)):
+    for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4), ("other.jsonl", 9, 7)):
         rows = tiny.make_rows(root / name, count + first).read_text().splitlines()[first:]
         talks = [
             {**row, "talk": [{"role": role, "content": row[key]} for role, key in TURNS]}
@@ -230,7 +244,10 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
     paths = (("model", "id"), ("method", "from"), ("data", "train"), ("data", "eval"))
     for table, key in paths:
         value = settings[table].get(key)
-        if value and (place / value).exists():
+        if isinstance(value, list):
+            named = [{"path": one} if isinstance(one, str) else one for one in value]
+            settings[table][key] = [{**one, "path": str(place / one["path"])} for one in named]
+        elif value and (place / value).exists():
             settings[table][key] = str(place / value)
     key = f"{case.see.__name__} {json.dumps(settings, sort_keys=True)}"
     if key not in notes:
@@ -245,7 +262,7 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
 def test_every_field_has_a_case() -> None:
     """All fields of all tables are walked."""
     found = (table_of(one.annotation) for one in tables.TrainerConfig.model_fields.values())
-    walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable]
+    walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable, DatasetTable]
     fields = {
         f"{table.__name__.removesuffix('Table').lower()}.{key}"
         for table in walked
@@ -261,7 +278,8 @@ def test_changing_a_field_changes_what_is_seen(
 ) -> None:
     """With another value of this field alone, something observable is different."""
     case = CASES[name]
-    table = name.split(".", maxsplit=1)[0].replace("cost", "eval")
+    table = name.split(".", maxsplit=1)[0]
+    table = {"cost": "eval", "dataset": "data"}.get(table, table)
     others: Tables = {table: case.change}
     before, after = seen(place, notes, case, {}), seen(place, notes, case, others)
 

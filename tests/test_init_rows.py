@@ -236,6 +236,31 @@ def test_conversations_without_an_answer_are_left_out_and_noted(tmp_path: Path) 
     assert audited(tmp_path).train["rows"] == made.files[tmp_path / "train.jsonl"]
 
 
+def test_columns_beside_a_conversation_are_used_or_ignored_by_name(tmp_path: Path) -> None:
+    """A system text is used, a description known, what is not understood is named in run.yaml."""
+    beside = {"system": "Be brief.", "colour": "red"}
+    rows = [
+        {"id": n, **beside, "messages": [{"role": "user", "content": q}, TURNS[1]]}
+        for n, q in enumerate(QUESTIONS)
+    ]
+    made = started(tmp_path, rows)
+
+    assert config_of(tmp_path).data.ignore == ("colour",)
+    assert made.notes == ("not used: `id`, `colour`",)
+    assert audited(tmp_path).train["rows"] == made.files[tmp_path / "train.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["images", "rejected", "weight"])
+def test_a_column_that_changes_a_conversation_is_refused(tmp_path: Path, name: str) -> None:
+    """Pictures, preferences and weights are not passed over."""
+    dialogues = [[{"role": "user", "content": q}, TURNS[1]] for q in QUESTIONS]
+
+    with pytest.raises(UsageError) as caught:
+        started(tmp_path, [{"messages": one, name: ["x"]} for one in dialogues])
+
+    assert name in caught.value.problems[0]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -144,7 +144,7 @@ def test_tiny_rows_become_whole_supervised_examples(
     )
     tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "tiny" / "model"))
     described = AutoConfig.from_pretrained(str(tmp_path / "tiny" / "model"))
-    rows = tmp_path / "tiny" / config.data.train
+    rows = tmp_path / "tiny" / config.data.train_sets[0].path
     items = load_examples(
         config.data, rows, tokenizer, max_length=config.train.max_length,
         seq2seq=described.is_encoder_decoder,

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+ONE_FILE, SEVERAL_FILES = "one file", "several files"
+"""The branches of the union `data.train`: pydantic puts them into a place, where no key stands."""
+
 
 def describe_errors(
     error: ValidationError,
@@ -26,7 +29,7 @@ def describe_errors(
     """
     found: dict[str, list[str]] = {}
     for details in error.errors(include_url=False):
-        path = [str(part) for part in details["loc"]]
+        path = [str(one) for one in details["loc"] if one not in {ONE_FILE, SEVERAL_FILES}]
         if details["type"] == "extra_forbidden":
             place, keys = ".".join(map(shorten, path)), keys_at(model, path[:-1])
             near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.6)
@@ -55,6 +58,8 @@ def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     """List the keys of the table at `path` below `model`; empty if there is no such table."""
     table: type[BaseModel] | None = model
     for part in path:
+        if part.isdigit():  # an entry of a list of tables
+            continue
         if table is not None:
             table.model_rebuild()  # a table that names a later one knows it from then on
         field = table.model_fields.get(part) if table else None
@@ -63,8 +68,7 @@ def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def table_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the table behind a field's type, also behind `Table | None`."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+    """Return the table behind a field's type, also in `Table | None` and `str | list[Table]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(table_of, get_args(annotation))), None)

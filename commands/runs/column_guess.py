@@ -13,7 +13,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from commands.runs.columns import Column, answered, columns_of, conversation, nameable
+from commands.runs.columns import (
+    Column,
+    answered,
+    columns_of,
+    conversation,
+    ignorable,
+    is_used,
+    nameable,
+)
 from commands.ui.errors import UsageError
 from trainer.config import EvalTable
 from trainer.config_errors import describe_errors
@@ -44,6 +52,8 @@ class Guess:
     messages: str = ""
     answer: str = ""
     """The column of the answer, or of the conversation."""
+    ignored: tuple[str, ...] = ()
+    """The columns beside a conversation that are not used."""
     labels: tuple[str, ...] = ()
     none: str = ""
     """What stands for no label at all, if the answers are sets of labels."""
@@ -68,9 +78,7 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
     columns = columns_of(rows)
     for column in columns:
         if column.conversations:
-            name = nameable(column.name)
-            notes = [*_cut_conversations(name, rows), *_unused([column], columns, {})]
-            return Guess(messages=name, answer=name, notes=tuple(notes))
+            return _conversations(column, columns, rows)
     plain = [column for column in columns if column.plain]
     folded = {column.folded: column for column in plain}
     answer = next((folded[name] for name in ANSWERS if name in folded), None)
@@ -112,6 +120,18 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
     )
     _check_labels(answer.name, guess)
     return guess
+
+
+def _conversations(column: Column, columns: Sequence[Column], rows: Sequence[Row]) -> Guess:
+    """Return the guess for rows with conversations in a column."""
+    name = nameable(column.name)
+    used = [column, *(one for one in columns if is_used(one))]
+    return Guess(
+        messages=name,
+        answer=name,
+        ignored=ignorable([one for one in columns if one not in used]),
+        notes=(*_cut_conversations(name, rows), *_unused(used, columns, {})),
+    )
 
 
 def _cut_conversations(name: str, rows: Sequence[Row]) -> list[str]:
@@ -226,7 +246,8 @@ def _unused(
     """Return a note that names the columns that are not used, with the reason if there is one."""
     left = [column for column in columns if column not in used]
     named = [
-        f"`{column.name}`" + (f" ({reason})" if reason else "")
+        (f"`{column.name}`" if column.name.strip() else "a column without a name")
+        + (f" ({reason})" if reason else "")
         for column in left
         for reason in [leaks.get(column.name) or column.problem]
     ]

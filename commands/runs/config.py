@@ -25,6 +25,7 @@ from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub
+from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
     DataTable,
@@ -100,13 +101,14 @@ class LoadedConfig:
 
     @property
     def data_files(self) -> dict[str, Path]:
-        """`train` and, if named, `eval`, with their absolute paths; the machine fetches a hub's."""
-        table = self.config.data
-        named = {"train": table.train, "eval": table.eval}
+        """The data files here by their keys, with absolute paths; the machine fetches a hub's.
+
+        The keys are `train`, or `train.0` and so on where several are listed, and `eval` if named.
+        """
         return {
-            key: self.folder / Path(value).expanduser()
-            for key, value in named.items()
-            if value and hub.parse(value) is None
+            key: self.folder / Path(name).expanduser()
+            for key, name in self.config.data.files.items()
+            if hub.parse(name) is None
         }
 
     @property
@@ -221,8 +223,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
     from trainer.data.template import Template, TemplateError
     from trainer.errors import DataError
 
-    faults: list[str] = []
     table = loaded.config.data
+    faults = same_file_twice(loaded.data_files)
     templates: list[Template] = []
     for field, text in (("prompt", table.prompt), ("completion", table.completion)):
         try:
@@ -257,6 +259,17 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         )
 
 
+def same_file_twice(files: Mapping[str, Path]) -> list[str]:
+    """Say which data files to learn from are one file under two names: it would count twice."""
+    places: dict[Path, str] = {}
+    faults = []
+    for key, path in files.items():
+        first = places.setdefault(path.resolve(), key)
+        if key not in {first, "eval"}:
+            faults.append(f"data.{key}: {path}: is `data.{first}` too: list it once, with a weight")
+    return faults
+
+
 def require_weights(loaded: LoadedConfig) -> None:
     """Raise UsageError if the base is a directory here that holds no weights to send."""
     folder = loaded.model_folder
@@ -286,6 +299,7 @@ def row_problems(
     rows: Sequence[Row], templates: Sequence[Template], config: RunConfig
 ) -> list[tuple[int, str]]:
     """Return what is wrong with the rows of one file, each with its number."""
+    from trainer.data.preferences import describe_preferences
     from trainer.data.template import MissingFieldError
 
     there = [one.for_rows(row.fields for row in rows) for one in templates]
@@ -294,7 +308,8 @@ def row_problems(
         try:
             problem = _row_problem(row.fields, there, config)
         except MissingFieldError as error:
-            problem = str(error)
+            kind = describe_preferences(row.fields)
+            problem = f"{error}; {kind}" if kind else str(error)
         if problem:
             found.append((row.number, problem))
     return found
@@ -309,8 +324,12 @@ def _row_problem(
     """
     from trainer.data.chat.conversation import read_conversation
     from trainer.data.chat.markers import require_plain_turns
+    from trainer.data.examples import text_problem
+    from trainer.data.template import Template as Parsed
     from trainer.scoring.answers import label_problem
 
+    if config.data.text is not None:
+        return text_problem(Parsed.parse("{" + config.data.text + "}").render(fields))
     if config.data.messages is not None:
         found = read_conversation(fields, config.data.messages, ignore=config.data.ignore)
         if config.data.chat == "markers":
@@ -347,18 +366,25 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
             return [f"model.id: `{name}/config.json` is not JSON: {error}"]
         except OSError as error:
             return [f"model.id: `{name}/config.json` cannot be read: {error.strerror}"]
-        talks = loaded.config.data.messages is not None
-        if talks and isinstance(described, dict) and described.get("is_encoder_decoder"):
-            why = "is an encoder-decoder, which reads a prompt and no conversation"
-            return [f"data.messages: `{name}` {why}; give `prompt` and `completion`"]
-        tokens = token_faults(folder, described) if isinstance(described, dict) else []
-        return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
+        data = loaded.config.data
+        field = "text" if data.text is not None else "messages"
+        whole = data.text is not None or data.messages is not None
+        if whole and isinstance(described, dict) and described.get("is_encoder_decoder"):
+            what = "no text of its own" if field == "text" else "no conversation"
+            why = f"is an encoder-decoder, which reads a prompt and {what}"
+            return [f"data.{field}: `{name}` {why}; give `prompt` and `completion`"]
+        if not isinstance(described, dict):
+            return []
+        tokens = token_faults(folder, described)
+        refused = base_problems(described, loaded.config.method, name=name)
+        return [*(f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)), *refused]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
         meant, revision = hub.model_in(name)
         if meant:
-            table = f"{{id: {meant}{f', revision: {revision}' * bool(revision)}}}"
-            return [f"model.id: `{shorten(name, SHOWN_MAX)}` is no hub id; write `model: {table}`"]
+            whole_id = f"{{id: {meant}{f', revision: {revision}' * bool(revision)}}}"
+            problem = f"`{shorten(name, SHOWN_MAX)}` is no hub id; write `model: {whole_id}`"
+            return [f"model.id: {problem}"]
         words = "`owner/name` or `name`, of A-Z, a-z, 0-9, `_`, `-` and `.`"
         return [f"model.id: {missing}, and a hub id reads {words}"]
     if "/" not in name:  # `gpt2` is one, and so would be most slips in the name of a directory

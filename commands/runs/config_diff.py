@@ -128,6 +128,7 @@ def changes(
         for key in sorted({*was, *is_now}):
             if was.get(key) != is_now.get(key) and not (table == "method" and key in inherited):
                 found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
+    found.pop("data.day", None)  # the trainer compares tokens: it counts where a template shows it
     found.pop("model.token_env", None)  # who fetches the base decides nothing of the training
     found = _judged_by_content(found, loaded, saved)
     refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
@@ -178,12 +179,27 @@ def _judged_by_content(
         if rows[key] == digest:
             judged.pop(key, None)
         else:
-            name = loaded.config.data.model_dump()[key.partition(".")[2]]
+            name = loaded.config.data.files[key.removeprefix("data.")]
             was = found.get(key, (name, name))[0]
             judged[key] = (_rows_in(was, str(rows[key])), _rows_in(name, digest))
+    if "data.train" in judged and rows:
+        was, is_now = judged["data.train"]
+        if _sets(was, rows) == _sets(is_now, digests(loaded)):
+            del judged["data.train"]
     if "model.id" in judged and _is_one_place(loaded, saved, *judged["model.id"]):
         del judged["model.id"]
     return judged
+
+
+def _sets(train: object, hashes: Mapping[str, object]) -> object:
+    """Describe the data sets of `data.train` by contents and weights; a hub's by their names."""
+    if not isinstance(train, list):
+        return train
+    return [
+        (hashes.get(f"data.train.{at}", one.get("path")), one.get("weight"))
+        for at, one in enumerate(train)
+        if isinstance(one, dict)
+    ]
 
 
 def _rows_in(name: object, digest: str) -> str:

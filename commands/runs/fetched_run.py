@@ -77,7 +77,7 @@ def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
         "hours": receipt.machine_h,
         "redone_steps": receipt.redone_steps,
         # On the machine they have other names.
-        "data": {"train": loaded.config.data.train, "eval": loaded.config.data.eval},
+        "data": loaded.config.data.model_dump(mode="json", include={"train", "eval"}),
         "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
         **_parent(folder, loaded),
     }

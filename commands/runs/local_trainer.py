@@ -19,6 +19,7 @@ from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, read_saved_config
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.payload import build_payload
+from commands.runs.run_day import day_of_run
 from commands.ui.errors import HostError, TrainingError, UsageError
 from commands.ui.output import log
 from trainer.exit_codes import ExitCode
@@ -40,7 +41,8 @@ def local_run_dir(
     with tempfile.TemporaryDirectory(prefix="qft-bench-") as scratch:
         root = Path(scratch)
         base = base or recorded_base(loaded, read_saved_config(folder), folder)
-        payload = build_payload(loaded, root / "staging", base=base)
+        day = day_of_run(loaded, folder)
+        payload = build_payload(loaded, root / "staging", base=base, day=day)
         (root / "data").mkdir()
         for name, path in payload.data.items():
             (root / "data" / name).symlink_to(path.absolute())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +79,27 @@ class Payload:
 
 
 def build_payload(
-    loaded: LoadedConfig, folder: Path, *, write: bool = True, base: HubBase | None = None
+    loaded: LoadedConfig,
+    folder: Path,
+    *,
+    write: bool = True,
+    base: HubBase | None = None,
+    day: date | None = None,
 ) -> Payload:
     """Gather what a run needs, and write its config with the paths that hold on the machine.
 
     `base` is what is recorded of a base on a hub: one that lies here is sent like a directory.
-    Without `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
+    `day` is that on which the run began, which chat templates see there from then on. Without
+    `write` nothing is pushed from it: an onlooker must not touch what a driver pushes.
     """
     import trainer
 
     files = loaded.data_files
-    names = {key: f"{key}{path.suffix.lower()}" for key, path in files.items()}
+    names = {key: f"{key.replace('.', '-')}{_ending(path)}" for key, path in files.items()}
     config = folder / "config.json"
     if write:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(config, machine_tables(loaded, names, base))
+        write_json(config, machine_tables(loaded, names, base, day=day))
     return Payload(
         trainer=Path(trainer.__file__).parent,
         data={names[key]: path for key, path in files.items()},
@@ -102,17 +109,29 @@ def build_payload(
     )
 
 
+def _ending(path: Path) -> str:
+    """Return what says in a file's name of which format it is, `.jsonl.gz` included."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
 def _model_here(loaded: LoadedConfig, base: HubBase | None) -> Path | None:
     """The directory here that is sent as the base, if one is."""
     return loaded.model_folder or (base.folder if base else None)
 
 
 def machine_tables(
-    loaded: LoadedConfig, names: dict[str, str], base: HubBase | None = None
+    loaded: LoadedConfig,
+    names: dict[str, str],
+    base: HubBase | None = None,
+    *,
+    day: date | None = None,
 ) -> dict[str, Any]:
     """The trainer's tables with paths as the machine has them, relative to the run directory."""
     tables = loaded.config.trainer_tables
-    data = {**tables["data"], **{key: f"../data/{name}" for key, name in names.items()}}
+    data = _data_there(tables["data"], {key: f"../data/{name}" for key, name in names.items()})
+    if day is not None:
+        data["day"] = day.isoformat()
     model = {key: value for key, value in tables["model"].items() if key != "token_env"}
     if _model_here(loaded, base) is not None:
         model["id"] = "../model"
@@ -122,3 +141,16 @@ def machine_tables(
     if loaded.config.method.parent is not None:
         method = {**method, "from": "../parent"}
     return {**tables, "data": data, "model": model, "method": method}
+
+
+def _data_there(table: dict[str, Any], there: dict[str, str]) -> dict[str, Any]:
+    """The table `data` with every file that was sent under its name on the machine."""
+    data = {**table, **{key: name for key, name in there.items() if key == "eval"}}
+    if isinstance(table["train"], str):
+        return {**data, "train": there.get("train", table["train"])}
+    alone = there.get("train")  # one file in a list, of weight 1
+    data["train"] = [
+        {**one, "path": there.get(f"train.{at}", alone or one["path"])}
+        for at, one in enumerate(table["train"])
+    ]
+    return data

@@ -18,9 +18,9 @@ NUMBER_MAX = 1e15
 NUMBER_MIN = 1e-30
 PATH_BYTES_MAX = 1024
 NAME_BYTES_MAX = 255
-TEXTS = re.compile(r"data\.(prompt|completion|messages)|eval\.(none|labels|costs)(\..*)?")
+TEXTS = re.compile(r"data\.(prompt|completion|messages|text)|eval\.(none|labels|costs)(\..*)?")
 """What is text of the user's own, in any script, and reaches no program as a word."""
-PATHS = ("data.train", "data.eval", "model.id", "vm.ssh.key")
+PATHS = re.compile(r"data\.(train(\.\d+\.path)?|eval)|model\.id|vm\.ssh\.key")
 WORDS = ("model.id", "model.revision", "vm.ssh.key")
 """What programs or libraries are given as it is, so that it must not look like an option."""
 HUB = "hub:"
@@ -67,7 +67,7 @@ def _of(where: str, value: Any) -> str:
         return f"it holds {odd}, which no name or path has"
     if where in WORDS and value.startswith("-"):
         return f"`{shorten(value, 60)}` begins with `-`, like an option; a path may begin with `./`"
-    if where in PATHS and not value.startswith(HUB):
+    if PATHS.fullmatch(where) and not value.startswith(HUB):
         return _path_problem(value)
     return ""
 

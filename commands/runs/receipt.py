@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
 from infra.run.state import RunState
 from infra.untrusted import number, table, text, whole
+from trainer.rundir.layout import RECEIPT
 from trainer.saving.manifest import directory_name, steps_present
 from trainer.text import duration, inexact
 
@@ -61,6 +63,8 @@ class Receipt:
     adapter: str
     inexact_from: int | None = None
     """First step from which bits may differ from those of an undisturbed run."""
+    day: str | None = None
+    """The day that a chat template saw, in UTC: that on which the run began, unless it says."""
     own: bool = False
     """Whether it was the user's own machine, which costs nothing here."""
     parent: str = ""
@@ -110,6 +114,14 @@ def _is_own(event: Event) -> bool:
     return isinstance(vm, dict) and vm.get("provider") == "ssh"
 
 
+def _day(adapter: Path) -> str | None:
+    """The day that the trainer noted beside the adapter; None if there is none yet."""
+    try:
+        return date.fromisoformat(str(_table(adapter / RECEIPT).get("day"))).isoformat()
+    except ValueError:
+        return None
+
+
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
@@ -130,6 +142,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         machine_h=used.compute_h,
         usd=used.usd,
         simulated=simulated,
+        day=_day(adapter),
         own=any(_is_own(event) for event in events),
         usd_per_h_now=used.usd_per_h_now,
         evictions=state.evictions,

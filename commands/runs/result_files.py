@@ -35,6 +35,8 @@ STEPS_MAX = 99_999_999
 """What fits the name of a checkpoint."""
 STEP_BYTES_MAX = 1000
 """Of one line of the log; it has about 250."""
+PACKED = (".gz", ".parquet")
+"""Endings of data files whose size says little of how many rows are in them."""
 RESTARTS_MAX = 4096
 """Each start of the trainer begins a file of curves."""
 MEBIBYTE = 1 << 20
@@ -154,10 +156,12 @@ def _steps_max(loaded: LoadedConfig, tables: TrainerConfig) -> int:
     train = tables.train
     if train.steps is not None:
         return train.steps
-    file = loaded.data_files.get("train")
-    if file is None or not file.is_file():  # on a hub, or in shards
-        return STEPS_MAX
-    rows = file.stat().st_size // 2 + 1
+    rows = 0.0
+    for key, one in zip(loaded.config.data.files, loaded.config.data.train_sets, strict=False):
+        file = loaded.data_files.get(key)
+        if file is None or not file.is_file() or file.suffix.lower() in PACKED:
+            return STEPS_MAX  # on a hub, in shards, or larger than it looks
+        rows += one.weight * (file.stat().st_size // 2 + 1)
     return min(int((train.epochs or 1.0) * rows / train.batch_size) + 1, STEPS_MAX)
 
 

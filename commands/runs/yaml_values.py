@@ -29,6 +29,8 @@ SHOWN_MAX = 60
 HALVES = re.compile("[\ud800-\udfff]")
 TAG = "tag:yaml.org,2002:"
 START_ONE = "`qft init` writes a run.yaml to start from"
+DATES = {("data", "day")}
+"""Where a date is meant, so that what YAML reads as one needs no quotes."""
 QUOTE = "if the word itself is meant, put it in quotes"
 
 
@@ -211,6 +213,8 @@ class _Reading:
         import yaml
 
         kind = node.tag.removeprefix(TAG)
+        if kind == "timestamp" and where in DATES:
+            return str(node.value)
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self.table(node, where)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":

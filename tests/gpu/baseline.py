@@ -48,7 +48,10 @@ def train(run_dir: Path, notes: Notes) -> None:
     source = models.find_source(config.model, run_dir)
     tokenizer = models.load_tokenizer(source)
     rows = load_examples(
-        config.data, Path(config.data.train), tokenizer, max_length=config.train.max_length
+        config.data,
+        Path(config.data.train_sets[0].path),
+        tokenizer,
+        max_length=config.train.max_length,
     ).items
     precision = models.device_precision(config.train, device=device, seq2seq=False)
     base = models.load_base(source, config.method, precision=precision, device=device)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import sys
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -50,6 +53,18 @@ class Example:
     def prompt_ids(self) -> tuple[int, ...]:
         """The tokens to generate from: exactly those before the completion."""
         return self.input_ids[: self.prompt_length]
+
+
+def tokens_sha256(examples: Iterable[Example]) -> str:
+    """Return one SHA-256 over the ids and labels of all examples, in order."""
+    total = hashlib.sha256()
+    for example in examples:
+        for numbers in (example.input_ids, example.labels):
+            packed = array("i", numbers)
+            if sys.byteorder == "big":
+                packed.byteswap()
+            total.update(len(packed).to_bytes(8, "little") + packed.tobytes())
+    return total.hexdigest()
 
 
 class TooLongError(TrainerError):
@@ -118,6 +133,28 @@ class Codec:
             if found:
                 encoded[at] = self._tokenize([_split_up(text, found)], split_special_tokens=True)[0]
         return encoded
+
+    def encode_written(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize texts in which special tokens count as such, as they do for whoever wrote them.
+
+        Texts that were rendered for a model hold its turns' marks (`<s>[INST] ...`).
+        """
+        return self._tokenize(texts, split_special_tokens=False)
+
+    def frame_text(self, written: list[int]) -> tuple[tuple[int, ...], bool]:
+        """Return a text's tokens between one BOS and an EOS, and whether its end was cut off."""
+        start = len(self.prefix) * (tuple(written[: len(self.prefix)]) == self.prefix)
+        end = () if written[-1:] == [self.eos_id] else (self.eos_id,)
+        ids = (*self.prefix, *written[start:], *end)
+        return ids[: self.max_length], len(ids) > self.max_length
+
+    def framed_length(self, prompt: Sequence[int], completion: Sequence[int]) -> int:
+        """Return the tokens of a row with its frame, however long it is."""
+        first = prompt or completion
+        twice = len(self.prefix) * (tuple(first[: len(self.prefix)]) == self.prefix)
+        end = completion[-1:] != [self.eos_id] and not self.seq2seq
+        answer = 0 if self.seq2seq else len(completion)
+        return len(self.prefix) - twice + len(prompt) + len(self.suffix) + answer + end
 
     def _tokenize(self, texts: Sequence[str], *, split_special_tokens: bool) -> list[list[int]]:
         if not texts:

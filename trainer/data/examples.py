@@ -1,13 +1,15 @@
 """Renders and tokenizes rows to examples, with the same code for training and for inference.
 
 In every example the completion and the EOS are whole and in the loss, the prompt is not, there is
-at most one BOS, and only the prompt is ever truncated.
+at most one BOS, and only the prompt is ever truncated. A plain text is learnt from its first token
+to its EOS; one that is cut has lost its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from trainer.config import DataTable
 from trainer.data.chat.conversation import read_conversation
 from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
+from trainer.data.preferences import bad_answer, describe_preferences
 from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
 from trainer.errors import DataError
@@ -38,6 +41,11 @@ class DataReport:
     tokens: int
     supervised_tokens: int
     longest: int
+    dropped: int = 0
+    """Left out as too long (`data.too_long: drop`)."""
+    dropped_rows: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What is learnt, and perhaps not meant."""
 
     @property
     def expansion(self) -> str | None:
@@ -56,6 +64,87 @@ class Examples:
     report: DataReport
 
 
+@dataclass(kw_only=True)
+class _Collected:
+    """What is made of the rows of one file: examples, rows left out, problems and warnings."""
+
+    table: DataTable
+    path: Path | Shards
+    max_length: int
+    found: list[tuple[Example, bool]] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    bad: Counter[str] = field(default_factory=Counter)
+    """How many rows call what is learnt of them a bad answer, by how they say it."""
+
+    def judge(self, rows: Sequence[Row], learnt: Sequence[str]) -> Iterator[Row]:
+        """Yield the rows, counting those that call one of the `learnt` fields a bad answer."""
+        for row in rows:
+            if why := bad_answer(row.fields, learnt):
+                self.bad[why] += 1
+            yield row
+
+    def add(self, item: Example, *, was_shortened: bool, tokens: int | None = None) -> None:
+        """Take an example, or what `data.too_long` says if it had to be shortened to fit."""
+        if not was_shortened or self.table.too_long == "cut":
+            self.found.append((item, was_shortened))
+        elif self.table.too_long == "drop":
+            self.dropped.append(item.row)
+        else:
+            has = f"{tokens} tokens" if tokens else "more tokens"
+            self.refuse(
+                item.row,
+                f"the row has {has}, and `max_length` is {self.max_length} (`too_long: refuse`); "
+                "raise it, shorten the row, or choose `cut` or `drop`",
+            )
+
+    def fail(self, row: Row, error: MissingFieldError | TooLongError) -> None:
+        """Note why a row gives no example."""
+        if isinstance(error, TooLongError) and self.table.too_long == "drop":
+            self.dropped.append(row.number)
+            return
+        kind = describe_preferences(row.fields) if isinstance(error, MissingFieldError) else ""
+        self.refuse(row.number, f"{error}; {kind}" if kind else str(error))
+
+    def refuse(self, row: int, problem: str) -> None:
+        """Note what is wrong with a row."""
+        self.problems.append(f"{self.path}:{row}: {problem}")
+
+    def report(self) -> DataReport:
+        """Count what was found; raise `DataError` if there is nothing, or any row has a problem."""
+        if self.problems:
+            raise DataError(self.problems)
+        if self.dropped and not self.found:
+            count, most = len(self.dropped), self.max_length
+            why = f"all of its {count} rows have more than {most} tokens (`too_long: drop`)"
+            raise DataError([f"{self.path}: {why}; raise `train.max_length`"])
+        items = [item for item, _ in self.found]
+        dropped = list(dict.fromkeys(self.dropped))  # a row may be several examples
+        truncated = [item.row for item, cut in self.found if cut]
+        return DataReport(
+            path=str(self.path),
+            rows=len({item.row for item in items}),
+            examples=len(items),
+            truncated=len(truncated),
+            truncated_rows=tuple(truncated[:NUMBERS_KEPT_MAX]),
+            tokens=sum(len(item.input_ids) for item in items),
+            supervised_tokens=sum(
+                len(item.labels) - item.labels.count(NOT_TRAINED) for item in items
+            ),
+            longest=max((len(item.input_ids) for item in items), default=0),
+            dropped=len(dropped),
+            dropped_rows=tuple(dropped[:NUMBERS_KEPT_MAX]),
+            warnings=(
+                *self.warnings,
+                *(
+                    f"bad answers among those to learn: {n} ({why}); leave these rows out"
+                    for why, n in self.bad.items()
+                ),
+            ),
+        )
+
+
 def load_examples(
     table: DataTable, path: Path | Shards, tokenizer: Any, *, max_length: int, seq2seq: bool = False
 ) -> Examples:
@@ -64,75 +153,111 @@ def load_examples(
     Raises:
         DataError: with every problem of the file at once, each as `file:row`.
     """
-    codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq)
-    problems: list[str] = []
+    codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq, day=table.day)
+    collected = _Collected(table=table, path=path, max_length=max_length)
     if table.messages is not None:
-        found = _conversations(table, path, codec, problems)
+        _conversations(codec, collected)
+    elif table.text is not None:
+        _plain_texts(codec, collected)
     else:
-        found = _templated(table, path, codec, problems)
-    if problems:
-        raise DataError(problems)
+        _templated(codec, collected)
+    report = collected.report()
+    items = tuple(item for item, _ in collected.found)
     if table.loss_on == "all" and not seq2seq:
-        found = [(replace(item, labels=item.input_ids), cut) for item, cut in found]
-    items = tuple(item for item, _ in found)
-    return Examples(items=items, report=_report(path, found))
+        items = tuple(replace(item, labels=item.input_ids) for item in items)
+        report = replace(report, supervised_tokens=report.tokens)
+    return Examples(items=items, report=report)
 
 
-def _templated(
-    table: DataTable, path: Path | Shards, codec: Codec, problems: list[str]
-) -> list[tuple[Example, bool]]:
-    """Return the examples of rows that fill two templates, and which were truncated."""
-    rows = read_rows(path)
-    prompt_of, completion_of = _parse(table, rows)
+def _templated(codec: Codec, collected: _Collected) -> None:
+    """Make the examples of rows that fill two templates."""
+    rows = read_rows(collected.path)
+    prompt_of, completion_of = _parse(collected.table, rows)
     texts: list[tuple[Row, str, str]] = []
-    for row in rows:
+    for row in collected.judge(rows, completion_of.fields):
         try:
             prompt, completion = prompt_of.render(row.fields), completion_of.render(row.fields)
         except MissingFieldError as error:
-            problems.append(f"{path}:{row.number}: {error}")
+            collected.fail(row, error)
             continue
         for text, template in ((prompt, prompt_of), (completion, completion_of)):
-            problems += [
-                f"{path}:{row.number}: {problem}"
-                for problem in codec.special_tokens_in(text, template)
-            ]
+            for problem in codec.special_tokens_in(text, template):
+                collected.refuse(row.number, problem)
         texts.append((row, prompt, completion))
     prompts = codec.encode([prompt for _, prompt, _ in texts], prompt_of)
     completions = codec.encode([completion for _, _, completion in texts], completion_of)
-    found: list[tuple[Example, bool]] = []
     for (row, prompt, completion), head, tail in zip(texts, prompts, completions, strict=True):
         if not tail or not completion.strip():  # characters that a tokenizer drops are none
             hint = "write a word for it (such as N/A) or leave the row out"
-            problems.append(f"{path}:{row.number}: the completion is empty; {hint}")
+            collected.refuse(row.number, f"the completion is empty; {hint}")
             continue
         try:
             ids, labels, length, cut = codec.assemble(head, tail)
         except TooLongError as error:
-            problems.append(f"{path}:{row.number}: {error}")
+            collected.fail(row, error)
             continue
-        found.append((Example(ids, labels, prompt, completion, row.number, length), cut))
-    return found
+        item = Example(ids, labels, prompt, completion, row.number, length)
+        collected.add(item, was_shortened=cut, tokens=codec.framed_length(head, tail))
 
 
-def _conversations(
-    table: DataTable, path: Path | Shards, codec: Codec, problems: list[str]
-) -> list[tuple[Example, bool]]:
-    """Return the examples of rows with conversations, and which were truncated."""
+def _conversations(codec: Codec, collected: _Collected) -> None:
+    """Make the examples of rows with conversations."""
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
+    table = collected.table
     assert table.messages is not None
     whole = table.loss_on == "all"  # every token once, so one example a conversation
     encoder = ChatEncoder(codec=codec, style=table.chat, answers="last" if whole else table.answers)
-    found: list[tuple[Example, bool]] = []
-    for row in read_rows(path):
+    for row in collected.judge(read_rows(collected.path), [table.messages]):
         try:
             conversation = read_conversation(row.fields, table.messages, ignore=table.ignore)
             if whole:
                 conversation.require_all_learnt()
-            found += encoder.encode(conversation, row=row.number)
+            for item, was_shortened in encoder.encode(conversation, row=row.number):
+                collected.add(item, was_shortened=was_shortened)
         except (MissingFieldError, TooLongError) as error:
-            problems.append(f"{path}:{row.number}: {error}")
-    return found
+            collected.fail(row, error)
+
+
+def _plain_texts(codec: Codec, collected: _Collected) -> None:
+    """Make the examples of rows with a text of which every token is learnt."""
+    if codec.seq2seq:
+        raise DataError(["`data.text`: an encoder-decoder reads a prompt and learns the answer"])
+    template = Template.parse("{" + (collected.table.text or "") + "}")
+    texts: list[tuple[Row, str]] = []
+    for row in collected.judge(read_rows(collected.path), template.fields):
+        try:
+            text = template.render(row.fields)
+        except MissingFieldError as error:
+            collected.fail(row, error)
+            continue
+        if problem := text_problem(text):
+            collected.refuse(row.number, problem)
+        else:
+            texts.append((row, text))
+    controls, seen = {*codec.special_tokens.values()}, set[int]()
+    for (row, text), written in zip(
+        texts, codec.encode_written([text for _, text in texts]), strict=True
+    ):
+        ids, cut = codec.frame_text(written)
+        if not written or len(ids) < 2:  # characters that a tokenizer drops are none
+            collected.refuse(row.number, "the text is empty; leave the row out")
+            continue
+        # Who lets the model go on with a text, to compare models, begins in its middle.
+        item = Example(ids, ids, "", text, row.number, max(1, len(ids) // 2))
+        collected.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
+        seen.update(controls.intersection(written))
+    if seen:
+        marked = [token for token, number in codec.special_tokens.items() if number in seen]
+        collected.warnings.append(
+            f"the texts hold control tokens ({', '.join(marked[:5])}), which count as such: where "
+            "they are only words of a text, leave them out"
+        )
+
+
+def text_problem(text: str) -> str | None:
+    """Return why a text of `data.text` is nothing to learn; None if it is."""
+    return None if text.strip() else "the text is empty; leave the row out"
 
 
 def load_texts(table: DataTable, path: Path | Shards) -> list[tuple[int, str, str]]:
@@ -141,8 +266,9 @@ def load_texts(table: DataTable, path: Path | Shards) -> list[tuple[int, str, st
     Raises:
         DataError: the rows cannot be read, lack a field, or are conversations.
     """
-    if table.messages is not None:
-        raise DataError([f"{path}: conversations are no pairs of prompt and completion"])
+    if table.messages is not None or table.text is not None:
+        what = "conversations" if table.text is None else "texts"
+        raise DataError([f"{path}: {what} are no pairs of prompt and completion"])
     rows = read_rows(path)
     prompt_of, completion_of = _parse(table, rows)
     try:
@@ -220,18 +346,3 @@ def _parse(table: DataTable, rows: Sequence[Row] = ()) -> tuple[Template, Templa
 
 def _in_millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1_000_000 else f"{count:,}"
-
-
-def _report(path: Path | Shards, found: Sequence[tuple[Example, bool]]) -> DataReport:
-    items = [item for item, _ in found]
-    truncated = [item.row for item, cut in found if cut]
-    return DataReport(
-        path=str(path),
-        rows=len({item.row for item in items}),
-        examples=len(items),
-        truncated=len(truncated),
-        truncated_rows=tuple(truncated[:NUMBERS_KEPT_MAX]),
-        tokens=sum(len(item.input_ids) for item in items),
-        supervised_tokens=sum(sum(label != NOT_TRAINED for label in item.labels) for item in items),
-        longest=max((len(item.input_ids) for item in items), default=0),
-    )

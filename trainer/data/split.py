@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHOWN_MAX = 20
+RowPlace = int | str  # a number, or `file:number` where there are several files
 
 
 def is_held_out(group: str, *, share: float, seed: int) -> bool:
@@ -27,15 +28,15 @@ class Duplicates:
 
     exact: int
     near: int
-    across: tuple[tuple[int, int], ...]
+    across: tuple[tuple[RowPlace, RowPlace], ...]
     across_count: int
 
 
 def find_duplicates(
-    train: Sequence[tuple[int, str]], held_out: Sequence[tuple[int, str]] = ()
+    train: Sequence[tuple[RowPlace, str]], held_out: Sequence[tuple[RowPlace, str]] = ()
 ) -> Duplicates:
     """Compare the texts of numbered rows, within the training rows and across to the held-out."""
-    first: dict[str, int] = {}
+    first: dict[str, RowPlace] = {}
     texts: set[str] = set()
     exact = near = 0
     for number, text in train:

@@ -91,7 +91,7 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     workspace = _unpacked_bytes(shape, work)
     if work.dora:
         adapted = (one for block in shape.text_blocks for one in _adapted(block, work))
-        workspace = max(workspace, *(dora_bytes(one, work) for one in adapted))
+        workspace = max([workspace, *(dora_bytes(one, work) for one in adapted)])
     # The head's moment is over before the backward pass of the last layer: the two never add up.
     if logits > live + brief:
         activations = kept
@@ -163,24 +163,33 @@ def _packed_bytes(work: TrainingSetup) -> float:
 
 
 def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
-    """Return what quantised weights take while they are unpacked to be computed with.
+    """Return what weights take that exist in the compute type while they are computed with.
 
-    A linear layer unpacks itself, and again for its backward pass. The experts of a layer are
-    unpacked all at once: with checkpointing those of one layer are there, without it those of all.
+    A quantised linear layer unpacks itself, and again for its backward pass. The experts of a layer
+    are unpacked all at once, as are unquantised ones with their adapter added: with checkpointing
+    those of one layer are there, without it those of all. One that is adapted exists with its
+    adapter and without, one tensor after the other.
     """
-    if work.quant is Quant.NONE:
-        return 0.0
-    size = BYTES[work.precision]
-    widest = max((o.weights for b in shape.text_blocks for o in b.linears), default=0)
+    quantised = work.quant is not Quant.NONE
+    widest = max((o.weights for b in shape.text_blocks for o in b.linears if quantised), default=0)
     layers = [
-        (block.count, [one.weights for one in block.experts if quantises(one, work)])
+        (block.count, [one for one in block.experts if _copied(one, work)])
         for block in shape.text_blocks
     ]
-    # The graph keeps what its inputs' gradients need; beside it, one is packed or gets its own.
-    one_layer = max((sum(each) + max(each, default=0) for _, each in layers), default=0)
-    kept = sum((count - 1) * sum(each) for count, each in layers)
-    experts = one_layer if work.checkpointing else one_layer + max(kept, 0)
-    return float(max(widest, experts) * size)
+    totals = [(count, sum(one.weights for one in each)) for count, each in layers]
+    there = (
+        max(total for _, total in totals)
+        if work.checkpointing
+        else sum(count * total for count, total in totals)
+    )
+    twice = [one.weights for _, each in layers for one in each if _adapts(one.name, work)]
+    experts = there + max(twice, default=0)
+    return float(max(widest, experts) * BYTES[work.precision])
+
+
+def _copied(experts: Experts, work: TrainingSetup) -> bool:
+    """Tell whether a tensor of experts is computed with as a copy: unpacked, or adapted."""
+    return quantises(experts, work) or _adapts(experts.name, work)
 
 
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
@@ -216,7 +225,7 @@ def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
             + sum(
                 one.count * (one.columns + one.rows)
                 for one in block.experts
-                if work.targets is None or one.name in work.targets
+                if _adapts(one.name, work)
             )
         )
         for block in shape.text_blocks
@@ -284,9 +293,13 @@ def _brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
 
 
 def _adapted(block: Block, work: TrainingSetup) -> list[Linear]:
-    if work.targets is None:
-        return list(block.linears)
-    return [one for one in block.linears if one.name in work.targets]
+    return [
+        one for one in block.linears if one.name not in block.unadapted and _adapts(one.name, work)
+    ]
+
+
+def _adapts(name: str, work: TrainingSetup) -> bool:
+    return work.targets is None or name in work.targets
 
 
 def largest_micro_batch(
@@ -367,10 +380,7 @@ def estimate_training(
         "gpu": gpu.name,
         "gpu_bytes": gpu.memory_bytes,
         "parameters": shape.parameters,
-        "active_parameters": shape.parameters
-        - shape.linear_parameters
-        - shape.expert_parameters
-        + shape.active_parameters,
+        "active_parameters": shape.active_in_all,
         "trained_parameters": adapter_parameters(shape, work),
         "tokens": longest,
         "micro_batch": wanted,

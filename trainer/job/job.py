@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer.atomic import RealDisk
-from trainer.config import EvictionBand, load_config
+from trainer.config import EvictionBand, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
@@ -32,12 +32,20 @@ from trainer.rundir.layout import (
     sweep,
 )
 from trainer.rundir.status import HeartbeatWriter, Phase
+from trainer.saving.run_day import fix_day
 from trainer.secret import hidden_in_output, read_secret
 from trainer.text import amount, print_line
 
 
-def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
+def run_job(
+    options: JobOptions,
+    on_message: Callable[[str], None],
+    *,
+    now: Callable[[], datetime] = lambda: datetime.now(tz=UTC),
+) -> None:
     """Do the whole job; return when the adapter is whole and scored.
+
+    A run that begins here begins on the day, in UTC, of `now()`.
 
     Raises:
         Preempted: a notice came; everything done so far is saved.
@@ -49,10 +57,13 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
     flag = PreemptionFlag(time.monotonic)
     with on_signals(flag), alone_in(options.run_dir):  # a SIGTERM is heard from the first moment
         sweep(options.run_dir, disk=RealDisk())
-        heartbeat = HeartbeatWriter(options.run_dir / "status.json", disk=RealDisk(), now=_now)
+        heartbeat = HeartbeatWriter(options.run_dir / "status.json", disk=RealDisk(), now=now)
         with heartbeat, polling(options.metadata_url, flag, on_message):
             try:
-                _do_what_is_missing(options, heartbeat, flag, on_message)
+                config = load_config(options.run_dir / CONFIG)
+                today = now().astimezone(UTC).date()
+                config = fix_day(options.run_dir, config, today=today, disk=RealDisk())
+                _do_what_is_missing(options, config, heartbeat, flag, on_message)
             except Preempted:
                 reason = flag.notice.reason if flag.notice else "notice"
                 heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
@@ -67,11 +78,12 @@ def run_job(options: JobOptions, on_message: Callable[[str], None]) -> None:
 
 def _do_what_is_missing(
     options: JobOptions,
+    config: TrainerConfig,
     heartbeat: HeartbeatWriter,
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
 ) -> None:
-    config = with_parent(load_config(options.run_dir / CONFIG), options.run_dir)
+    config = with_parent(config, options.run_dir)
     permitted_keys(options.allow_change)  # a slip is reported now, not at the first resume
     inputs = data_facts(config, options.run_dir)
     if adapter_done(options.run_dir, config, inputs):
@@ -95,13 +107,16 @@ def _do_what_is_missing(
 
 
 def prepare_environment() -> None:
-    """Set what torch reads when it is imported; call before that.
+    """Set what torch reads when it is imported, and transformers when it loads; call before that.
 
     No compiling: bitsandbytes quantises through `torch.compile` where a C++ compiler happens to be
     installed, which is slow to load and makes the bits of the base depend on the machine. No
     spinning: threads that wait by spinning slow a step on a busy machine tenfold (measured 2.6 s
-    against 36 s with two trainers on two cores); a user's own choice is respected.
+    against 36 s with two trainers on two cores); a user's own choice is respected. No conversion:
+    of a base that has pickled weights only, transformers would ask a service on the hub for others,
+    and hand it the token (`transformers.safetensors_conversion.spawn_conversion`).
     """
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

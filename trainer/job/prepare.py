@@ -21,13 +21,15 @@ from trainer.adapters.parent import (
     require_base_named,
 )
 from trainer.base_limits import embedding_rows, require_embedded
+from trainer.data.codec import tokens_sha256
+from trainer.data.datasets import TrainingRows, load_training_rows
 from trainer.data.examples import Examples
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
 from trainer.job.context import JobContext
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import HASHES, resolve
-from trainer.schedule import Schedule, make_schedule
+from trainer.schedule import Schedule, make_schedule, rows_per_epoch
 from trainer.training.objective import Objective, make_objective
 
 
@@ -38,7 +40,7 @@ class PreparedInputs:
     source: models.Source
     tokenizer: Any
     objective: Objective
-    rows: Examples
+    rows: TrainingRows
     held_out: Examples | None  # read only if they are looked at while training
     schedule: Schedule
     device: torch.device
@@ -56,25 +58,25 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     source = models.find_source(config.model, run_dir, job.options.token)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)
+    models.require_usable(model_config, config.method, source)
     seq2seq = models.is_seq2seq(model_config)
 
     id_count = embedding_rows(model_config.to_dict())
     objective = make_objective(config, tokenizer, seq2seq=seq2seq, embedding_rows=id_count)
-    rows = objective.load(resolve(run_dir, config.data.train))
+    rows = load_training_rows(config.data, lambda name: objective.load(resolve(run_dir, name)))
     wanted = config.data.eval if config.train.validate_every is not None else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
-    for side in filter(None, (rows, held_out)):
-        tokens = ((item.row, (*item.input_ids, *item.labels)) for item in side.items)
+    for items in (rows.items, held_out.items if held_out else ()):
+        tokens = ((item.row, (*item.input_ids, *item.labels)) for item in items)
         require_embedded(tokens, id_count, tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     methods.check_device(config.method, device)
-    schedule = make_schedule(config.train, [len(item.input_ids) for item in rows.items])
+    lengths = [len(item.input_ids) for item in rows.items]
+    schedule = make_schedule(config.train, lengths, rows.shares)
     precision = models.device_precision(config.train, device=device, seq2seq=seq2seq)
-    count = rows.report.expansion or f"{rows.report.rows} rows"
-    job.on_message(
-        f"{count}, {schedule.steps} steps of {config.train.batch_size}; "
-        f"{device.type}, {precision.reason}"
-    )
+    steps = f"{schedule.steps} steps of {config.train.batch_size}"
+    _report_rows(job, rows, f"{steps}; {device.type}, {precision.reason}")
+    _report_dropped(job, "held-out rows", held_out.report.dropped if held_out else 0)
     for line in methods.advice(config.method):
         job.on_message(line)
     job.heartbeat.update(steps=schedule.steps, at_once=True)
@@ -89,6 +91,10 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         data=job.inputs,
         base={"base.model": identity, "base.tokenizer": _tokenizer_sha256(tokenizer)},
         hardware=_hardware(device, threads),
+        tokens={
+            "data.train": tokens_sha256(rows.items),
+            **({"data.eval": tokens_sha256(held_out.items)} if held_out else {}),
+        },
     )
     return PreparedInputs(
         source=source,
@@ -103,6 +109,23 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         model_config=model_config.to_dict(),
         parent=parent,
     )
+
+
+def _report_rows(job: JobContext, rows: TrainingRows, then: str) -> None:
+    """Report how many rows are learnt and `then` how, what was left out, and what may be wrong."""
+    report, in_epoch = rows.report, rows_per_epoch(rows.shares)
+    count = report.expansion or f"{report.rows} rows"
+    weighted = f" ({in_epoch} in an epoch)" if in_epoch != report.examples else ""
+    job.on_message(f"{count}{weighted}, {then}")
+    _report_dropped(job, "rows", report.dropped)
+    for warning in report.warnings:
+        job.on_message(f"warning: {warning}")
+
+
+def _report_dropped(job: JobContext, what: str, count: int) -> None:
+    if count:
+        most = job.config.train.max_length
+        job.on_message(f"{count} {what} have more than {most} tokens and were left out")
 
 
 def _parent(job: JobContext, source: models.Source, identity: str) -> ParentAdapter | None:

@@ -15,7 +15,6 @@ from typing import Any
 
 from trainer import model as models
 from trainer.atomic import RealDisk
-from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
@@ -23,7 +22,7 @@ from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
-from trainer.rundir.layout import CONFIG, alone_in, data_facts
+from trainer.rundir.layout import alone_in, data_facts
 from trainer.rundir.status import HeartbeatWriter, parse_log
 from trainer.saving.checkpoint import load, tensor_chunks
 from trainer.saving.manifest import (
@@ -35,6 +34,7 @@ from trainer.saving.manifest import (
     steps_present,
     verify,
 )
+from trainer.saving.run_day import load_run_config
 from trainer.saving.state import TrainingState, present_tensors
 from trainer.text import positive, print_line
 from trainer.training.loop import train
@@ -76,7 +76,7 @@ def replay(
         heartbeat = HeartbeatWriter(
             run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         )
-        config = with_parent(load_config(run_dir / CONFIG), run_dir)
+        config = with_parent(load_run_config(run_dir), run_dir)
         job = JobContext(
             options=JobOptions(run_dir=run_dir),
             config=config,

@@ -17,6 +17,7 @@ from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.atomic import RealDisk, replace_directory, replace_file
+from trainer.causal_probe import require_causal
 from trainer.device.gpus import TrainingGpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import ConfigError, Preempted
@@ -65,6 +66,7 @@ def run_stages(job: JobContext) -> None:
         device=prepared.device,
         on_share=lambda share: shares.append(report_share(job, share)),
     )
+    require_causal(base, prepared.precision)
     stop_if_preempted(job)
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
     models.require_places(base, max(len(one.input_ids) for one in rows))
@@ -353,6 +355,7 @@ def write_adapter(
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
         "precision": str(prepared.precision.compute),
+        "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
         "base": prepared.fingerprint["base"],
         **({"parent": parent_facts(job)} if prepared.parent else {}),

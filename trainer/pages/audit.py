@@ -14,29 +14,31 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
 from trainer.base_limits import check_token_limits
-from trainer.config import EvalTable, TrainerConfig, load_config
+from trainer.config import EvalTable, TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.datasets import load_training_rows
 from trainer.data.examples import DataReport, Examples, load_examples
-from trainer.data.row_checks import check_files
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
+from trainer.pages.audit_sets import left_out, row_texts, set_lines, set_reports
+from trainer.pages.row_checks import check_files
 from trainer.rundir.layout import resolve
-from trainer.schedule import make_schedule
+from trainer.saving.run_day import load_run_config
+from trainer.schedule import Share, make_schedule
 from trainer.scoring.answers import read_answer
 
 SAMPLES = 5
 BINS = 16
 LABELS_SHOWN_MAX = 30
-ROWS_SHOWN_MAX = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +74,27 @@ def audit(
         ConfigError: nor can they with this base, or this `max_length`.
     """
     length = config.train.max_length
-    sides = [
-        load_examples(
+
+    def load(name: str) -> Examples:
+        return load_examples(
             config.data, resolve(run_dir, name), tokenizer, max_length=length, seq2seq=seq2seq
         )
-        if name
-        else None
-        for name in (config.data.train, config.data.eval)
-    ]
-    train, held_out = sides
-    assert train is not None
-    read = [one for side in sides if side for one in side.items]
+
+    rows = load_training_rows(config.data, load)
+    held_out = load(config.data.eval) if config.data.eval else None
+    train = Examples(items=rows.items, report=rows.report)
+    sides = [*rows.sets, *([held_out] if held_out else [])]
+    read = [item for side in sides for item in side.items]
     tokens = [(one.row, one.input_ids) for one in read]
     tokens += [(one.row, one.labels) for one in read if seq2seq]
     too_long = check_token_limits(base or {}, tokens, tokenizer)
     lengths = [len(item.input_ids) for item in train.items]
-    doubles = find_duplicates(_texts(train), _texts(held_out) if held_out else [])
-    waste, unsorted = _waste(config, lengths)
-    labels = _labels(train, held_out)
+    doubles = find_duplicates(row_texts(rows.sets), row_texts([held_out] if held_out else []))
+    waste, unsorted = _waste(config, lengths, rows.shares)
+    labels = [] if config.data.text else _labels(train, held_out)
     per_label = _per_label(config.eval, train, held_out)
     return Audit(
-        train=asdict(train.report),
+        train=asdict(train.report) | set_reports(rows),
         held_out=asdict(held_out.report) if held_out else None,
         samples=[pieces(item, tokenizer, seq2seq=seq2seq) for item in _spread(train.items)],
         lengths=_histogram(lengths),
@@ -104,17 +106,12 @@ def audit(
         warnings=[
             *too_long,
             *_warnings(config.eval, train, doubles, (labels, per_label)),
+            *train.report.warnings,
             *check_files(
                 config,
                 [
-                    (key, resolve(run_dir, name), side)
-                    for key, name, side in zip(
-                        ("data.train", "data.eval"),
-                        (config.data.train, config.data.eval),
-                        sides,
-                        strict=True,
-                    )
-                    if name and side
+                    (f"data.{key}", resolve(run_dir, name), side)
+                    for (key, name), side in zip(config.data.files.items(), sides, strict=True)
                 ],
                 tokenizer,
             ),
@@ -141,7 +138,12 @@ def as_text(found: Audit) -> str:
     lines = [_side("to learn from", found.train)]
     if found.held_out:
         lines.append(_side("held out", found.held_out))
-    lines += [_dropped(found), "", "what is learnt stands in 【brackets】"]
+    lines += [
+        *set_lines(found.train),
+        left_out(found.train, found.held_out),
+        "",
+        "what is learnt stands in 【brackets】",
+    ]
     for sample in found.samples:
         lines.append(
             "  "
@@ -164,8 +166,7 @@ def as_text(found: Audit) -> str:
             f"duplicates: {found.duplicates.exact} exact, {found.duplicates.near} near, "
             f"{found.duplicates.across_count} held-out rows also to be learnt"
         ),
-        "",
-        "answers (to learn, held out)",
+        *(["", "answers (to learn, held out)"] if found.labels else []),
     ]
     lines += [
         f"  {count:>7} {other:>7}  {_without_control_characters(name)}"
@@ -200,14 +201,16 @@ def as_page(found: Audit, name: str) -> str:
     heads = ("row to learn", "is held-out row")
     across = [html.table(heads, doubles.across)] if doubles.across else []
     legend = html.paragraph("Highlighted tokens are learnt, the others are read.")
-    answers = [html.table(("answer", "to learn", "held out"), found.labels)]
+    answers = [html.table(("answer", "to learn", "held out"), found.labels)] * bool(found.labels)
     if found.per_label:
         answers.insert(0, html.table(("label", "to learn", "held out"), found.per_label))
     plot = html.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
     sections = [
         html.section("Warnings", *map(html.paragraph, found.warnings or ["none"])),
         html.section(
-            "Rows", html.table(("", *keys.values()), rows), html.paragraph(_dropped(found))
+            "Rows",
+            html.table(("", *keys.values()), rows),
+            *map(html.paragraph, [*set_lines(found.train), left_out(found.train, found.held_out)]),
         ),
         html.section("What is learnt", legend, *map(html.marked, found.samples)),
         html.section("Lengths", plot, html.paragraph(waste)),
@@ -228,30 +231,31 @@ def run(args: argparse.Namespace) -> int:
     """Audit a run directory; the text goes to stdout."""
     hint = None
     try:
-        config = load_config(args.run_dir / "config.json")
+        config = load_run_config(args.run_dir)
         hint = hub.rely_on_cache() if _needs_hub(config, args.run_dir) else None
         found = _loaded(config, args.run_dir)
     except (ConfigError, DataError, ConnectionError) as error:
         kind = DataError if isinstance(error, DataError) else ConfigError
         raise kind([str(error), *([hint] if hint else [])]) from error
     if args.html:
-        replace_file(args.html, as_page(found, Path(config.data.train).name), disk=RealDisk())
+        names = ", ".join(Path(one.path).name for one in config.data.train_sets)
+        replace_file(args.html, as_page(found, names), disk=RealDisk())
     sys.stdout.write(json.dumps(asdict(found), indent=1) + "\n" if args.json else as_text(found))
     return ExitCode.DONE
 
 
 def _needs_hub(config: TrainerConfig, run_dir: Path) -> bool:
-    rows = (config.data.train, config.data.eval)
     model = run_dir / Path(config.model.id).expanduser()
-    return not model.is_dir() or any(hub.parse(name) for name in rows if name)
+    return not model.is_dir() or any(map(hub.parse, config.data.files.values()))
 
 
 def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
-    from trainer.model import find_source, is_seq2seq, load_tokenizer
+    from trainer.model import find_source, is_seq2seq, load_tokenizer, require_usable
     from trainer.model import load_config as describe
 
     source = find_source(config.model, run_dir)
     described = describe(source)
+    require_usable(described, config.method, source)
     return audit(
         config,
         run_dir,
@@ -259,10 +263,6 @@ def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
         seq2seq=is_seq2seq(described),
         base=described.to_dict(),
     )
-
-
-def _texts(examples: Examples) -> list[tuple[int, str]]:
-    return [(item.row, item.prompt) for item in examples.items]
 
 
 def _spread(items: Sequence[Example]) -> list[Example]:
@@ -283,21 +283,23 @@ def _histogram(lengths: Sequence[int]) -> list[tuple[str, float]]:
     ]  # fmt: skip
 
 
-def _waste(config: TrainerConfig, lengths: Sequence[int]) -> tuple[float, float]:
+def _waste(
+    config: TrainerConfig, lengths: Sequence[int], shares: Sequence[Share]
+) -> tuple[float, float]:
     """Return the share of padding in the first epoch's batches, as planned and without grouping."""
-    shares = []
+    waste = []
     for grouped in (config.train.group_by_length, False):
         table = config.train.model_copy(
             update={"group_by_length": grouped, "steps": None, "epochs": 1.0}
         )
-        schedule = make_schedule(table, list(lengths))
+        schedule = make_schedule(table, lengths, shares)
         real = computed = 0
         for step in range(1, schedule.steps + 1):
             batch = [lengths[at] for at in schedule.batch(step)]
             real += sum(batch)
             computed += max(batch) * len(batch)
-        shares.append(1 - real / max(computed, 1))
-    return shares[0], shares[1]
+        waste.append(1 - real / max(computed, 1))
+    return waste[0], waste[1]
 
 
 def _labels(train: Examples, held_out: Examples | None) -> list[tuple[str, int, int]]:
@@ -322,17 +324,6 @@ def _per_label(
     learn, keep = counted(train), counted(held_out)
     names = [*table.labels, *([table.none] if table.kind == "multilabel" else [])]
     return [(name, learn[name], keep[name]) for name in names]
-
-
-def _dropped(found: Audit) -> str:
-    """Describe what is dropped (nothing) and which prompts are truncated."""
-    notes = ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
-    for word, side in (("to learn from", found.train), ("held out", found.held_out)):
-        if side and side["truncated"]:
-            shown = [str(row) for row in side["truncated_rows"][:ROWS_SHOWN_MAX]]
-            shown += ["..."] * (side["truncated"] > len(shown))
-            notes.append(f"shortened in the middle, {word}: row {', '.join(shown)}")
-    return "; ".join(notes)
 
 
 def _without_control_characters(text: str) -> str:
@@ -369,8 +360,9 @@ def _warnings(
 
 def _side(word: str, report: dict[str, Any]) -> str:
     rows = f"{report['rows']} rows, {report['tokens']} tokens"
+    counts = DataReport(**{one.name: report[one.name] for one in fields(DataReport)})
     return (
-        f"{word}: {DataReport(**report).expansion or rows}, of which "
+        f"{word}: {counts.expansion or rows}, of which "
         f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
         f"{report['truncated']} prompts shortened"
     )

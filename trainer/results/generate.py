@@ -22,6 +22,7 @@ from trainer.data.examples import encode_prompt, padding_id
 from trainer.data.template import Template
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
+from trainer.saving.run_day import load_run_config
 
 if TYPE_CHECKING:
     from trainer.data.chat.encoder import ChatEncoder
@@ -131,8 +132,10 @@ class Generator:
 
     def codec(self) -> Codec:
         """Return the codec of this model's tokenizer."""
-        length = self.config.train.max_length
-        return Codec.from_tokenizer(self.tokenizer, max_length=length, seq2seq=self.seq2seq)
+        length, day = self.config.train.max_length, self.config.data.day
+        return Codec.from_tokenizer(
+            self.tokenizer, max_length=length, seq2seq=self.seq2seq, day=day
+        )
 
 
 def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Generator:
@@ -143,7 +146,7 @@ def load(run_dir: Path, *, adapter: Path | None, base_only: bool) -> Generator:
     """
     from trainer.model import load_for_inference
 
-    config = load_config(run_dir / "config.json")
+    config = load_run_config(run_dir)
     directory = None if base_only else adapter or run_dir / "adapter"
     if directory is not None and not (directory / "adapter_config.json").is_file():
         raise ConfigError([f"{directory} holds no adapter; train first, or give --adapter"])

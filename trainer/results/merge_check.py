@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from trainer.base_limits import model_rows
-from trainer.config import PrecisionChoice, TrainerConfig, load_config
+from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
 from trainer.device.precision import Precision
@@ -32,7 +32,8 @@ from trainer.exit_codes import ExitCode
 from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.results.base_weights import shard_names
 from trainer.results.quantized_base import MergeBase
-from trainer.rundir.layout import CONFIG, resolve
+from trainer.rundir.layout import resolve
+from trainer.saving.run_day import load_run_config
 
 TOKENS_MAX = 64  # of an answer: models that differ mostly do so early
 ROOM = 1.2  # memory that a model takes, over the size of its weights
@@ -134,7 +135,7 @@ def compare(  # noqa: PLR0913 - three places and how much
     """
     from trainer import model as models
 
-    config = load_config(run_dir / CONFIG)
+    config = load_run_config(run_dir)
     source = models.find_source(config.model, run_dir)
     if base is not None:
         source = replace(source, name=str(base.absolute()), revision=None)
@@ -210,12 +211,17 @@ def _load_rows(
     config: TrainerConfig, run_dir: Path, tokenizer: Any, *, seq2seq: bool, rows: int
 ) -> tuple[list[Example], bool]:
     """Return the rows to compare on, and whether they are held out; without those, learnt ones."""
-    name = config.data.eval or config.data.train
-    found = load_examples(
-        config.data, resolve(run_dir, name), tokenizer,
-        max_length=config.train.max_length, seq2seq=seq2seq,
-    )  # fmt: skip
-    return evenly_spaced(found.items, rows), config.data.eval is not None
+    held_out = config.data.eval
+    names = [held_out] if held_out else [one.path for one in config.data.train_sets]
+    items = [
+        item
+        for name in names
+        for item in load_examples(
+            config.data, resolve(run_dir, name), tokenizer,
+            max_length=config.train.max_length, seq2seq=seq2seq,
+        ).items
+    ]  # fmt: skip
+    return evenly_spaced(items, rows), held_out is not None
 
 
 def _sentence(other: str, found: dict[str, Any]) -> str:

@@ -22,13 +22,14 @@ from typing import Any
 
 from trainer import hub
 from trainer.adapters.methods import saved_format
-from trainer.config import TrainerConfig, load_config
+from trainer.config import DataTable, TrainerConfig
 from trainer.errors import TrainerError
 from trainer.exit_codes import ExitCode
 from trainer.pages import report
 from trainer.pages.run_files import MALFORMED, build_report
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 from trainer.results.export import export
+from trainer.saving.run_day import load_run_config
 
 HUB = "https://huggingface.co"
 SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -104,11 +105,15 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    data = {"train": config.data.train, "eval": config.data.eval} | results["facts"].get("data", {})
+    table = config.data
+    named = table.model_dump(mode="json", include={"train", "eval"})
+    data = named | results["facts"].get("data", {})
     rows = (results["after"] or results["before"] or {}).get("n")
     counted = f"{rows} rows of " if rows else ""
-    scored = f", scored on {counted}`{_data_name(data['eval'])}`" if config.data.eval else ""
-    template = config.data.prompt + config.data.completion
+    scored = f", scored on {counted}`{_data_name(data['eval'])}`" if table.eval else ""
+    template = table.prompt + table.completion
+    whole = f", every token of the column `{table.text}`" if table.text else ""
+    seen = f"; the chat template saw the day {table.day}" if _sees_day(table) else ""
     parent = _parent(config, results["facts"].get("parent"))
     is_adapter = parent and base.on_hub and not merged
     relation: dict[str, Any] = {"base_model_relation": "adapter"} if is_adapter else {}
@@ -127,8 +132,8 @@ def model_card(
         method=config.method,
         train=config.train,
         steps=results["steps"],
-        data=f"learnt from `{_data_name(data['train'])}`{scored}",
-        template=template if config.data.messages is None else None,
+        data=f"learnt from {_data_names(data['train'])}{whole}{scored}{seen}",
+        template=template or None,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", template)), default=0)),
         scores="\n".join(_scores(results, merged=merged)),
         cost="\n".join(_cost(results)),
@@ -284,6 +289,18 @@ def _cost(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _sees_day(table: DataTable) -> bool:
+    """Tell whether a chat template wrote the rows, which may have written the day into them."""
+    return table.messages is not None and table.chat == "template" and table.day is not None
+
+
+def _data_names(train: str | list[dict[str, Any]]) -> str:
+    """Return what was learnt from, with the weights of several files."""
+    if isinstance(train, str):
+        return f"`{_data_name(train)}`"
+    return ", ".join(f"`{_data_name(one['path'])}` (weight {one['weight']:g})" for one in train)
+
+
 def _data_name(name: str) -> str:
     """Return the last part of a file's name, or the whole name of a file on a hub."""
     return name if hub.parse(name) else Path(name).name
@@ -328,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
             "HF_TOKEN is not set\nhint: `export HF_TOKEN=...` with a write token"
         )
     folder = args.folder or args.run_dir / "adapter"
-    config = load_config(args.run_dir / "config.json")
+    config = load_run_config(args.run_dir)
     facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
     called = {"folder": (facts or {}).get("base", ""), "given": args.base}
     base = public_base_name(config.model.id, args.run_dir, **called)

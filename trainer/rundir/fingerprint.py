@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trainer.config import TrainerConfig
@@ -30,16 +31,21 @@ CHANGEABLE = frozenset(
     }
 )  # fmt: skip
 # Not even asked about: they decide when the state is saved, or where files come from, not what is
-# learnt.
+# learnt. The day is seen in the tokens, which are compared, if a template depends on it at all.
 IRRELEVANT = frozenset(
-    {"model.id", "model.revision", "model.token_env", "method.from", "data.train", "data.eval"}
-)
+    {
+        "model.id", "model.revision", "model.token_env", "data.train", "data.eval", "data.day",
+        "method.partly_quantised", "method.from",
+    }
+)  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the
 # facts, so that such a run is still the same run.
 ADDED_LATER: frozenset[str] = frozenset(
     {
         "data.answers",
         "data.ignore",
+        "data.text",
+        "data.too_long",
         "method.init",
         "method.partly_quantised",
         "method.save",
@@ -73,15 +79,23 @@ class Verdict:
 
 
 def take_fingerprint(
-    config: TrainerConfig, *, data: Facts, base: Facts, hardware: Mapping[str, Any]
+    config: TrainerConfig,
+    *,
+    data: Facts,
+    base: Facts,
+    hardware: Mapping[str, Any],
+    tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> Facts:
     """Gather everything that the result depends on as one JSON-safe table.
 
-    `data` holds the SHA-256 of each data file, `base` the identity of model and tokenizer.
+    `data` holds the SHA-256 of each data file, `tokens` that of the examples made of them, `base`
+    the identity of model and tokenizer.
     """
     return {
         "config": flatten_config(config),
         "data": dict(data),
+        "tokens": dict(tokens),
+        "day": None if config.data.day is None else config.data.day.isoformat(),
         "base": dict(base),
         "hardware": dict(hardware),
         "versions": {
@@ -111,10 +125,35 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Iterable
                     inexact.append(line)
             else:
                 refused.append(line + ("" if _changeable(key) else " (this may never change)"))
+    refused += [] if refused else _other_tokens(old, new, permitted)
     for part in ("hardware", "versions"):
         for key, before, after in differences(old.get(part), new.get(part)):
             inexact.append(f"{key}: was {_show(before)}, is {_show(after)}")
     return Verdict(refused=tuple(refused), inexact=tuple(inexact))
+
+
+def _other_tokens(
+    old: Mapping[str, Any], new: Mapping[str, Any], permitted: frozenset[str]
+) -> list[str]:
+    """Say of which rows the tokens are no longer those of the run, with what may be the cause.
+
+    Where config, rows or tokenizer differ, that is told instead. Earlier versions recorded none.
+    """
+    was, is_now = (one.get("tokens") or {} for one in (old, new))
+    causes = [
+        f"{key} was {before}, is {after}"
+        for key, before, after in [
+            *differences(old.get("versions"), new.get("versions")),
+            *differences({"data.day": old.get("day")}, {"data.day": new.get("day")}),
+        ]
+        if key in {"data.day", "tokenizers", "transformers"}
+    ] or ["is it another chat template?"]
+    return [
+        f"tokens of {key}: were {_show(before)}, are {_show(after)}: the same rows give other "
+        f"tokens than when the run began ({'; '.join(causes)})"
+        for key, before, after in differences(was, is_now)
+        if key in was and key in is_now and key not in permitted
+    ]
 
 
 def permitted_keys(allowed: Iterable[str]) -> frozenset[str]:

@@ -24,6 +24,7 @@ ADAPTER = "adapter"
 ADAPTER_PARTIAL = ".adapter.partial"
 SCORED = ".scored.json"  # of which config and data the scores are
 HASHES = ".hashes.json"  # a cache of what the base's files hash to
+DAY = ".day.json"  # on which the run began, if its config does not say
 STAGES = ("before", "after")
 # What decides about an answer of the base: how it is stored and asked.
 SCORE_SETTINGS = (
@@ -32,7 +33,9 @@ SCORE_SETTINGS = (
 )  # fmt: skip
 RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
 # What `replace_file` writes to before it renames: the name, then the process.
-_REPLACED = ("status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES)
+_REPLACED = (
+    "status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES, DAY,
+)  # fmt: skip
 _UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
 
 
@@ -49,20 +52,22 @@ def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> b
         return True
     if not (run_dir / f"eval-{stage}.json").is_file():
         return False
-    return bool(read_table(run_dir / SCORED).get(stage) == scoring_facts(stage, config, inputs))
+    recorded = read_table(run_dir / SCORED).get(stage)
+    return _same_facts(recorded, scoring_facts(stage, config, inputs))
 
 
 def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the score of a stage."""
     flat = {k: v for k, v in flatten_config(config).items() if k.startswith(SCORE_SETTINGS)}
     learnt = training_facts(config, inputs) if stage == "after" else {}
-    return {**flat, **_base_named(config), "data.eval": inputs["data.eval"], **learnt}
+    rows = {"data.eval": inputs["data.eval"], **_day_named(config)}
+    return {**flat, **_base_named(config), **rows, **learnt}
 
 
 def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
     """Tell whether the adapter in `run_dir` is the result of this very config and data."""
     receipt = read_table(run_dir / ADAPTER / RECEIPT)
-    return bool(receipt.get("training") == training_facts(config, inputs))
+    return _same_facts(receipt.get("training"), training_facts(config, inputs))
 
 
 def read_table(path: Path) -> Facts:
@@ -77,9 +82,12 @@ def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the adapter."""
     flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
     chosen_by = {} if config.train.validate_every is None else {"data.eval": inputs["data.eval"]}
-    begun_from = {key: inputs[key] for key in ("method.from",) if key in inputs}
-    learnt = {"data.train": inputs["data.train"], **chosen_by, **begun_from}
-    return {**flat, **_base_named(config), **learnt}
+    learnt = {
+        key: value
+        for key, value in inputs.items()
+        if key.startswith("data.train") or key == "method.from"
+    }
+    return {**flat, **_base_named(config), **learnt, **chosen_by, **_day_named(config)}
 
 
 def _base_named(config: TrainerConfig) -> Facts:
@@ -87,22 +95,36 @@ def _base_named(config: TrainerConfig) -> Facts:
     return {"model.id": config.model.id, "model.revision": config.model.revision}
 
 
+def _day_named(config: TrainerConfig) -> Facts:
+    """Return the day that a chat template sees, nothing before the run has begun."""
+    return {} if config.data.day is None else {"data.day": config.data.day.isoformat()}
+
+
+def _same_facts(recorded: object, now: Facts) -> bool:
+    """Compare facts; earlier versions recorded no day."""
+    before, after = dict(untrusted.table(recorded)), dict(now)
+    days = {before.pop("data.day", None), after.pop("data.day", None)} - {None}
+    return before == after and len(days) < 2
+
+
 def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
     """Return the SHA-256 of the data files, and of the adapter that is gone on from, if any.
+
+    Several files to learn from are `data.train.0` and so on, with their weights beside them.
 
     Raises:
         DataError: one of them cannot be read.
         ConfigError: there is no such adapter.
     """
+    named = {f"data.{key}": name for key, name in config.data.files.items()}
     facts: Facts = {"data.train": None, "data.eval": None}
     missing: list[str] = []
-    for key, name in (("data.train", config.data.train), ("data.eval", config.data.eval)):
-        if name is not None:
-            path = resolve(run_dir, name)
-            try:
-                facts[key] = _digest(path)
-            except OSError as error:
-                missing.append(f"{path}: {error.strerror} (`{key}`)")
+    for key, name in named.items():
+        path = resolve(run_dir, name)
+        try:
+            facts[key] = _digest(path)
+        except OSError as error:
+            missing.append(f"{path}: {error.strerror} (`{key}`)")
     parent = find_parent(config.method, run_dir)
     if parent is not None:
         try:
@@ -111,6 +133,10 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
             missing.append(f"{parent}: {error.strerror} (`method.from`)")
     if missing:
         raise DataError(missing)
+    if "data.train" not in named:
+        del facts["data.train"]
+        for at, one in enumerate(config.data.train_sets):
+            facts[f"data.train.{at}.weight"] = one.weight
     return facts
 
 

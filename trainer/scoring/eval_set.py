@@ -79,17 +79,21 @@ def load_training_texts(
         DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
     """
     assert config.eval is not None
-    if config.data.messages is None:
-        rows = load_texts(config.data, resolve(run_dir, config.data.train))
-    else:  # only the tokenizer's template knows where the last answer of a conversation begins
-        found = _load(config, run_dir, config.data.train, model, tokenizer)
-        rows = [(item.row, item.prompt, item.completion) for item in found.items]
-    completions = [(number, completion) for number, _, completion in rows]
-    references = read_references(completions, config.eval, place=config.data.train)
+    rows: list[tuple[int, str, str]] = []
+    references: list[frozenset[str]] = []
+    for name in (one.path for one in config.data.train_sets):
+        if config.data.messages is None:
+            found = load_texts(config.data, resolve(run_dir, name))
+        else:  # only the tokenizer's template knows where the last answer of a conversation begins
+            loaded = _load(config, run_dir, name, model, tokenizer)
+            found = [(item.row, item.prompt, item.completion) for item in loaded.items]
+        completions = [(number, completion) for number, _, completion in found]
+        references += read_references(completions, config.eval, place=name)
+        rows += found
     return LabelledTexts(
         texts=[prompt for _, prompt, _ in rows],
         labels=indicator_matrix(references, config.eval.labels),
-        written=[completion for _, completion in completions],
+        written=[completion for _, _, completion in rows],
     )
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer import hub
-from trainer.config import load_config
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.model import load_for_inference
-from trainer.rundir.layout import CONFIG, resolve
+from trainer.rundir.layout import resolve
+from trainer.saving.run_day import load_run_config
 from trainer.scoring import evaluate
 from trainer.text import print_line
 
@@ -33,22 +33,21 @@ def rescore(
         ConfigError: the run has no table `eval`, or there is no adapter where one was named.
         DataError: the held-out rows cannot be used.
     """
-    config = load_config(run_dir / CONFIG)
+    config = load_run_config(run_dir)
     if config.eval is None or config.data.eval is None:
         raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
-    rows = {"train": config.data.train, "eval": config.data.eval}
-    places = {  # from anywhere; a name on a hub is one already
-        key: name if hub.parse(name) else str(resolve(run_dir, name)) for key, name in rows.items()
-    }
+    data = config.data.with_paths(  # from anywhere; a name on a hub is one already
+        lambda name: name if hub.parse(name) else str(resolve(run_dir, name))
+    )
     make_deterministic()
     set_threads(config.train)
     model, tokenizer = load_for_inference(config, run_dir, adapter)
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate.run(
             Path(scratch),
-            config.model_copy(update={"data": config.data.model_copy(update=places)}),
+            config.model_copy(update={"data": data}),
             model,
             tokenizer,
             stage="before" if adapter is None else "after",

@@ -14,16 +14,11 @@ from datetime import date, datetime
 from datetime import time as clock_time
 from typing import TYPE_CHECKING, Any
 
-from trainer.data.chat.limits import Limits
+from trainer.data.chat.limits import Limits, TemplateLimitError
 from trainer.data.template import MissingFieldError
 
 if TYPE_CHECKING:
     import jinja2
-
-BROKEN = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError
-)  # fmt: skip
-"""What a program of jinja can raise beside its own errors."""
 
 
 class TemplateRefusal(MissingFieldError):  # noqa: N818 - an answer of the template, not a bug
@@ -104,7 +99,9 @@ class ChatTemplate:
                 self.limits.size(self._length)
         except TemplateError as error:
             raise TemplateRefusal(str(error.message or error)) from error
-        except BROKEN as error:
+        except TemplateLimitError:
+            raise
+        except Exception as error:  # whatever a stranger's program can raise is its refusal
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
         return Rendered(text="".join(pieces), starts=dict(self._starts))
 

@@ -14,9 +14,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.data.chat.answers import Answer, AnswerRenderer, find_special_end
+from trainer.data.chat.answers import Answer, AnswerRenderer
 from trainer.data.chat.conversation import Conversation, Message
 from trainer.data.chat.template import Rendered
+from trainer.data.chat.words import find_special_end
 
 SEARCHED = re.compile(
     r"(?:['\"]([^'\"\n]+)['\"]\s*(?:not\s+)?in\b)"
@@ -110,7 +111,7 @@ class WholeRenderer:
     def _remember(
         self, whole: Rendered, conversation: Conversation, answer: Answer, key: Hashable
     ) -> None:
-        pattern = self.renderer.pattern
+        pattern = self.renderer.ends.pattern
         tokens = [match.group() for match in pattern.finditer(answer.text)]
         if not tokens or not answer.text.endswith(tokens[-1]):
             return

@@ -42,13 +42,15 @@ class Mixture:
     latent: bool = False
     """Keys and values come from a small vector (MLA)."""
     sinks: bool = False
+    shared_unadapted: bool = False
+    """PEFT 0.21 understands the names of its shared experts as those of experts."""
     head_bias: Answer = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEEPSEEK = Mixture(
     attention=BIASED, count=("n_routed_experts",), width="moe_intermediate_size",
-    shared_count="n_shared_experts", dense="first", latent=True,
+    shared_count="n_shared_experts", dense="first", latent=True, shared_unadapted=True,
 )  # fmt: skip
 QWEN_MOE = Mixture(
     attention=replace(QWEN3, head=None), width="moe_intermediate_size", dense="listed"
@@ -82,7 +84,7 @@ MIXTURES: Mapping[str, Mixture] = MappingProxyType(
                 bias="attention_bias", head_norms="head", head_norms_if="use_qk_norm"
             ),
             count=("n_routed_experts",), width="moe_intermediate_size",
-            shared_count="n_shared_experts", dense="first",
+            shared_count="n_shared_experts", dense="first", shared_unadapted=True,
         ),
         "gpt_oss": Mixture(
             attention=replace(BIASED, bias_default=True, head=64), biased=True, sinks=True
@@ -117,13 +119,20 @@ def read_mixture(kind: str, config: Mapping[str, Any]) -> Shape:
     full = _dense_layers(sizes, mixture)
     dense = gated(hidden, sizes.number(mixture.dense_width)) if full else sparse
     head_bias = sizes.number("vocab_size") * sizes.whether(mixture.head_bias)
-    return decoder(
+    shape = decoder(
         sizes,
         lambda at: (attention, dense if at in full else sparse),
         tied=mixture.attention.tied,
         norms=Norms(vectors=vectors),
         other_parameters=vectors * hidden + head_bias,
     )
+    return without_adapters(shape) if mixture.shared_unadapted else shape
+
+
+def without_adapters(shape: Shape) -> Shape:
+    """Return a mixture whose layers of the names of LLaMA's feed-forward part stay frozen."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    return replace(shape, blocks=tuple(replace(one, unadapted=names) for one in shape.blocks))
 
 
 def sparse_feed(sizes: Sizes, mixture: Mixture) -> FeedForward:
