@@ -127,6 +127,7 @@ CASES: Mapping[str, Case] = {
     "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
     "method.from": Case({"from": "parent"}),
     "model.token_env": Case({"token_env": "HF_READ"}, token_name, HUB),
+    "model.new_tokens": Case({"new_tokens": ["<|mood|>"]}),
     "method.kind": Case({"kind": "dora"}),
     "method.r": Case({"r": 2}),
     "method.alpha": Case({"alpha": 2}),

@@ -17,8 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
 from trainer.errors import ConfigError
-from trainer.method_table import MethodTable
+from trainer.method_table import MethodKind, MethodTable
 from trainer.text import bare
+
+ROWLESS = (MethodKind.NOLA, MethodKind.MISS)
+"""The kinds that train no single rows of an embedding: ours has no file for them, PEFT's no key."""
 
 
 class ModelTable(BaseModel):
@@ -41,6 +44,17 @@ class ModelTable(BaseModel):
         description="Name of the variable here that holds a read-only token for the machine; "
         "without it, a gated or private base is fetched here and sent.",
     )
+    new_tokens: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(), description="Tokens to add to the tokenizer, whose rows are trained."
+    )
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _tokens_differ(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        blank = [one for one in tokens if one != one.strip()]
+        if blank or len(set(tokens)) < len(tokens):
+            raise ValueError("tokens must differ, and have no white space around them")
+        return tokens
 
 
 class LrScheduleKind(StrEnum):
@@ -247,6 +261,18 @@ class TrainerConfig(BaseModel):
     eval: EvalTable | None = Field(
         default=None, description="How to score the result; without it nothing is evaluated."
     )
+
+    @model_validator(mode="after")
+    def _rows_of_new_tokens_go_with_the_method(self) -> TrainerConfig:
+        method = self.method
+        if self.model.new_tokens and (method.kind in ROWLESS or method.save or method.parent):
+            other = (
+                "`method.from`: the adapter has its tokens already" if method.parent
+                else "`method.save`: a layer is trained whole, or some of its rows" if method.save
+                else f"`method.kind: {method.kind}`"
+            )  # fmt: skip
+            raise ValueError(f"`model.new_tokens` does not go with {other}")
+        return self
 
     @model_validator(mode="after")
     def _eval_has_rows(self) -> TrainerConfig:

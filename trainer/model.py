@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer.adapters import experts, methods, miss, quantise, saved_modules
+from trainer.adapters import experts, methods, miss, new_tokens, quantise, saved_modules
 from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.parent import ParentAdapter, adapted_layers
@@ -40,6 +40,7 @@ class Source:
     revision: str | None
     trust_remote_code: bool
     token: Secret | None = field(default=None, repr=False, compare=False)
+    new_tokens: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -64,7 +65,10 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
     """
     path = (run_dir / Path(table.id).expanduser()).resolve()
     if path.is_dir():
-        return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
+        return Source(
+            name=str(path), revision=None, trust_remote_code=table.trust_remote_code,
+            new_tokens=table.new_tokens,
+        )  # fmt: skip
     if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
     return Source(
@@ -72,11 +76,18 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
         revision=table.revision,
         trust_remote_code=table.trust_remote_code,
         token=token,
+        new_tokens=table.new_tokens,
     )
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer of the base; raises `ConfigError` if there is none."""
+    """Load the tokenizer of the base, with new tokens; raises `ConfigError` if there is none."""
+    tokenizer = _own_tokenizer(source)
+    new_tokens.add_to(tokenizer, source.new_tokens)
+    return tokenizer
+
+
+def _own_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     with readable_failure(source.name, source.revision):
@@ -84,7 +95,17 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_config(source: Source) -> Any:
-    """Load the description of the base (no weights); raises `ConfigError` if there is none."""
+    """Load the description of the base (no weights); raises `ConfigError` if there is none.
+
+    With new tokens it says how many rows the embedding will have.
+    """
+    found = _own_config(source)
+    if source.new_tokens:
+        new_tokens.grow_config(found, new_tokens.add_to(_own_tokenizer(source), source.new_tokens))
+    return found
+
+
+def _own_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with readable_failure(source.name, source.revision):
@@ -144,6 +165,8 @@ def load_base(
         forbid_repacking(base)
     elif on_share is not None:
         on_share(quantise.measure(base, method.storage))
+    if source.new_tokens:
+        new_tokens.grow(base, _own_tokenizer(source), source.new_tokens)
     return base
 
 
@@ -178,7 +201,7 @@ def _read(
     transformers.utils.logging.disable_progress_bar()  # the log is a file
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    model_config = load_config(source)
+    model_config = _own_config(source)
     require_usable(model_config, method, source)
     family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
@@ -279,12 +302,15 @@ def attach_adapter(
         else adapted_layers(parent, _linear_names(base), every=every)
     )
     saved = saved_modules.find_saved(base, method.save, targets=targets)
-    adapted_experts = find_experts(base, method)
+    adapted_experts = (
+        find_experts(base, method) if parent is None else sorted(parent.settings.target_parameters)
+    )
     settings = methods.settings(
         method,
         targets=targets,
         saved=saved,
         experts=adapted_experts,
+        rows=new_tokens.trained_rows(base),
         seq2seq=is_seq2seq(base.config),
     )
     if method.kind is MethodKind.MISS:
@@ -308,6 +334,7 @@ def attach_adapter(
     experts.adapt_in_four_bits(model)
     saved_modules.record_saved(model, saved)
     saved_modules.train_in_float32(model)
+    new_tokens.train_in_float32(model)
     methods.equip(model, method, train)
     if parent is not None:
         methods.begin_from(model, parent)
@@ -336,8 +363,9 @@ def load_adapter(base: Model, directory: Path) -> Model:
             with experts.shown_plain(base):
                 model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
             experts.adapt_in_four_bits(model)
-            if settings.modules_to_save:  # copied in the type of the base, to which PEFT rounds
+            if settings.holds_weights:  # copied in the type of the base, to which PEFT rounds
                 saved_modules.train_in_float32(model)
+                new_tokens.train_in_float32(model)
                 peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
             return model.eval()
         matrices = saved.lora(directory, None)

@@ -56,6 +56,9 @@ dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
 {%- if method.init != "default" %}
 - first weights: {{ method.init }}
 {%- endif %}
+{%- if new_tokens %}
+- new tokens with rows of their own: {{ new_tokens }}; resize the base to the tokenizer first
+{%- endif %}
 {%- if method.save %}
 - trained whole beside it: {{ method.save | join(", ") }}
 {%- endif %}
@@ -125,6 +128,7 @@ def model_card(
         template_str=CARD,
         base=base.name,
         parent=parent,
+        new_tokens=len(config.model.new_tokens),
         kind="merged model" if merged else "adapter",
         method=config.method,
         train=config.train,
