@@ -221,3 +221,30 @@ def test_what_travels_there_is_its_users_alone(server: sshd.Sshd, tmp_path: Path
     ours = [server.home / "qft", *(server.home / "qft").rglob("*")]
     assert len(ours) > 5
     assert [str(path) for path in ours if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("def f():\n    return ().dtype\nf()", "AttributeError: 'tuple' object has no attribute"),
+        ("import sys\nsys.exit('such is life')", "such is life"),
+        ("import sys\nprint('no network')\nsys.exit(74)", ""),
+        ("import os\nos.kill(os.getpid(), 9)", ""),
+        ("import sys\nsys.exit(78)", ""),
+    ],
+)
+def test_last_words_are_those_of_a_failure_that_will_come_again(
+    server: sshd.Sshd, program: str, words: str
+) -> None:
+    """A traceback has them; a kill, a lost network and a refusal are no such failure."""
+    base = shipped(server)
+    (base / "code/trainer/__main__.py").write_text(program)
+    work, vm = workload(server)
+
+    work.launch(vm)
+    ended(work, vm)
+    view = work.job_status(vm)
+    work.disconnect()
+
+    assert view.error.startswith(words)
+    assert bool(view.error) == bool(words)

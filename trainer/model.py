@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from trainer.adapters import experts, methods, quantise
+from trainer.adapters import experts, methods, miss, new_tokens, quantise, saved_modules
+from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.experts import ExpertQuantiser
+from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.adapters.settings import TENSORS, read_settings
+from trainer.adapters.residual import require_fit
+from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.base_config import base_problems, stored_quantisation
+from trainer.base_family import choose_family
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.precision import Precision, choose_precision
-from trainer.errors import ConfigError, DoesNotFit
-from trainer.hub import hub_is_silent, is_hub_id
-from trainer.method_table import MethodTable, Quant
+from trainer.errors import ConfigError
+from trainer.hub import is_hub_id
+from trainer.load_failures import readable_failure
+from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.schedule import derive_seed
 from trainer.secret import Secret
 
@@ -35,6 +40,7 @@ class Source:
     revision: str | None
     trust_remote_code: bool
     token: Secret | None = field(default=None, repr=False, compare=False)
+    new_tokens: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -59,7 +65,10 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
     """
     path = (run_dir / Path(table.id).expanduser()).resolve()
     if path.is_dir():
-        return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
+        return Source(
+            name=str(path), revision=None, trust_remote_code=table.trust_remote_code,
+            new_tokens=table.new_tokens,
+        )  # fmt: skip
     if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
     return Source(
@@ -67,51 +76,53 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
         revision=table.revision,
         trust_remote_code=table.trust_remote_code,
         token=token,
+        new_tokens=table.new_tokens,
     )
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer of the base; raises `ConfigError` if there is none."""
+    """Load the tokenizer of the base, with new tokens; raises `ConfigError` if there is none."""
+    tokenizer = _own_tokenizer(source)
+    new_tokens.add_to(tokenizer, source.new_tokens)
+    return tokenizer
+
+
+def _own_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
-    with _readable_failure(source):
+    with readable_failure(source.name, source.revision):
         return AutoTokenizer.from_pretrained(source.name, **source.arguments)
 
 
 def load_config(source: Source) -> Any:
-    """Load the description of the base (no weights); raises `ConfigError` if there is none."""
+    """Load the description of the base (no weights); raises `ConfigError` if there is none.
+
+    With new tokens it says how many rows the embedding will have.
+    """
+    found = _own_config(source)
+    if source.new_tokens:
+        new_tokens.grow_config(found, new_tokens.add_to(_own_tokenizer(source), source.new_tokens))
+    return found
+
+
+def _own_config(source: Source) -> Any:
     from transformers import AutoConfig
 
-    with _readable_failure(source):
+    with readable_failure(source.name, source.revision):
         return AutoConfig.from_pretrained(source.name, **source.arguments)
+
+
+def require_usable(model_config: Any, method: MethodTable, source: Source) -> None:
+    """Raise `ConfigError` if a base cannot be trained by this method, by its description alone."""
+    name = Path(source.name).name if source.local else source.name
+    problems = base_problems(model_config.to_dict(), method, name=name)
+    if problems:
+        raise ConfigError(problems)
 
 
 def is_seq2seq(model_config: Any) -> bool:
     """Tell whether the base reads with an encoder and writes with a decoder, as T5 does."""
     return bool(getattr(model_config, "is_encoder_decoder", False))
-
-
-def choose_family(model_config: Any) -> Any:
-    """Return the class of transformers that loads a base: the one of a plain program.
-
-    A multimodal base for which there is no model of the text alone is loaded whole.
-    """
-    import transformers
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL,
-    )
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as WHOLE,
-    )
-
-    if is_seq2seq(model_config):
-        return transformers.AutoModelForSeq2SeqLM
-    kind = type(model_config)
-    only_whole = kind in WHOLE and kind not in CAUSAL
-    remote = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
-    if only_whole and not remote:
-        return transformers.AutoModelForImageTextToText
-    return transformers.AutoModelForCausalLM
 
 
 def device_precision(train: TrainTable, *, device: torch.device, seq2seq: bool) -> Precision:
@@ -154,6 +165,8 @@ def load_base(
         forbid_repacking(base)
     elif on_share is not None:
         on_share(quantise.measure(base, method.storage))
+    if source.new_tokens:
+        new_tokens.grow(base, _own_tokenizer(source), source.new_tokens)
     return base
 
 
@@ -188,11 +201,15 @@ def _read(
     transformers.utils.logging.disable_progress_bar()  # the log is a file
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    model_config = load_config(source)
+    model_config = _own_config(source)
+    require_usable(model_config, method, source)
     family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
-    if method.storage is not Quant.NONE:
+    stored = stored_quantisation(model_config.to_dict())
+    if stored is not None:  # already quantised, as wanted; but its arithmetic is this device's
+        model_config.quantization_config = {**stored, "bnb_4bit_compute_dtype": dtype}
+    elif method.storage is not Quant.NONE:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=not method.storage.four_bit,
             load_in_4bit=method.storage.four_bit,
@@ -201,7 +218,7 @@ def _read(
             bnb_4bit_compute_dtype=dtype,
         )
     with (
-        _readable_failure(source),
+        readable_failure(source.name, source.revision),
         quantise.all_matrices(method.storage, on_empty=on_empty) as quantiser,
     ):
         base, loading = family.from_pretrained(
@@ -266,21 +283,39 @@ def require_places(model: Model, longest: int) -> None:
         raise ConfigError([f"train.max_length: {has}; set it to {limit} or less"])
 
 
-def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model:
-    """Put a fresh trainable adapter on `base`; its first weights depend on the seed only.
+def attach_adapter(
+    base: Model, method: MethodTable, train: TrainTable, *, parent: ParentAdapter | None = None
+) -> Model:
+    """Put a trainable adapter on `base`; its first weights depend on the seed only, or on `parent`.
 
     Raises:
-        ConfigError: a target is no linear layer of this model; the message lists the candidates.
+        ConfigError: a target is no linear layer of this model (the message lists the candidates),
+            or the tensors of `parent` are not those of an adapter on this base.
     """
     import peft
 
     torch.manual_seed(derive_seed(train.seed, "adapter"))
+    every = method.targets == "all-linear"
+    targets = (
+        find_targets(base, method)
+        if parent is None
+        else adapted_layers(parent, _linear_names(base), every=every)
+    )
+    saved = saved_modules.find_saved(base, method.save, targets=targets)
+    adapted_experts = (
+        find_experts(base, method) if parent is None else sorted(parent.settings.target_parameters)
+    )
     settings = methods.settings(
         method,
-        targets=find_targets(base, method),
-        experts=find_experts(base, method),
+        targets=targets,
+        saved=saved,
+        experts=adapted_experts,
+        rows=new_tokens.trained_rows(base),
         seq2seq=is_seq2seq(base.config),
     )
+    if method.kind is MethodKind.MISS:
+        miss.require_linears(base, method, targets)
+    require_fit(base, method, targets=targets, experts=adapted_experts)
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
@@ -297,7 +332,12 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
             )
     base.config.use_cache = False
     experts.adapt_in_four_bits(model)
+    saved_modules.record_saved(model, saved)
+    saved_modules.train_in_float32(model)
+    new_tokens.train_in_float32(model)
     methods.equip(model, method, train)
+    if parent is not None:
+        methods.begin_from(model, parent)
     for name, parameter in trainable(model).items():
         if parameter.dtype is not torch.float32:
             raise TypeError(f"{name} is {parameter.dtype}; trained parameters must be float32")
@@ -315,7 +355,7 @@ def load_adapter(base: Model, directory: Path) -> Model:
     settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        config = peft.LoraConfig(**settings.for_peft())
+        config = miss.peft_settings(settings)
         saved = methods.saved_format(directory)
         if saved.peft_loads:
             if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
@@ -323,6 +363,10 @@ def load_adapter(base: Model, directory: Path) -> Model:
             with experts.shown_plain(base):
                 model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
             experts.adapt_in_four_bits(model)
+            if settings.holds_weights:  # copied in the type of the base, to which PEFT rounds
+                saved_modules.train_in_float32(model)
+                new_tokens.train_in_float32(model)
+                peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
             return model.eval()
         matrices = saved.lora(directory, None)
         model = peft.PeftModel(base, config)
@@ -401,12 +445,10 @@ def find_experts(base: Model, method: MethodTable) -> list[str]:
     expert_names = experts.last_names(base)
     every = method.targets == "all-linear"
     wanted = [name for last, name in expert_names.items() if every or last in method.targets]
-    refusal = experts.refusal(method) if wanted else None
-    if refusal is not None:
-        others = ", ".join(_find_last_names(base, method)) or "none"
-        raise ConfigError(
-            [f"{refusal}; or name the layers to adapt without experts: `targets: [{others}]`"]
-        )
+    layers = _find_last_names(base, method)
+    problem = expert_problem(method, experts=expert_names, layers=layers)
+    if problem is not None:
+        raise ConfigError([problem])
     return sorted(wanted)
 
 
@@ -437,33 +479,6 @@ def _linear_names(base: Model) -> Iterator[str]:
         if isinstance(module, torch.nn.Linear | Conv1D):
             yield name
 
-
-class _readable_failure:  # noqa: N801 - used as a context manager
-    """Turns the many errors of a model that cannot be loaded into one that says what to do."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise DoesNotFit(
-                f"{self._source.name} does not fit into the memory of the device; quantise it "
-                f"(`kind: qlora`), take a smaller base, or rent a larger GPU ({error})"
-            ) from error
-        if error is not None and hub_is_silent(error):
-            raise ConnectionError(f"the hub does not answer: {error}") from error
-        if isinstance(error, _UNUSABLE) and not isinstance(error, torch.AcceleratorError):
-            where = "directory" if self._source.local else f"revision {self._source.revision}"
-            raise ConfigError(
-                [f"model.id: {self._source.name} ({where}) cannot be loaded: {error}"]
-            ) from error
-
-
-# What the libraries raise for a base that is not there, damaged, or needs what is not installed.
-_UNUSABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -25,15 +25,16 @@ from infra.config import BudgetTable, VmTable
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub
+from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
-    DataTable,
     EvalTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
 from trainer.config_errors import describe_errors
+from trainer.data_table import DataTable
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
@@ -365,15 +366,18 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
             return [f"model.id: `{name}/config.json` is not JSON: {error}"]
         except OSError as error:
             return [f"model.id: `{name}/config.json` cannot be read: {error.strerror}"]
-        table = loaded.config.data
-        field = "text" if table.text is not None else "messages"
-        whole = table.text is not None or table.messages is not None
+        data = loaded.config.data
+        field = "text" if data.text is not None else "messages"
+        whole = data.text is not None or data.messages is not None
         if whole and isinstance(described, dict) and described.get("is_encoder_decoder"):
             what = "no text of its own" if field == "text" else "no conversation"
             why = f"is an encoder-decoder, which reads a prompt and {what}"
             return [f"data.{field}: `{name}` {why}; give `prompt` and `completion`"]
-        tokens = token_faults(folder, described) if isinstance(described, dict) else []
-        return [f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)]
+        if not isinstance(described, dict):
+            return []
+        tokens = token_faults(folder, described)
+        refused = base_problems(described, loaded.config.method, name=name)
+        return [*(f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)), *refused]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):
         meant, revision = hub.model_in(name)

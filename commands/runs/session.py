@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
+from commands.runs.base_checks import require_trainable
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, require_weights
 from commands.runs.config_diff import (
@@ -21,6 +22,7 @@ from commands.runs.config_diff import (
     remembered,
     require_same_machine,
 )
+from commands.runs.estimate import described, warn_if_too_large
 from commands.runs.home import (
     RunFolder,
     is_locked,
@@ -32,6 +34,7 @@ from commands.runs.home import (
     run_lock,
 )
 from commands.runs.hub_base import choose_base, require_token
+from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
@@ -130,9 +133,13 @@ def open_session(request: RunRequest) -> Iterator[Session]:
             request.console.log(f"run.yaml changed ({keys}); nothing was trained yet, so it counts")
         request = replace(request, allow_change=remembered(saved, request.allow_change))
         base = _base_of(request, saved, state)
+        if not bound:
+            require_trainable(loaded)
         request = replace(request, account=_account_for_machine(request, base, state))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, request.allow_change, base))
+        if request.parent is not None:
+            keep_parent(request.parent, folder.payload)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
@@ -259,13 +266,17 @@ def _base_of(request: RunRequest, saved: Mapping[str, object], state: RunState) 
     """The base on a hub that the run takes; the hub is asked, where that is still open."""
     if request.goal is Goal.FETCH or is_over(state):
         return recorded_base(request.loaded, saved, request.folder)
-    return choose_base(
+    described_before = described(request.loaded) is not None
+    base = choose_base(
         request.loaded,
         saved,
         request.folder,
         bound=is_bound(state),
         console=request.console,
     )
+    if not described_before:
+        warn_if_too_large(request.loaded, request.console.log)
+    return base
 
 
 def _account_for_machine(

@@ -25,6 +25,7 @@ from infra.run.workload import (
     JobPhase,
     JobView,
 )
+from infra.untrusted import text
 from remote import errors, job, ssh
 from remote.clean_environment import clean
 from remote.setup.failures import explain_failure
@@ -42,6 +43,14 @@ LOG_TAIL_BYTES = 2000
 FAILURES_BORNE = 2
 NEVER_AGAIN = (126, 127)
 """Exit codes of what may not run or is not there, as shells tell them: it ends so every time."""
+MAY_END_OTHERWISE = (
+    None,
+    ExitCode.BUSY,
+    ExitCode.FAILED_IO,
+    ExitCode.INTERRUPTED,
+    *ssh.KILLED,
+)
+"""Exit codes of a trainer that was stopped or killed, or lacked disk, network or hub."""
 UP = "../../../"
 """From the job's working directory to the user's home."""
 OURS = f"{UP}qft/venv-"
@@ -155,10 +164,25 @@ class SshWorkload:
             phase=_PHASES[status.state],
             outcome=_outcome(status),
             exit_code=status.exit_code,
+            error=self._last_words(vm, status, heartbeat),
             step=heartbeat.step or 0,
             steps=heartbeat.steps or 0,
             heartbeat=heartbeat,
         )
+
+    def _last_words(self, vm: Vm, status: job.JobStatus, heartbeat: Heartbeat) -> str:
+        """What a trainer said that failed by itself; empty if it runs, or was made to end.
+
+        By these words it is known that it fails in the same way again.
+        """
+        if _outcome(status) is not JobOutcome.CRASHED or status.exit_code in MAY_END_OTHERWISE:
+            return ""
+        if heartbeat.error:
+            return heartbeat.error
+        with self._translated():
+            log = self._job(vm).tail(-LOG_TAIL_BYTES).data.decode("utf-8", "replace")
+        lines = [line.strip() for line in log.splitlines() if line.strip()]
+        return text(lines[-1]) or "" if lines else ""
 
     def _not_started(self, vm: Vm, code: int) -> HostUnfit:
         """What keeps the trainer from starting: nothing that it could do better the next time."""

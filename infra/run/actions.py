@@ -62,6 +62,8 @@ class RecordExit:
     exit_code: int | None
     step: int
     crash: bool
+    error: str = ""
+    """Its last words, if every start would end with them; else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)

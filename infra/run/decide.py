@@ -302,7 +302,8 @@ def _follow(state: RunState, job: JobView | None, plan: RunPlan) -> Action:
     if job.outcome is JobOutcome.PREEMPTED and job.silent_s < policy.preempt_grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")
     crash = job.outcome is not JobOutcome.PREEMPTED
-    return RecordExit(exit_code=job.exit_code, step=job.step, crash=crash)
+    error = job.error if crash else ""
+    return RecordExit(exit_code=job.exit_code, step=job.step, crash=crash, error=error)
 
 
 def _follow_running(state: RunState, job: JobView, plan: RunPlan) -> Action:
@@ -320,7 +321,14 @@ def _follow_running(state: RunState, job: JobView, plan: RunPlan) -> Action:
 
 
 def _launch_again(state: RunState, policy: Policy) -> Action:
-    """Start a trainer that ended; crashes that get no further are a failure, not bad luck."""
+    """Start a trainer that ended; crashes that get no further are a failure, not bad luck.
+
+    Two that end with the same words are enough: the third would end with them, too.
+    """
+    if state.failure_repeated and state.failure is not None:
+        where = f"step {state.failure.step}" if state.failure.step else "its start"
+        reason = f"the trainer failed twice in the same way at {where}: {state.failure.error}"
+        return Finish(ending=RunEnd(outcome=Outcome.TRAINING_FAILED, reason=reason))
     last = state.crashes[-policy.crash_limit :]
     if len(last) == policy.crash_limit and max(last) == last[0]:
         beyond = "" if len(set(last)) == 1 else "or before "

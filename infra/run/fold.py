@@ -20,7 +20,7 @@ from infra.run.billing_spans import (
     without_compute,
 )
 from infra.run.journal import Event, JournalDamaged, Kind, Outcome
-from infra.run.state import RunEnd, RunState, UnexplainedStop
+from infra.run.state import Failure, RunEnd, RunState, UnexplainedStop
 from infra.run.stop_reasons import (
     after_late_refusal,
     describe_user_stop,
@@ -75,6 +75,8 @@ def _run_resumed(state: RunState, event: Event) -> RunState:
         ending=None,
         stopped_by_user="",
         crashes=(),
+        failure=None,
+        failure_repeated=False,
         unreachable=0,
         prepared=False,
         safeguards_set_at_s=0.0,
@@ -260,16 +262,28 @@ def _evict_requested(state: RunState, event: Event) -> RunState:
 
 
 def _trainer_exited(state: RunState, event: Event) -> RunState:
-    crashes = state.crashes
-    if event.data["crash"]:
-        crashes = (*crashes, event.data["step"])
-    return replace(state, launched=False, crashes=crashes)
+    if not event.data["crash"]:
+        return replace(state, launched=False)
+    failure = Failure(
+        step=event.data["step"],
+        exit_code=event.data["exit_code"],
+        error=event.data.get("error", ""),
+    )
+    return replace(
+        state,
+        launched=False,
+        crashes=(*state.crashes, failure.step),
+        failure=failure,
+        failure_repeated=failure.repeats(state.failure),
+    )
 
 
 def _trainer_hung(state: RunState, event: Event) -> RunState:
     return replace(
         state,
         launched=False,
+        failure=None,
+        failure_repeated=False,
         hangs=state.hangs + 1,
         crashes=(*state.crashes, event.data["step"]),
     )

@@ -77,6 +77,20 @@ class UnexplainedStop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How the trainer failed by itself: at which step, with which exit code and last words."""
+
+    step: int
+    exit_code: int | None
+    error: str
+    """Empty if another start may well end otherwise, as after a kill or a lost network."""
+
+    def repeats(self, before: Failure | None) -> bool:
+        """Whether the start before ended in the very same way, without a step in between."""
+        return bool(self.error) and self == before
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     """The state of a run, derived from the journal alone: it survives this computer."""
 
@@ -119,6 +133,10 @@ class RunState:
     """Boots since new work came home that failed, or were given up because SSH did not answer."""
     crashes: tuple[int, ...] = ()
     """Steps at which the trainer ended by itself, in order."""
+    failure: Failure | None = None
+    """The last of them, if how it ended is known."""
+    failure_repeated: bool = False
+    """Whether the last two were the same: the next start would end so, too."""
     hangs: int = 0
     refusals: tuple[Refusal, ...] = ()
     rehearsed: frozenset[int] = frozenset()

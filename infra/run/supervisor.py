@@ -143,8 +143,9 @@ class Supervisor:
                 return self._abandon_boot(reason, plan)
             case act.RecordTrained():
                 self._record(Kind.TRAINED)
-            case act.RecordExit(exit_code=code, step=step, crash=crash):
-                self._record(Kind.TRAINER_EXITED, exit_code=code, step=step, crash=crash)
+            case act.RecordExit(exit_code=code, step=step, crash=crash, error=error):
+                words = {"error": error} if error else {}
+                self._record(Kind.TRAINER_EXITED, exit_code=code, step=step, crash=crash, **words)
             case _:
                 self._work(action, self._machine(), plan)
         return None

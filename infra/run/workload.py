@@ -39,6 +39,8 @@ class JobView:
     """How it ended; None while it has not."""
     exit_code: int | None = None
     """None if it is not over, or was killed before it could leave one."""
+    error: str = ""
+    """The last words of one that failed by itself; empty if another start may end otherwise."""
     step: int = 0
     steps: int = 0
     stalled_s: float = 0.0

@@ -20,18 +20,8 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from trainer.method_table import MethodKind, MethodTable
-
 ELEMENTS_MAX = (1 << 31) - 1
 """Of one tensor: bitsandbytes counts elements in 32 bits."""
-UNADAPTABLE = (
-    MethodKind.DORA,
-    MethodKind.QDORA,
-    MethodKind.DYLORA,
-    MethodKind.QDYLORA,
-    MethodKind.NOLA,
-)
-"""The kinds that have no form for experts: PEFT's DoRA, and our own two, which act on layers."""
 
 
 def expert_tensors(model: Any, *, also: Collection[str] = ()) -> dict[str, tuple[int, ...]]:
@@ -207,15 +197,6 @@ def adapt_in_four_bits(model: Any) -> None:
             continue
         if (id(module.get_base_layer()), module.parameter_name) in in_four_bits:
             module.__class__ = FourBitParamWrapper
-
-
-def refusal(method: MethodTable) -> str | None:
-    """Return why experts cannot be adapted by this method, None if they can."""
-    if method.kind in UNADAPTABLE:
-        return f"method.kind: {method.kind} cannot adapt the experts of a mixture"
-    if method.dropout:
-        return "method.dropout: PEFT has no dropout in front of experts; set `dropout: 0`"
-    return None
 
 
 def last_names(model: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -250,11 +250,12 @@ def _needs_hub(config: TrainerConfig, run_dir: Path) -> bool:
 
 
 def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
-    from trainer.model import find_source, is_seq2seq, load_tokenizer
+    from trainer.model import find_source, is_seq2seq, load_tokenizer, require_usable
     from trainer.model import load_config as describe
 
     source = find_source(config.model, run_dir)
     described = describe(source)
+    require_usable(described, config.method, source)
     return audit(
         config,
         run_dir,
@@ -359,8 +360,9 @@ def _warnings(
 
 def _side(word: str, report: dict[str, Any]) -> str:
     rows = f"{report['rows']} rows, {report['tokens']} tokens"
+    counts = DataReport(**{one.name: report[one.name] for one in fields(DataReport)})
     return (
-        f"{word}: {DataReport(**report).expansion or rows}, of which "
+        f"{word}: {counts.expansion or rows}, of which "
         f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
         f"{report['truncated']} prompts shortened"
     )

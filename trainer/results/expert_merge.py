@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer.adapters.experts import expert_tensors
+from trainer.base_family import choose_family
 from trainer.results.base_weights import NoBaseError, stored_name
 
 CACHED = 2
@@ -174,8 +175,6 @@ def empty_model(base: Path, *, trust_remote_code: bool = False) -> Any:
         NoBaseError: it describes none that transformers knows.
     """
     import transformers
-
-    from trainer.model import choose_family
 
     try:
         config = transformers.AutoConfig.from_pretrained(
