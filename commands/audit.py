@@ -13,8 +13,9 @@ from commands.runs.config import check_data_and_model
 from commands.runs.extras import READS, demand
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
-from commands.runs.hub_base import inspect_base
+from commands.runs.hub_base import base_begun_with, inspect_base
 from commands.runs.local_trainer import local_run_dir, output_of
+from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data
@@ -45,15 +46,16 @@ def audit(wanted: str, *, html: str, as_json: bool) -> str:
     if html:
         check_page(Path(html))
     home = qft_home(environment())
-    loaded = find_config(wanted, home)
+    loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
-    answer = inspect_base(loaded, log)
+    run = run_folder(home, loaded.config.name)
+    answer = inspect_base(loaded, log, base_begun_with(loaded, run))
     require_trainable(loaded)
     demand(READS, "`qft audit`", home)
     flags = ["--html", str(Path(html).absolute())] if html else []
     flags += ["--json"] if as_json else []
     base = answer.base if answer else None  # of it, an audit reads the description alone
-    with local_run_dir(loaded, run_folder(home, loaded.config.name), base) as run_dir:
+    with local_run_dir(loaded, run, base) as run_dir:
         audited = output_of("audit", "--run-dir", str(run_dir), *flags, as_json=as_json)
     return audited.rstrip("\n")
 

@@ -24,7 +24,8 @@ from commands.runs.estimate import (
 )
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
-from commands.runs.home import environment, qft_home
+from commands.runs.home import environment, qft_home, run_folder
+from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
@@ -190,9 +191,10 @@ class PlanPage:
 def make_plan(wanted: str) -> PlanPage:
     """Ask the provider for offers and add up the worst case."""
     home = qft_home(environment())
-    loaded = find_config(wanted, home)
+    loaded, _ = resolve_parent(find_config(wanted, home), home)
     check_data_and_model(loaded)
-    base = hub_base.inspect_base(loaded, log)
+    begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
+    base = hub_base.inspect_base(loaded, log, begun)
     require_trainable(loaded)
     require_embedded_tokens(loaded)
     vm, table = loaded.config.vm, loaded.config.budget

@@ -143,6 +143,8 @@ def _replay_on_machine(
                 raise UsageError("nothing was trained on this machine yet")
             python = strip_clean_environment(running.argv)[0]
             words = [python, "-m", "trainer", "verify", "--run-dir", "../run", *more]
+            if loaded.config.model.token_env:  # trained there, the base is in the cache there
+                words = ["env", "HF_HUB_OFFLINE=1", *words]
             words = clean(words, ours=python.startswith(OURS))
             go = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "verify", layout.code, *words]
             done = connection.run(go, timeout_s=REPLAY_S_MAX, check=False)

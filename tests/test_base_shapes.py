@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,17 @@ from support.tiny import make_config
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import GPUS
-from trainer.device.memory import TrainingSetup, base_bytes, estimate_training
+from trainer.device.memory import (
+    TrainingSetup,
+    adapter_parameters,
+    base_bytes,
+    estimate,
+    estimate_training,
+)
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
+from trainer.method_table import MethodKind, MethodTable
 
+ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {**MIXTURES, **MULTIMODAL}
 DENSE = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -57,7 +66,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("seed_oss", DENSE), ("seed_oss", {**DENSE, "attention_out_bias": True, "mlp_bias": True}),
     ("seed_oss", {**DENSE, "attention_bias": False}),
     ("olmo", DENSE), ("olmo2", DENSE), ("olmo3", DENSE), ("exaone4", DENSE),
-    ("ernie4_5", DENSE), ("ernie4_5", {**DENSE, "use_bias": True}),
+    ("ernie4_5", DENSE), ("ernie4_5", {**DENSE, "head_dim": None}), ("ernie4_5", {**DENSE, "use_bias": True}),
     ("glm", DENSE), ("glm", {**DENSE, "attention_bias": False}), ("glm4", DENSE),
     ("phi3", DENSE), ("stablelm", DENSE),
     ("stablelm", {**DENSE, "use_qkv_bias": True, "use_parallel_residual": True}),
@@ -71,6 +80,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {**DENSE, "new_decoder_architecture": True, "num_kv_heads": 2,
                 "num_ln_in_parallel_attn": 1}),
     ("falcon", {**DENSE, "parallel_attn": False, "multi_query": False, "bias": True}),
+    ("falcon", {**DENSE, "new_decoder_architecture": True, "parallel_attn": False}),
     ("gpt2", GPT), ("gpt2", {**GPT, "n_inner": 100, "tie_word_embeddings": False}),
     ("gptj", {**GPT, "rotary_dim": 8}),
     ("opt", {**DENSE, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 30}),
@@ -84,7 +94,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("qwen2_moe", SHARED), ("qwen2_moe", {**SHARED, "decoder_sparse_step": 2}),
     ("qwen2_moe", {**SHARED, "qkv_bias": False, "mlp_only_layers": [0, 2]}),
     ("qwen3_moe", QWEN_MOE), ("qwen3_moe", {**QWEN_MOE, "head_dim": 24, "mlp_only_layers": [1]}),
-    ("deepseek_v2", LATENT), ("deepseek_v2", {**LATENT, "q_lora_rank": None}),
+    ("deepseek_v2", {**LATENT, "mlp_bias": True}), ("deepseek_v2", {**LATENT, "q_lora_rank": None}),
     ("deepseek_v3", LATENT), ("deepseek_v3", {**LATENT, "attention_bias": True}),
     ("glm4_moe", {**LATENT, "use_qk_norm": True, "attention_bias": True}), ("glm4_moe", LATENT),
     ("llama4_text", {**MOE, "intermediate_size_mlp": 112, "interleave_moe_layer_step": 2}),
@@ -100,6 +110,8 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("qwen2_vl", {**DENSE, "vision_config": {"depth": 2, "embed_dim": 48, "hidden_size": 64,
                                              "mlp_ratio": 2, "num_heads": 4}}),
     ("qwen2_vl", {"text_config": {**DENSE, "model_type": "qwen2_vl_text"}}),
+    ("qwen2_vl", {"text_config": {**DENSE, "tie_word_embeddings": True}}),
+    ("qwen3_vl", {"text_config": {**DENSE, "tie_word_embeddings": True}}),
     ("qwen2_5_vl", {**DENSE, "vision_config": QWEN_TOWER, "tie_word_embeddings": True}),
     ("qwen3_vl", {"text_config": DENSE, "tie_word_embeddings": True, "vision_config": {
         **QWEN_TOWER, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}}),
@@ -144,6 +156,19 @@ def test_every_architecture_with_a_formula_is_held_by_a_count() -> None:
     inner = {one.get("model_type") for _, config in SMALL for one in config.values()
              if isinstance(one, dict)}  # fmt: skip
     assert {kind for kind, _ in SMALL} | inner >= SUPPORTED - INSIDE_ONLY - NOT_IN_TRANSFORMERS
+
+
+def test_the_documents_name_every_architecture_and_its_figures() -> None:
+    """`docs/bases.md` lists what has a formula, and the published bases as the formula has them."""
+    page = (ROOT / "docs" / "bases.md").read_text(encoding="utf-8")
+    work = TrainingSetup(tokens=1, precision=PrecisionChoice.BF16)
+
+    assert {kind for kind in SUPPORTED if f"`{kind}`" not in page} == set()
+    for name, one in PUBLIC.items():
+        shape = read_shape(one.config)
+        gb = base_bytes(shape, work) / 1e9
+        row = f"| {name} | {shape.parameters / 1e9:.2f} B | {shape.active_in_all / 1e9:.2f} B | "
+        assert f"{row}{gb:.2f} GB | {gb:.2f} GB |" in page
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -205,6 +230,40 @@ def test_time_follows_the_experts_that_are_chosen(tmp_path: Any) -> None:
     assert mixture.parameters > 6 * one.parameters
 
 
+FIRST = dict(reversed(SMALL))
+ADAPTED = (
+    "llama", "phi3", "opt", "falcon", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss",
+    "deepseek_v3", "glm4_moe", "llama4", "granitemoeshared", "qwen3_next", "qwen3_5_moe", "gemma3",
+    "qwen2_5_vl", "qwen3_vl_moe",
+)  # fmt: skip
+
+
+# PEFT 0.21 asks transformers 5.23 by a name that the latter is about to drop.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_the_adapter_has_the_numbers_that_the_trainer_puts_on(kind: str) -> None:
+    """Experts have a pair of matrices each, what sees has none, PEFT's blind spots are left out."""
+    import peft
+
+    from trainer import model as models
+    from trainer.adapters import methods
+    from trainer.adapters.saved_modules import SavedModules
+
+    described = {"model_type": kind, **FIRST[kind]}
+    base, method = build_empty(described), MethodTable(kind=MethodKind.LORA, r=4)
+    settings = methods.settings(
+        method,
+        targets=models.find_targets(base, method),
+        experts=models.find_experts(base, method),
+        saved=SavedModules(names=(), tied=False),
+        seq2seq=models.is_seq2seq(base.config),
+    )
+    adapted = peft.get_peft_model(base, settings)
+    trained = sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+    assert adapter_parameters(read_shape(described), TrainingSetup(tokens=1, r=4)) == trained
+
+
 WRONG: list[tuple[str, object]] = [
     ("hidden_size", "4096"), ("hidden_size", None), ("hidden_size", -1), ("hidden_size", 0),
     ("hidden_size", 4096.5), ("hidden_size", 1 << 40), ("hidden_size", True),
@@ -260,3 +319,6 @@ def test_no_config_whatever_is_a_crash(seed: int) -> None:
             continue
         assert Shape.from_plain(shape.to_plain()) == shape
         assert shape.parameters > 0
+        for targets in (None, ("of_no_layer",)):
+            work = TrainingSetup(tokens=8, dora=True, targets=targets, checkpointing=False)
+            assert estimate(shape, work).reserved > 0

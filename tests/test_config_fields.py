@@ -17,14 +17,15 @@ import torch
 from accelerate.state import AcceleratorState
 from pydantic import BaseModel
 from support import tiny
+from support.models import make_adapter
 from support.rig import outcome, rig, saves_in_step
 
 from trainer import config as tables
 from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
-from trainer.config_errors import table_of
-from trainer.dataset_table import DatasetTable
+from trainer.config_errors import keys_at, table_of
+from trainer.data_table import DatasetTable
 from trainer.errors import ConfigError, DataError
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
@@ -32,6 +33,7 @@ from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
 from trainer.scoring.rescore import rescore
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 Tables = Mapping[str, Mapping[str, Any]]
 LABEL: Tables = {
     "eval": {"kind": "label", "labels": list(tiny.MOODS)},
@@ -123,12 +125,16 @@ CASES: Mapping[str, Case] = {
     "model.id": Case({"id": "other"}),
     "model.revision": Case({"revision": "v2"}, source, HUB),
     "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
+    "method.from": Case({"from": "parent"}),
     "model.token_env": Case({"token_env": "HF_READ"}, token_name, HUB),
+    "model.new_tokens": Case({"new_tokens": ["<|mood|>"]}),
     "method.kind": Case({"kind": "dora"}),
     "method.r": Case({"r": 2}),
     "method.alpha": Case({"alpha": 2}),
     "method.dropout": Case({"dropout": 0.5}),
     "method.targets": Case({"targets": ["q_proj"]}),
+    "method.init": Case({"init": "gaussian"}),
+    "method.save": Case({"save": ["embed_tokens"]}),
     "method.quant": Case({"quant": "nf4"}, around={"method": {"kind": "rslora"}}),
     "method.double_quant": Case({"double_quant": False}, around={"method": {"kind": "qlora"}}),
     "method.partly_quantised": Case({"partly_quantised": True}, admitted, QUANTISED),
@@ -202,6 +208,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("model", "other")):
         tiny.make_model(root / name, seed=seed)
         tokenizer.save_pretrained(str(root / name))
+    make_adapter(root / "model", root / "parent")
     for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4), ("other.jsonl", 9, 7)):
         rows = tiny.make_rows(root / name, count + first).read_text().splitlines()[first:]
         talks = [
@@ -234,7 +241,8 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
     for layer in (case.around, changes):
         for table, fields in layer.items():
             settings[table] = {**settings.get(table, {}), **fields}
-    for table, key in (("model", "id"), ("data", "train"), ("data", "eval")):
+    paths = (("model", "id"), ("method", "from"), ("data", "train"), ("data", "eval"))
+    for table, key in paths:
         value = settings[table].get(key)
         if isinstance(value, list):
             named = [{"path": one} if isinstance(one, str) else one for one in value]
@@ -258,7 +266,7 @@ def test_every_field_has_a_case() -> None:
     fields = {
         f"{table.__name__.removesuffix('Table').lower()}.{key}"
         for table in walked
-        for key in table.model_fields
+        for key in keys_at(table, [])
     }
 
     assert set(CASES) == fields

@@ -24,6 +24,7 @@ from trainer.data.cell import CellError, parse_cell
 from trainer.data.convert import convert
 from trainer.data.converters import FORMATS, ConversionStats, ConvertOptions
 from trainer.data.rows import Notes, read_rows
+from trainer.data.template import Template
 from trainer.errors import DataError
 
 ROWS = [{"text": f"Is shelf {n} free?", "label": ("yes", "no")[n % 2]} for n in range(4)]
@@ -211,6 +212,7 @@ def test_a_tsv_with_stray_quotes_is_read_as_databases_write_it(tmp_path: Path) -
         ("a.jsonl", '{"a": {"b": 1, "b": 2}}\n', "a.jsonl:1: the key `b` stands twice"),
         ("a.json", '[{"a": 1, "a": 2}]', "a.json: the key `a` stands twice"),
         ("a.jsonl", '[{"a": 1}, {"a": 2}]\n', "a list of objects goes into a `.json` file"),
+        ("a.jsonl", json.dumps('{"a": 1}') + "\n", "the row was encoded twice"),
         ("a.jsonl", '{"a": 1}{"a": 2}\n', "more follows the object, from column 9"),
         ("a.jsonl", '{"a": None}\n', "JSON writes `null` for `None`"),
         ("a.jsonl", '{"a": nan}\n', "JSON writes `null` for `nan`"),
@@ -287,6 +289,8 @@ def test_a_file_of_another_format_is_called_by_its_name(
     ("content", "message"),
     [
         (b"\x80\x04\x95\x10\x00", "a pickle, which could run any code"),
+        ('{"a": "b"}\n'.encode("utf-16-le"), "UTF-16 text"),
+        ('{"a": "b"}\n'.encode("utf-16-be"), "UTF-16 text"),
         (b"BZh91AY", "a bzip2 archive"),
         (b"\x28\xb5\x2f\xfd\x04", "a zstandard archive"),
         (b"%PDF-1.7", "a PDF"),
@@ -389,3 +393,27 @@ def test_a_table_without_names_is_refused_with_its_first_line(tmp_path: Path) ->
 
     with pytest.raises(DataError, match="the first line seems to hold values"):
         convert("sentiment", path, tmp_path / "out", options=ConvertOptions(), held_out=0.1)
+
+
+def test_an_object_in_a_cell_has_fields(tmp_path: Path) -> None:
+    """`{outer.inner}` reaches into JSON that a table holds as text."""
+    rows, _ = read(tmp_path / "a.csv", 'meta,label\n"{""city"": ""Ulm""}",x\n"{torn",y\n')
+    template = Template.parse("In {meta.city}?").for_rows(rows)
+
+    assert [template.render(row) for row in rows] == ["In Ulm?", "In ?"]
+
+
+def test_numbers_of_classes_are_named_by_the_file_that_describes_them(tmp_path: Path) -> None:
+    """A Parquet file of `datasets` says what its labels stand for, and that is told."""
+    feature = {"names": ["negative", "positive"], "_type": "ClassLabel"}
+    described = {"info": {"features": {"label": feature, "text": {"_type": "Value"}}}}
+    table = pa.table({"text": ["a"], "label": [1]})
+    for metadata in (json.dumps(described), "[" * 99, "{}"):
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet"
+        )
+        rows, notes = read(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes())
+
+        assert rows == [{"text": "a", "label": 1}]
+        names = "`label`: its numbers stand for 0 'negative', 1 'positive', as the file says"
+        assert notes == ([f"{names}; write the words"] if "names" in metadata else [])

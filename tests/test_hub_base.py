@@ -6,7 +6,7 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +19,20 @@ from support.model_hub import ModelHub, Repository
 from commands.audit import audit
 from commands.doctor import examine
 from commands.plan import make_plan
-from commands.runs import hub_base
+from commands.runs import hub_base, session
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, load
 from commands.runs.config_diff import changes
-from commands.runs.home import RunFolder
+from commands.runs.home import RunFolder, make_private
 from commands.runs.hub_base import choose_base, inspect_base, name_sent_base, require_token
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
+from commands.runs.request import RunRequest
 from commands.runs.session import _saved
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
 from infra.durable import write_json
+from infra.run.state import RunState
 from trainer.config import load_config
 
 BASE = "meta/llama"
@@ -55,6 +57,7 @@ FILES = {
     "README.md": b"words",
 }
 NEXT = "e" * 40
+HERE = {"provider": "local", "gpu": "T4"}
 
 
 @pytest.fixture
@@ -75,12 +78,14 @@ def messages() -> list[str]:
     return []
 
 
-def project(folder: Path, model: str = BASE, **table: Any) -> LoadedConfig:
+def project(
+    folder: Path, model: str = BASE, *, vm: Mapping[str, Any] = HERE, **table: Any
+) -> LoadedConfig:
     """Write a run.yaml on that base, and rows."""
     (folder / "train.jsonl").write_text('{"text": "a", "label": "b"}\n')
     config = {
         "name": "tiny",
-        "vm": {"provider": "local", "gpu": "T4"},
+        "vm": dict(vm),
         "model": {"id": model, **table},
         "data": {"train": "train.jsonl", "prompt": "{text}", "completion": "{label}"},
         "train": {"steps": 9},
@@ -220,6 +225,35 @@ def test_a_free_base_is_fetched_by_the_machine_at_one_commit(hub: ModelHub, tmp_
     assert len(hub.requests) == before
     wanted = {"id": "free/gpt", "revision": model_hub.COMMIT, "trust_remote_code": False}
     assert pushed(loaded, tmp_path, again) == (wanted, None)
+
+
+def test_a_plan_of_a_run_that_began_shows_its_commit(hub: ModelHub, tmp_path: Path) -> None:
+    """What is planned and audited is what goes on, though the branch has moved since."""
+    loaded, run = project(tmp_path, "free/gpt"), folder_of(tmp_path)
+    make_private(run.root)
+    write_json(run.config, _saved(loaded, (), chosen(loaded, tmp_path)))
+    run.journal.touch()
+    hub.models["free/gpt"].commits = {"main": NEXT, "old": model_hub.COMMIT}
+
+    page = make_plan(str(loaded.path))
+
+    assert page.base is not None
+    assert page.base.base.commit == model_hub.COMMIT
+
+
+def test_a_first_start_warns_of_a_base_that_does_not_fit(hub: ModelHub, tmp_path: Path) -> None:
+    """No plan was made, and no description was here: the card is judged once the hub has told."""
+    large = json.dumps(SHAPE | {"hidden_size": 8192, "intermediate_size": 28672}).encode()
+    hub.models["free/gpt"].files["config.json"] = large
+    vm = {"provider": "azure", "gpu": "T4", "regions": ["westus2"], "max_price": 0.3}
+    loaded, lines = project(tmp_path, "free/gpt", vm=vm), io.StringIO()
+    console = PlainConsole(lines, simulated=False, clock=lambda: 0.0)
+    request = RunRequest(loaded=loaded, home=tmp_path / "home", console=console)
+
+    for _ in range(2):
+        session._base_of(request, {}, RunState())
+
+    assert lines.getvalue().count("warning: memory: does NOT fit a T4") == 1
 
 
 def test_a_run_of_before_goes_on_as_it_was(hub: ModelHub, tmp_path: Path) -> None:

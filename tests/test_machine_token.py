@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support import model_hub, sshd, tiny
 from support.model_hub import ModelHub, Repository
 from support.runs import make_project
@@ -24,7 +26,7 @@ from remote.ssh import connect
 from trainer.secret import Secret, hidden_in_output
 
 BASE = "meta/llama"
-SCAN_S = 0.02
+SCAN_S = 0.05
 TIMEOUT_S = 120.0
 READ_TWICE = """
 import os, resource, sys
@@ -97,14 +99,23 @@ def files_with(token: str, *roots: Path) -> list[str]:
     ]
 
 
+def pickled(model: Path) -> dict[str, bytes]:
+    """The files of a model with its weights as an older pickle of tensors."""
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    return {path.name: path.read_bytes() for path in model.iterdir()}
+
+
 def test_a_gated_base_trains_with_a_token_that_is_nowhere(
     hub: ModelHub, server: sshd.Sshd, tmp_path: Path
 ) -> None:
-    """The machine fetches the base with the token; nothing there or here contains it but memory."""
+    """The machine fetches the base with the token; nothing there or here contains it but memory.
+
+    To verify the steps on the machine afterwards takes no token: the base is in the cache there.
+    """
     token = hub.sign_up("ann", "fineGrained", ("repo.content.read",))
-    model = tiny.make_model(tmp_path / "made")
-    files = {path.name: path.read_bytes() for path in model.iterdir()}
-    hub.models[BASE] = Repository(files=files, gated="manual", readers={"ann"})
+    files = pickled(tiny.make_model(tmp_path / "made"))
+    hub.models[BASE] = Repository(files=files, gated="manual", private=True, readers={"ann"})
     wrapper = server.home.parent / "enter"
     first, _, rest = wrapper.read_text().partition("\n")
     wrapper.write_text(f"{first}\nexport HF_ENDPOINT=http://127.0.0.1:9 OMP_NUM_THREADS=1\n{rest}")
@@ -143,15 +154,27 @@ def test_a_gated_base_trains_with_a_token_that_is_nowhere(
         output = process.communicate(timeout=10 * TIMEOUT_S)[0]
 
     assert process.returncode == 0, output
-    weights = [one for one in hub.requests if one[1].endswith("/model.safetensors")]
+    weights = [one for one in hub.requests if one[1].endswith("/pytorch_model.bin")]
     assert {(method, at) for method, _, at in weights} >= {("GET", token)}
     assert {at for _, _, at in weights} == {token}
     assert seen == {"leaks": set(), "core limits": {"1 1"}}
     run_dir = next((server.home / "qft").glob("tiny-*"))
     assert (run_dir / "run" / "adapter" / "adapter_model.safetensors").is_file()
-    assert list((server.home / ".cache/huggingface/hub").rglob("model.safetensors")) != []
+    assert list((server.home / ".cache/huggingface/hub").rglob("pytorch_model.bin")) != []
+    # Nor is a service asked to convert the weights, which transformers would hand the token to.
+    assert [path for _, path, _ in hub.requests if "/commits/" in path or "/discuss" in path] == []
     assert files_with(token, tmp_path) == []
     assert token not in output
+    del env["HF_READ"]
+    verified = subprocess.run(
+        [sys.executable, str(tiny.ROOT / "cli.py"), "verify"],
+        cwd=project.folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "bit for bit" in verified.stdout, verified.stderr
     recorded = json.loads((project.home / "runs" / "tiny" / "run.json").read_text())["base"]
     assert recorded == {
         "id": BASE,

@@ -75,7 +75,7 @@ def test_rows_that_are_refused_come_with_how_they_were_read(project: Project) ->
     assert problems[1].endswith("`mood`: NaN or an infinity is read as null (row 1)")
 
 
-def test_a_table_without_names_is_told_from_a_misspelt_field(project: Project) -> None:
+def test_a_table_without_names_is_no_misspelt_field(project: Project) -> None:
     """Where values stand in the place of names, the error of every row has its cause below."""
     (project.folder / "rows.csv").write_text(
         "It is fine today,neutral\nSo sad it is,negative\n" * 4

@@ -15,8 +15,8 @@ from tokenizers import normalizers
 
 from trainer.config import TrainerConfig
 from trainer.data.examples import load_examples
-from trainer.data.tokenizer_checks import check_answer_tokens
 from trainer.pages.audit import as_page, as_text, audit
+from trainer.pages.tokenizer_checks import check_answer_tokens
 
 TEXT = {"data": {"prompt": "{text}\nmood: ", "completion": "{mood}"}}
 GREEN = [f"Line {n} is run by shop number {n + 2}." for n in range(12)]
@@ -102,6 +102,16 @@ def test_one_label_in_several_spellings_is_token_warnings(
     warnings = warnings_of(tmp_path, rows_of(answers * 3))
 
     assert any(f"one label is written in several ways: {shown}" in line for line in warnings)
+
+
+def test_sets_of_labels_in_several_orders_are_reported(tmp_path: Path) -> None:
+    """The same set in another order, or with another separator, is another text to learn."""
+    rows = rows_of(["a, b", "b, a", "a;b", "b", "a", "a, b"])
+    warnings = audited(tmp_path, rows, eval={"kind": "multilabel", "labels": ["a", "b"]}).warnings
+
+    ways = "'a, b' (2 rows), 'b, a' (1 rows), 'a;b' (1 rows)"
+    assert any(f"1 sets of labels are written in several ways, such as {ways}" in line
+               for line in warnings)  # fmt: skip
 
 
 def test_fields_that_some_rows_lack_are_reported_with_their_number(tmp_path: Path) -> None:
@@ -212,6 +222,15 @@ def test_answers_of_unknown_tokens_are_reported_with_the_characters(tmp_path: Pa
     assert line.startswith("2 of 4 answers are learnt with `<unk>`")
     assert '`{` `"` `}`' in line
     assert "(2 rows: 2, 4)" in line
+
+
+def test_answers_of_the_same_tokens_are_reported(tmp_path: Path) -> None:
+    """Two labels that a vocabulary cannot tell apart are named before scoring refuses them."""
+    lines = token_warnings(tmp_path, ["{", "}", "positive"], t5_like())
+
+    assert lines[1] == (
+        "the base's tokenizer writes '{' (row 1) and '}' (row 2) with the same tokens"
+    )
 
 
 def test_line_breaks_that_a_tokenizer_drops_are_token_warnings(tmp_path: Path) -> None:

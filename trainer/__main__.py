@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "generate": Command("results.generate", "let the base or the adapter answer"),
         "report": Command("pages.report", "write the page of a run"),
         "fetch-base": Command("results.base_weights", "fetch the 16-bit base from the hub"),
+        "fetch-adapter": Command("results.adapter_files", "fetch an adapter from the hub"),
         "merge": Command("results.merge", "merge the adapter into its base"),
         "merge-check": Command("results.merge_check", "compare a merged model with the adapter"),
         "publish": Command("results.publish", "put an adapter or a merged model on the hub"),

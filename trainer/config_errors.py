@@ -64,7 +64,7 @@ def keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             table.model_rebuild()  # a table that names a later one knows it from then on
         field = table.model_fields.get(part) if table else None
         table = table_of(field.annotation) if field else None
-    return list(table.model_fields) if table else []
+    return [field.alias or name for name, field in table.model_fields.items()] if table else []
 
 
 def table_of(annotation: Any) -> type[BaseModel] | None:

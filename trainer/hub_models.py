@@ -244,6 +244,11 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     return Path(os.path.expandvars(environment.get("HF_HUB_CACHE") or f"{home}/hub")).expanduser()
 
 
+def cached_repository(model: str, environment: Mapping[str, str]) -> Path:
+    """Return the folder of a model in that cache, in the library's own layout."""
+    return cache_folder(environment) / f"models--{model.replace('/', '--')}"
+
+
 def _api(account: Account) -> Any:
     from huggingface_hub import HfApi, get_session
 

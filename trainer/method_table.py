@@ -7,6 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+EMBEDDINGS = frozenset({"embed_tokens", "word_embeddings", "wte", "embed_in", "tok_embeddings"})
+HEADS = frozenset({"lm_head", "embed_out"})
+"""What these two layers are called in the architectures of transformers."""
+RANK_MAX = 1024
+ALPHA = 16
 BASES = 256  # per matrix, unless `method.bases` says otherwise
 
 
@@ -21,6 +26,7 @@ class MethodKind(StrEnum):
     DYLORA = "dylora"  # every rank up to r in one run
     QDYLORA = "qdylora"
     NOLA = "nola"  # a combination of seeded random bases, on any base
+    MISS = "miss"  # one matrix a layer, on sums of its inputs
 
     @property
     def quantised(self) -> bool | None:
@@ -28,6 +34,11 @@ class MethodKind(StrEnum):
         if self in {MethodKind.RSLORA, MethodKind.NOLA}:
             return None
         return self.startswith("q")
+
+    @property
+    def on_any_base(self) -> MethodKind:
+        """The same kind without a word about the base: `lora` of `qlora`."""
+        return MethodKind(self.removeprefix("q")) if self.quantised else self
 
     @property
     def adapter_files(self) -> tuple[str, ...]:
@@ -63,6 +74,40 @@ class Quant(StrEnum):
         return self in {Quant.NF4, Quant.FP4}
 
 
+class AdapterInit(StrEnum):
+    """The first weights of an adapter, by PEFT's `init_lora_weights`; the last four are refused."""
+
+    DEFAULT = "default"  # A random, B zero
+    GAUSSIAN = "gaussian"  # the same with a normal distribution of width 1/r
+    ORTHOGONAL = "orthogonal"  # A and B random with orthogonal rows, so that their product is zero
+    PISSA = "pissa"  # the largest singular values of each weight, which the base loses
+    OLORA = "olora"  # the first columns of each weight's QR decomposition, which the base loses
+    EVA = "eva"
+    CORDA = "corda"
+    LORA_GA = "lora_ga"
+    LOFTQ = "loftq"
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the weights of the base are another matrix afterwards: the residual."""
+        return self in {AdapterInit.PISSA, AdapterInit.OLORA}
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be had, with what to take instead; empty if it can."""
+        if self in {AdapterInit.EVA, AdapterInit.CORDA, AdapterInit.LORA_GA}:
+            return (
+                "needs a pass over the data before the training, which is not made here; take "
+                "`init: gaussian`, or `init: pissa` with `kind: lora`"
+            )
+        if self is AdapterInit.LOFTQ:
+            return (
+                "quantises the base by itself, and the base is quantised by `quant`; take "
+                "`init: gaussian`"
+            )
+        return ""
+
+
 class OptimizerKind(StrEnum):
     """AdamW with 32-bit moments, with 8-bit ones, or with 8-bit ones that page to the host."""
 
@@ -74,23 +119,39 @@ class OptimizerKind(StrEnum):
 class MethodTable(BaseModel):
     """Which parameters are trained, and how the frozen ones are kept."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
+    parent: str | None = Field(
+        default=None,
+        alias="from",
+        min_length=1,
+        description="Adapter to go on from: a directory, a finished run, or OWNER/NAME[@REVISION].",
+    )
     kind: MethodKind = Field(
         default=MethodKind.QLORA,
-        description="lora, dora, rslora, dylora or nola; qlora, qdora, qdylora: quantised base.",
+        description="lora, dora, rslora, dylora, nola or miss; qlora, qdora, qdylora: quantised.",
     )
-    r: int = Field(default=8, ge=1, le=1024, description="Rank of the adapter.")
+    r: int = Field(default=8, ge=1, le=RANK_MAX, description="Rank of the adapter.")
     alpha: float = Field(
-        default=16, gt=0, description="Adapter scale; the update is alpha/r times B·A."
+        default=ALPHA, gt=0, description="Adapter scale; the update is alpha/r times B·A."
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout in front of the adapter.")
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = Field(
         default="all-linear", description="Every linear layer but the head, or names of layers."
     )
+    save: tuple[Annotated[str, Field(max_length=300, pattern=r"^[\w.]+$")], ...] = Field(
+        default=(),
+        description="Layers trained whole beside the adapter, such as embed_tokens and lm_head.",
+    )
     quant: Quant = Field(default=Quant.AUTO, description="Storage of the frozen weights.")
     double_quant: bool = Field(
         default=True, description="Quantise the scales of 4-bit weights too: 4.13 bits, not 4.5."
+    )
+    init: AdapterInit = Field(
+        default=AdapterInit.DEFAULT,
+        description="First weights: default, gaussian; orthogonal, pissa or olora: unquantised.",
     )
     partly_quantised: bool = Field(
         default=False,
@@ -100,6 +161,19 @@ class MethodTable(BaseModel):
     bases: int | None = Field(
         default=None, ge=1, le=65536, description="Random bases per matrix (nola only); 256."
     )
+
+    @property
+    def target_names(self) -> tuple[str, ...] | None:
+        """The last parts of the names in `targets`; None if every linear layer is adapted."""
+        if self.targets == "all-linear":
+            return None
+        return tuple(sorted({name.rpartition(".")[2] for name in self.targets}))
+
+    @property
+    def saved_matrices(self) -> int:
+        """How many of embedding and head are trained whole, as far as their names are usual."""
+        names = {name.rpartition(".")[2] for name in self.save}
+        return bool(names & EMBEDDINGS) + bool(names & HEADS)
 
     @property
     def combined(self) -> int | None:
@@ -116,6 +190,8 @@ class MethodTable(BaseModel):
     @model_validator(mode="after")
     def _kind_and_quant_agree(self) -> MethodTable:
         quantised = self.storage is not Quant.NONE
+        if self.kind is MethodKind.MISS:
+            self._check_miss()
         if self.kind.quantised is not None and quantised != self.kind.quantised:
             other = f"q{self.kind}" if quantised else self.kind.removeprefix("q")
             raise ValueError(
@@ -128,6 +204,55 @@ class MethodTable(BaseModel):
                 "`kind: qdora` needs `quant: nf4` or `fp4`: PEFT's DoRA takes the scales of an "
                 "8-bit layer away before its first pass"
             )
+        if self.save and self.kind is MethodKind.NOLA:
+            raise ValueError(
+                "`save` does not go with `kind: nola`, whose file holds coefficients only; "
+                "take lora or qlora"
+            )
         if self.bases is not None and self.kind is not MethodKind.NOLA:
             raise ValueError(f"`bases` belongs to `kind: nola`; {self.kind} has none")
+        return self
+
+    def _check_miss(self) -> None:
+        """Raise `ValueError` for what does not go with MiSS."""
+        if self.storage is not Quant.NONE:
+            raise ValueError(
+                f"`kind: miss` goes with an unquantised base only, and `quant` is {self.quant}; "
+                "take `kind: qlora`, or leave `quant` out"
+            )
+        if self.alpha != ALPHA:
+            raise ValueError("`alpha` does not go with `kind: miss`, which has no scale")
+        if self.save:
+            raise ValueError("`save` does not go with `kind: miss`; take `kind: lora`")
+        if self.init is not AdapterInit.DEFAULT:
+            raise ValueError(
+                f"`init: {self.init}` does not go with `kind: miss`, which begins at zero"
+            )
+
+    @model_validator(mode="after")
+    def _init_fits(self) -> MethodTable:
+        named = f"`init: {self.init}`"
+        if self.init is AdapterInit.DEFAULT:
+            return self
+        if self.init.unavailable:
+            raise ValueError(f"{named} {self.init.unavailable}")
+        if self.parent is not None:
+            raise ValueError(f"{named}: the adapter in `from` has its weights already; keep one")
+        if self.kind is MethodKind.NOLA:
+            raise ValueError(f"{named} does not go with `kind: nola`, which trains coefficients")
+        if self.init is AdapterInit.GAUSSIAN:
+            return self
+        if self.storage is not Quant.NONE:
+            raise ValueError(
+                f"{named} needs the weights of an unquantised base, and `quant` is {self.storage}; "
+                "take `kind: lora`, or `init: gaussian`"
+            )
+        if self.kind.dylora or (self.init.changes_base and self.kind.dora):
+            raise ValueError(f"{named} does not go with `kind: {self.kind}`; take `kind: lora`")
+        if self.init is AdapterInit.ORTHOGONAL and self.r % 2:
+            raise ValueError(f"{named} needs an even rank, and `r` is {self.r}")
+        if self.init.changes_base and self.r > RANK_MAX // 2:
+            raise ValueError(
+                f"{named} is saved with twice the rank, which may be {RANK_MAX}; `r` is {self.r}"
+            )
         return self

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from trainer.adapters import experts, methods, quantise
+from trainer.adapters import experts, methods, miss, new_tokens, quantise, saved_modules
 from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.experts import ExpertQuantiser
+from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.adapters.settings import TENSORS, read_settings
+from trainer.adapters.residual import require_fit
+from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
 from trainer.base_family import choose_family
@@ -24,7 +26,7 @@ from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
 from trainer.load_failures import readable_failure
-from trainer.method_table import MethodTable, Quant
+from trainer.method_table import MethodKind, MethodTable, Quant
 from trainer.schedule import derive_seed
 from trainer.secret import Secret
 
@@ -39,6 +41,7 @@ class Source:
     revision: str | None
     trust_remote_code: bool
     token: Secret | None = field(default=None, repr=False, compare=False)
+    new_tokens: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -63,7 +66,10 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
     """
     path = (run_dir / Path(table.id).expanduser()).resolve()
     if path.is_dir():
-        return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
+        return Source(
+            name=str(path), revision=None, trust_remote_code=table.trust_remote_code,
+            new_tokens=table.new_tokens,
+        )  # fmt: skip
     if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
     return Source(
@@ -71,11 +77,18 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
         revision=table.revision,
         trust_remote_code=table.trust_remote_code,
         token=token,
+        new_tokens=table.new_tokens,
     )
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer of the base; raises `ConfigError` if there is none."""
+    """Load the tokenizer of the base, with new tokens; raises `ConfigError` if there is none."""
+    tokenizer = _own_tokenizer(source)
+    new_tokens.add_to(tokenizer, source.new_tokens)
+    return tokenizer
+
+
+def _own_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     with readable_failure(source.name, source.revision):
@@ -83,7 +96,17 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_config(source: Source) -> Any:
-    """Load the description of the base (no weights); raises `ConfigError` if there is none."""
+    """Load the description of the base (no weights); raises `ConfigError` if there is none.
+
+    With new tokens it says how many rows the embedding will have.
+    """
+    found = _own_config(source)
+    if source.new_tokens:
+        new_tokens.grow_config(found, new_tokens.add_to(_own_tokenizer(source), source.new_tokens))
+    return found
+
+
+def _own_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with readable_failure(source.name, source.revision):
@@ -143,6 +166,8 @@ def load_base(
         forbid_repacking(base)
     elif on_share is not None:
         on_share(quantise.measure(base, method.storage))
+    if source.new_tokens:
+        new_tokens.grow(base, _own_tokenizer(source), source.new_tokens)
     return base
 
 
@@ -177,7 +202,7 @@ def _read(
     transformers.utils.logging.disable_progress_bar()  # the log is a file
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    model_config = load_config(source)
+    model_config = _own_config(source)
     require_usable(model_config, method, source)
     family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
@@ -259,21 +284,39 @@ def require_places(model: Model, longest: int) -> None:
         raise ConfigError([f"train.max_length: {has}; set it to {limit} or less"])
 
 
-def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model:
-    """Put a fresh trainable adapter on `base`; its first weights depend on the seed only.
+def attach_adapter(
+    base: Model, method: MethodTable, train: TrainTable, *, parent: ParentAdapter | None = None
+) -> Model:
+    """Put a trainable adapter on `base`; its first weights depend on the seed only, or on `parent`.
 
     Raises:
-        ConfigError: a target is no linear layer of this model; the message lists the candidates.
+        ConfigError: a target is no linear layer of this model (the message lists the candidates),
+            or the tensors of `parent` are not those of an adapter on this base.
     """
     import peft
 
     torch.manual_seed(derive_seed(train.seed, "adapter"))
+    every = method.targets == "all-linear"
+    targets = (
+        find_targets(base, method)
+        if parent is None
+        else adapted_layers(parent, _linear_names(base), every=every)
+    )
+    saved = saved_modules.find_saved(base, method.save, targets=targets)
+    adapted_experts = (
+        find_experts(base, method) if parent is None else sorted(parent.settings.target_parameters)
+    )
     settings = methods.settings(
         method,
-        targets=find_targets(base, method),
-        experts=find_experts(base, method),
+        targets=targets,
+        saved=saved,
+        experts=adapted_experts,
+        rows=new_tokens.trained_rows(base),
         seq2seq=is_seq2seq(base.config),
     )
+    if method.kind is MethodKind.MISS:
+        miss.require_linears(base, method, targets)
+    require_fit(base, method, targets=targets, experts=adapted_experts)
     on_gpu = base.device.type == "cuda"
     with warnings.catch_warnings():  # the names of transformers 5, which 6 will drop
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
@@ -290,7 +333,12 @@ def attach_adapter(base: Model, method: MethodTable, train: TrainTable) -> Model
             )
     base.config.use_cache = False
     experts.adapt_in_four_bits(model)
+    saved_modules.record_saved(model, saved)
+    saved_modules.train_in_float32(model)
+    new_tokens.train_in_float32(model)
     methods.equip(model, method, train)
+    if parent is not None:
+        methods.begin_from(model, parent)
     for name, parameter in trainable(model).items():
         if parameter.dtype is not torch.float32:
             raise TypeError(f"{name} is {parameter.dtype}; trained parameters must be float32")
@@ -308,7 +356,7 @@ def load_adapter(base: Model, directory: Path) -> Model:
     settings = read_settings(directory)
     with warnings.catch_warnings():  # as above
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-        config = peft.LoraConfig(**settings.for_peft())
+        config = miss.peft_settings(settings)
         saved = methods.saved_format(directory)
         if saved.peft_loads:
             if not (directory / TENSORS).is_file():  # or PEFT would unpickle an older format
@@ -316,6 +364,10 @@ def load_adapter(base: Model, directory: Path) -> Model:
             with experts.shown_plain(base):
                 model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
             experts.adapt_in_four_bits(model)
+            if settings.holds_weights:  # copied in the type of the base, to which PEFT rounds
+                saved_modules.train_in_float32(model)
+                new_tokens.train_in_float32(model)
+                peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
             return model.eval()
         matrices = saved.lora(directory, None)
         model = peft.PeftModel(base, config)

@@ -37,11 +37,11 @@ def token_faults(folder: Path, config: Mapping[str, Any]) -> list[str]:
         return [f"{TOKENIZER}: {other}: {has}: take the tokenizer that was published with it"]
     ids.update(_added(folder, table))
     found = []
-    for role, text in _roles(folder):
+    for file, role, text in _roles(folder):
         number = ids.get(text)
         if number is not None and number >= rows:
             fix = _fix(role)
-            found.append(f"{SETTINGS}: `{role}` {text!r} is number {number}, and {has}: {fix}")
+            found.append(f"{file}: `{role}` {text!r} is number {number}, and {has}: {fix}")
     return found
 
 
@@ -52,14 +52,15 @@ def _fix(role: str) -> str:
     return "name a token that exists, take the base's own tokenizer, or resize the base"
 
 
-def _roles(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield each role that a token has, with the token's text."""
-    settings = {**_read(folder / SPECIAL), **_read(folder / SETTINGS)}
-    for role in ROLES:
-        value = settings.get(role)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            yield role, text
+def _roles(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield each role that a token has, with the file that says so, and the token's text."""
+    for file in (SETTINGS, SPECIAL):
+        settings = _read(folder / file)
+        for role in ROLES:
+            value = settings.get(role)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                yield file, role, text
 
 
 def _added(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, int]:

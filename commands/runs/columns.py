@@ -116,8 +116,34 @@ def conversation(value: object) -> list[dict[str, Any]]:
 
 def answered(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the turns of a conversation up to its last answer."""
-    ends = [at for at, turn in enumerate(turns, start=1) if turn["role"] == "assistant"]
+    from trainer.data.chat.conversation import ROLES
+
+    roles = [ROLES.get(str(turn["role"]).strip().lower()) for turn in turns]
+    ends = [at for at, role in enumerate(roles, start=1) if role == "assistant"]
     return turns[: ends[-1]] if ends else []
+
+
+def ignorable(columns: Sequence[Column]) -> tuple[str, ...]:
+    """Return the columns beside a conversation that the trainer is to be told to ignore.
+
+    Not those that it uses or knows as descriptions; nor pictures and preferences, which it refuses;
+    nor names that messages have as keys, which would be ignored there, too.
+    """
+    from trainer.data.chat import conversation as chat
+
+    left = chat.ROW_KEYS | chat.DESCRIPTIONS | chat.MEDIA_COLUMNS | chat.PREFERENCES
+    return tuple(
+        column.name
+        for column in columns
+        if column.name not in left | chat.MESSAGE_KEYS and column.name
+    )
+
+
+def is_used(column: Column) -> bool:
+    """Return whether the trainer reads a column that stands beside a conversation."""
+    from trainer.data.chat.conversation import ROW_KEYS
+
+    return column.name in ROW_KEYS
 
 
 def nameable(name: str) -> str:

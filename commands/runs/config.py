@@ -28,13 +28,13 @@ from trainer import hub
 from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
-    DataTable,
     EvalTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
 from trainer.config_errors import describe_errors
+from trainer.data_table import DataTable
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
@@ -366,9 +366,9 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
             return [f"model.id: `{name}/config.json` is not JSON: {error}"]
         except OSError as error:
             return [f"model.id: `{name}/config.json` cannot be read: {error.strerror}"]
-        table = loaded.config.data
-        field = "text" if table.text is not None else "messages"
-        whole = table.text is not None or table.messages is not None
+        data = loaded.config.data
+        field = "text" if data.text is not None else "messages"
+        whole = data.text is not None or data.messages is not None
         if whole and isinstance(described, dict) and described.get("is_encoder_decoder"):
             what = "no text of its own" if field == "text" else "no conversation"
             why = f"is an encoder-decoder, which reads a prompt and {what}"

@@ -120,10 +120,13 @@ def changes(
         before = RunConfig.model_validate(before).model_dump(mode="json")
     now = loaded.config.model_dump(mode="json")
     found: dict[str, tuple[object, object]] = {}
+    method = loaded.config.method
+    # What the adapter in `method.from` decides is in the saved config, and need not be in run.yaml.
+    inherited = {*type(method).model_fields} - method.model_fields_set if method.parent else set()
     for table in TRAINER_TABLES:
         was, is_now = before.get(table) or {}, now.get(table) or {}
         for key in sorted({*was, *is_now}):
-            if was.get(key) != is_now.get(key):
+            if was.get(key) != is_now.get(key) and not (table == "method" and key in inherited):
                 found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
     found.pop("data.day", None)  # the trainer compares tokens: it counts where a template shows it
     found.pop("model.token_env", None)  # who fetches the base decides nothing of the training

@@ -22,6 +22,7 @@ from trainer.device.gpus import GPUS, TrainingGpu
 from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
 from trainer.errors import DataError
+from trainer.hub_models import cached_repository
 from trainer.text import MINUTE_S, duration
 from trainer.untrusted import NotPlain, parse
 
@@ -73,8 +74,15 @@ def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None])
         return
     if note := resolve_gpu(vm.gpu).note if vm.gpu else "":
         on_message(f"note: {note}")
+    warn_if_too_large(loaded, on_message)
+
+
+def warn_if_too_large(loaded: LoadedConfig, on_message: Callable[[str], None]) -> None:
+    """Tell that the training will not fit the card that is to be rented, if that is known."""
+    if loaded.config.vm.provider in {"ssh", "local"}:
+        return
     estimate = estimate_run(loaded)
-    if estimate is not None and not estimate["fits"] and vm.provider != "local":
+    if estimate is not None and not estimate["fits"]:
         on_message(f"warning: {estimate_line(estimate)}")
 
 
@@ -97,10 +105,7 @@ def cached(model: str, revision: str, env: Mapping[str, str]) -> Path | None:
 
     Only files are looked at, in the library's own layout, so a plan asks no network.
     """
-    top = env.get("XDG_CACHE_HOME") or "~/.cache"
-    home = env.get("HF_HOME") or f"{top}/huggingface"
-    cache = Path(env.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
-    repo = cache / f"models--{model.replace('/', '--')}"
+    repo = cached_repository(model, env)
     try:
         commit = (repo / "refs" / revision).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -153,7 +158,13 @@ def estimate_line(estimate: dict[str, Any] | None, unknown: str = "") -> str:
         f"{estimate['memory_bytes']['reserved'] / 1e9:.1f} of {estimate['gpu_bytes'] / 1e9:.1f} GB"
     )
     if not estimate["fits"]:
-        return f"memory: does NOT fit a {estimate['gpu']}, {memory}; shorten rows or choose another"
+        remedy = "shorten rows or choose another"
+        base = estimate["memory_bytes"]["base"]
+        if base > estimate["gpu_bytes"]:
+            remedy = (
+                f"the base alone takes {base / 1e9:.1f} GB; choose a larger one, or another base"
+            )
+        return f"memory: does NOT fit a {estimate['gpu']}, {memory}; {remedy}"
     rows = f"{estimate['micro_batch']} rows at once"
     return f"memory: {memory} of a {estimate['gpu']}, {rows}{_time(estimate)}"
 

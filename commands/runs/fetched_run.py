@@ -10,6 +10,7 @@ from pathlib import Path
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
 from commands.ui.errors import UsageError
 from infra.durable import write_json
@@ -17,6 +18,8 @@ from infra.provider import StopReason
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
 from infra.timestamps import format_utc
+from trainer import hub
+from trainer.adapters.parent import adapter_sha256
 
 RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json")
 
@@ -76,7 +79,18 @@ def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
         # On the machine they have other names.
         "data": loaded.config.data.model_dump(mode="json", include={"train", "eval"}),
         "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
+        **_parent(folder, loaded),
     }
+
+
+def _parent(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
+    """Name the adapter that a run went on from, without a local path, and what it hashes to."""
+    name, kept = loaded.config.method.parent, kept_parent(folder.payload)
+    if name is None:
+        return {}
+    is_folder = (loaded.folder / Path(name).expanduser()).is_dir() or "/" not in name
+    shown = Path(name).name if is_folder or not hub.is_hub_id(name.partition("@")[0]) else name
+    return {"parent": {"name": shown, "sha256": adapter_sha256(kept) if kept else None}}
 
 
 def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:

@@ -60,8 +60,12 @@ class HubAnswer:
         }
 
 
-def inspect_base(loaded: LoadedConfig, on_message: OnMessage) -> HubAnswer | None:
+def inspect_base(
+    loaded: LoadedConfig, on_message: OnMessage, begun: HubBase | None = None
+) -> HubAnswer | None:
     """Ask the hub for the base, fetch its description, and return what the hub said.
+
+    Of a run that has `begun` with a base, the commit that it recorded is looked at.
 
     None if the base is a directory, or if the hub cannot be asked, which `on_message` tells. The
     folder of the base returned is that of its `config.json` and tokenizer.
@@ -77,13 +81,13 @@ def inspect_base(loaded: LoadedConfig, on_message: OnMessage) -> HubAnswer | Non
     if importlib.util.find_spec(LIBRARY) is None:
         on_message(_unknown(model, f"this computer lacks `{LIBRARY}` (`pip install {LIBRARY}`)"))
         return None
-    code = model.trust_remote_code
+    code, revision = model.trust_remote_code, begun.commit if begun else model.revision
     try:
         account = hub_models.find_account(around, token_env=model.token_env)
-        found = hub_models.find_model(account, model.id, model.revision, trust_remote_code=code)
+        found = hub_models.find_model(account, model.id, revision, trust_remote_code=code)
         cache = hub_models.cache_folder(around)
         folder = hub_models.fetch_description(
-            account, found, model.revision, cache=cache, trust_remote_code=code
+            account, found, revision, cache=cache, trust_remote_code=code
         )
     except hub_models.ModelNotFoundError as error:
         neither = f"; nor is there a directory of that name beside {loaded.path.name}"
@@ -99,7 +103,7 @@ def inspect_base(loaded: LoadedConfig, on_message: OnMessage) -> HubAnswer | Non
         id=model.id,
         revision=model.revision,
         commit=found.commit,
-        sent=found.restricted and not model.token_env,
+        sent=begun.sent if begun else found.restricted and not model.token_env,
         folder=folder,
     )
     return HubAnswer(base=base, found=found, line=_line(base, found, model))
@@ -132,6 +136,11 @@ def require_token(loaded: LoadedConfig, on_message: OnMessage) -> hub_models.Acc
     except ConnectionError as error:
         on_message(f"warning: the hub does not say whether `{name}` may only read ({error})")
     return account
+
+
+def base_begun_with(loaded: LoadedConfig, run: RunFolder) -> HubBase | None:
+    """Return the base that a run recorded when it began; None if it has not, or recorded none."""
+    return recorded_base(loaded, read_saved_config(run), run) if run.exists() else None
 
 
 def choose_base(
@@ -212,7 +221,7 @@ def _fetched(base: HubBase) -> Path:
 @contextmanager
 def _progress_shown(base: HubBase, size: int | None, console: Console) -> Iterator[None]:
     """Tell every second inside how much of a base the cache has; nothing if its size is unknown."""
-    blobs = hub_models.cache_folder(environment()) / _cached_name(base.id) / "blobs"
+    blobs = hub_models.cached_repository(base.id, environment()) / "blobs"
     over = threading.Event()
 
     def show() -> None:
@@ -226,11 +235,6 @@ def _progress_shown(base: HubBase, size: int | None, console: Console) -> Iterat
     finally:
         over.set()
         thread.join()
-
-
-def _cached_name(model: str) -> str:
-    """Return the folder of a model in the cache of the hub's library."""
-    return f"models--{model.replace('/', '--')}"
 
 
 def _bytes_in(folder: Path) -> int:

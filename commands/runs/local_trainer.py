@@ -17,6 +17,7 @@ from commands.runs import python_program
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, read_saved_config
+from commands.runs.parent_adapter import kept_parent
 from commands.runs.payload import build_payload
 from commands.runs.run_day import day_of_run
 from commands.ui.errors import HostError, TrainingError, UsageError
@@ -47,6 +48,9 @@ def local_run_dir(
             (root / "data" / name).symlink_to(path.absolute())
         if payload.model is not None:
             (root / "model").symlink_to(payload.model.absolute())
+        parent = kept_parent(folder.payload)
+        if parent is not None:
+            (root / "parent").symlink_to(parent.absolute())
         run_dir = root / "run"
         run_dir.mkdir()
         shutil.copyfile(payload.config, run_dir / "config.json")

@@ -11,6 +11,7 @@ from typing import Any
 from commands.runs.base_files import NEVER_LOADED, OLDER_WEIGHTS, has_newer
 from commands.runs.base_record import HubBase
 from commands.runs.config import LoadedConfig
+from commands.runs.parent_adapter import kept_parent
 from infra.durable import write_json
 
 
@@ -37,6 +38,8 @@ class Payload:
     data: Mapping[str, Path]
     config: Path
     model: Path | None
+    parent: Path | None = None
+    """The adapter that the run goes on from; None if it begins with a fresh one."""
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -63,6 +66,12 @@ class Payload:
                 exact=True,
             )
             items.append(model)
+        if self.parent is not None:
+            items.append(
+                PayloadItem(
+                    label="parent adapter", source=self.parent, target=f"{base}/parent", exact=True
+                )
+            )
         # Not exact: the trainer's checkpoints and results lie beside the config.
         config = {"config.json": self.config}
         items.append(PayloadItem(label="config", source=config, target=f"{base}/run"))
@@ -96,6 +105,7 @@ def build_payload(
         data={names[key]: path for key, path in files.items()},
         config=config,
         model=_model_here(loaded, base),
+        parent=kept_parent(folder) if loaded.config.method.parent else None,
     )
 
 
@@ -127,7 +137,10 @@ def machine_tables(
         model["id"] = "../model"
     elif base is not None:
         model["revision"] = base.commit
-    return {**tables, "data": data, "model": model}
+    method = tables["method"]
+    if loaded.config.method.parent is not None:
+        method = {**method, "from": "../parent"}
+    return {**tables, "data": data, "model": model, "method": method}
 
 
 def _data_there(table: dict[str, Any], there: dict[str, str]) -> dict[str, Any]:

@@ -67,10 +67,13 @@ class Receipt:
     """The day that a chat template saw, in UTC: that on which the run began, unless it says."""
     own: bool = False
     """Whether it was the user's own machine, which costs nothing here."""
+    parent: str = ""
+    """The adapter that the training went on from, by `method.from`; empty if it began anew."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; `parent` is there only if there was one."""
+        values = asdict(self)
+        return values if self.parent else {k: v for k, v in values.items() if k != "parent"}
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
@@ -97,6 +100,8 @@ class Receipt:
             rows.append(("before", str(self.before)))
         if self.after:
             rows.append(("after", str(self.after)))
+        if self.parent:
+            rows.append(("went on from", self.parent))
         if self.adapter:
             rows.append(("adapter", self.adapter))
         still = f"${self.usd_per_h_now:.4f}/h" if self.usd_per_h_now else "nothing"
@@ -150,7 +155,14 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),
         adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
+        parent=_parent(folder),
     )
+
+
+def _parent(folder: RunFolder) -> str:
+    """The adapter that the run goes on from, as its config names it; empty if there is none."""
+    method = table(table(_table(folder.config).get("config")).get("method"))
+    return text(method.get("from")) or ""
 
 
 def read_score(path: Path) -> Score | None:

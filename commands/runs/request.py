@@ -30,6 +30,10 @@ class RunRequest:
     account: Account | None = None
     """As whom the trainer on the machine fetches a base that not everybody may have."""
 
+    parent: Path | None = None
+    """The directory of the adapter that the run goes on from; None if it begins with a fresh one.
+    """
+
     @property
     def folder(self) -> RunFolder:
         """The run's folder on this computer."""

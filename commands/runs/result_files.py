@@ -29,6 +29,8 @@ ROOM_BYTES = 64 << 20
 """For names and whatever else is small."""
 RANK_BYTES_MAX = 200 << 20
 """Per rank, of an adapter on a base that is not known here: on 70 billion weights it has half."""
+SAVED_BYTES_MAX = 48 << 30
+"""Of an embedding or a head with its copies; one of 262,144 x 8,192 has 8.6 GB."""
 STEPS_MAX = 99_999_999
 """What fits the name of a checkpoint."""
 STEP_BYTES_MAX = 1000
@@ -38,6 +40,11 @@ PACKED = (".gz", ".parquet")
 RESTARTS_MAX = 4096
 """Each start of the trainer begins a file of curves."""
 MEBIBYTE = 1 << 20
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+)
+"""What `save_pretrained` of a tokenizer may write; chat templates of a name are left there."""
 TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json")
 CURVES = r"tb/events\.out\.tfevents\.\d{1,20}\.\d{1,20}"
 STAYS = ("checkpoints", "config.json", "README.md", ".*", "*.partial", "*.tmp", "*.lock")
@@ -52,11 +59,13 @@ class Expected:
     tensor_bytes_max: int
     """Of one file of tensors."""
     steps_max: int
+    new_tokens: bool = False
+    """Whether tokens were added, so that the tokenizer comes with the adapter."""
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
         """The files of `adapter/`; what an adapter of another kind has would be taken for one."""
-        return self.method.kind.adapter_files
+        return (*self.method.kind.adapter_files, *TOKENIZER_FILES * self.new_tokens)
 
     @property
     def foreign_names(self) -> tuple[str, ...]:
@@ -88,7 +97,7 @@ class Expected:
             total_bytes_max=2 * self.tensor_bytes_max + 4 * self.log_bytes_max + (1 << 30),
             sizes=(
                 (r".*\.safetensors", self.tensor_bytes_max),
-                (r"eval-.*", 256 * MEBIBYTE),
+                (r"eval-.*|adapter/.*(?:tokenizer|vocab|merges).*", 256 * MEBIBYTE),
                 (r"status\.json", MEBIBYTE),
                 (r"metrics\.jsonl|tb/.*", self.log_bytes_max),
             ),
@@ -113,12 +122,13 @@ def expected(loaded: LoadedConfig) -> Expected:
     """Work out what a run can make at most; where the base is not known here, by rank alone."""
     tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
     numbers = _trained_numbers(loaded, tables.method)
-    unknown = tables.method.r * RANK_BYTES_MAX
+    unknown = tables.method.r * RANK_BYTES_MAX + tables.method.saved_matrices * SAVED_BYTES_MAX
     size = None if numbers is None else COPIES_MAX * FLOAT_BYTES * numbers
     return Expected(
         method=tables.method,
         tensor_bytes_max=(unknown if size is None else size) + ROOM_BYTES,
         steps_max=_steps_max(loaded, tables),
+        new_tokens=bool(tables.model.new_tokens),
     )
 
 
@@ -130,9 +140,10 @@ def _trained_numbers(loaded: LoadedConfig, method: MethodTable) -> int | None:
     work = TrainingSetup(
         tokens=1,
         r=method.r,
-        targets=None if method.targets == "all-linear" else tuple(method.targets),
+        targets=method.target_names,
         dora=method.kind.dora,
         bases=method.combined,
+        saved=method.saved_matrices,
     )
     try:
         return adapter_parameters(base_shape(config), work)

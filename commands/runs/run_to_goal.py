@@ -23,6 +23,7 @@ from commands.runs.extras import demand, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import RunBusyError, environment, qft_home
 from commands.runs.hub_base import name_sent_base
+from commands.runs.parent_adapter import resolve_parent
 from commands.runs.receipt import make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.result import RunResult, result_of
@@ -59,7 +60,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
     `wanted` is a run.yaml or the name of a known run; empty takes the `run.yaml` here.
     """
     home = qft_home(environment())
-    loaded = find_config(wanted, home)
+    loaded, parent = resolve_parent(find_config(wanted, home), home, fresh=fresh)
     console = make_console(
         simulated=loaded.simulated, plain=plain, clock=time.monotonic, own=loaded.own_machine
     )
@@ -71,6 +72,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
         allow_change=allow_change,
         fresh=fresh,
         attach=attach,
+        parent=parent,
     )
 
 

@@ -22,6 +22,7 @@ from commands.runs.config_diff import (
     remembered,
     require_same_machine,
 )
+from commands.runs.estimate import described, warn_if_too_large
 from commands.runs.home import (
     RunFolder,
     is_locked,
@@ -33,6 +34,7 @@ from commands.runs.home import (
     run_lock,
 )
 from commands.runs.hub_base import choose_base, require_token
+from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
@@ -136,6 +138,8 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         request = replace(request, account=_account_for_machine(request, base, state))
         # The config first: a record without one could not be opened again.
         write_json(folder.config, _saved(loaded, request.allow_change, base))
+        if request.parent is not None:
+            keep_parent(request.parent, folder.payload)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
@@ -262,13 +266,17 @@ def _base_of(request: RunRequest, saved: Mapping[str, object], state: RunState) 
     """The base on a hub that the run takes; the hub is asked, where that is still open."""
     if request.goal is Goal.FETCH or is_over(state):
         return recorded_base(request.loaded, saved, request.folder)
-    return choose_base(
+    described_before = described(request.loaded) is not None
+    base = choose_base(
         request.loaded,
         saved,
         request.folder,
         bound=is_bound(state),
         console=request.console,
     )
+    if not described_before:
+        warn_if_too_large(request.loaded, request.console.log)
+    return base
 
 
 def _account_for_machine(

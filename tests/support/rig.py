@@ -17,7 +17,7 @@ from trainer import model as models
 from trainer.atomic import RealDisk
 from trainer.config import load_config
 from trainer.eviction import PreemptionFlag
-from trainer.job.context import JobContext, JobOptions
+from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.layout import CONFIG, data_facts
@@ -92,7 +92,7 @@ class Logger:
 def rig(run_dir: Path) -> Rig:
     """Set everything up from the config in `run_dir` and restore the newest checkpoint."""
     messages: list[str] = []
-    config = load_config(run_dir / CONFIG)
+    config = with_parent(load_config(run_dir / CONFIG), run_dir)
     heartbeat = HeartbeatWriter(
         run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
     )
@@ -108,7 +108,7 @@ def rig(run_dir: Path) -> Rig:
     base = models.load_base(
         prepared.source, config.method, precision=prepared.precision, device=prepared.device
     )
-    adapted = models.attach_adapter(base, config.method, config.train)
+    adapted = models.attach_adapter(base, config.method, config.train, parent=prepared.parent)
     context, state = set_up(job, prepared, adapted)
     store = Store(run_dir / "checkpoints", keep=2, disk=RealDisk())
     return Rig(

@@ -20,13 +20,19 @@ from typing import Any
 import torch
 
 from trainer.adapters.adapter_method import AdapterMethod
-from trainer.adapters.settings import BYTES_MAX, CONFIG, RANK_MAX, TENSORS, load_tensors
+from trainer.adapters.settings import (
+    BYTES_MAX,
+    CONFIG,
+    RANK_MAX,
+    RANKS,
+    TENSORS,
+    load_tensors,
+)
 from trainer.errors import ConfigError
 from trainer.method_table import MethodTable
 from trainer.schedule import derive_seed
 from trainer.untrusted import NotPlain, parse, table, whole
 
-RANKS = "ranks.json"
 WHOLE = "ranks.safetensors"  # A and B of rank r, of which every lower rank is a part
 VERSION = 2  # of `RANKS`; in 1 the columns of a rank were scaled alike
 ALL_UP_TO = 16  # ranks beyond it are compared at powers of two only
@@ -113,12 +119,15 @@ def cut(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tenso
     Column i of B is multiplied by rank/i: a plain LoRA scales all of them by alpha/rank.
     """
     factors = rank / torch.arange(1, rank + 1)
-    return {
-        name: tensor[:rank].contiguous()
-        if ".lora_A." in name
-        else (tensor[:, :rank] * factors.to(tensor)).contiguous()
-        for name, tensor in tensors.items()
-    }
+    parts: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".lora_A." in name:
+            parts[name] = tensor[:rank].contiguous()
+        elif ".lora_B." in name:
+            parts[name] = (tensor[:, :rank] * factors.to(tensor)).contiguous()
+        else:  # a module that is trained whole
+            parts[name] = tensor
+    return parts
 
 
 def lora_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:

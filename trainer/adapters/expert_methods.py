@@ -12,6 +12,7 @@ UNADAPTABLE = (
     MethodKind.DYLORA,
     MethodKind.QDYLORA,
     MethodKind.NOLA,
+    MethodKind.MISS,
 )
 """The kinds that have no form for experts: PEFT's DoRA, and our own two, which act on layers."""
 

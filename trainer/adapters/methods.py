@@ -15,14 +15,17 @@ from typing import Any
 
 import torch
 
-from trainer.adapters import dylora, nola
+from trainer.adapters import dylora, miss, nola
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.adapters.dylora import DyLora
 from trainer.adapters.nola import Nola
-from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.adapters.parent import ParentAdapter
+from trainer.adapters.residual import ResidualLora
+from trainer.adapters.saved_modules import SavedModules
+from trainer.adapters.settings import RANKS, TENSORS, load_tensors, read_settings
 from trainer.config import TrainTable
 from trainer.errors import ConfigError
-from trainer.method_table import MethodKind, MethodTable, OptimizerKind
+from trainer.method_table import AdapterInit, MethodKind, MethodTable, OptimizerKind
 
 OWN_METHODS: Mapping[MethodKind, Callable[..., AdapterMethod]] = MappingProxyType(
     {MethodKind.DYLORA: DyLora, MethodKind.QDYLORA: DyLora, MethodKind.NOLA: Nola}
@@ -50,7 +53,7 @@ def peft_tensors(directory: Path, rank: int | None) -> dict[str, torch.Tensor]:
 
 SAVED_FORMATS = (
     SavedFormat(marker=nola.FACTS, peft_loads=False, lora=nola.lora_tensors),
-    SavedFormat(marker=dylora.RANKS, peft_loads=True, lora=dylora.lora_tensors),
+    SavedFormat(marker=RANKS, peft_loads=True, lora=dylora.lora_tensors),
     SavedFormat(marker=TENSORS, peft_loads=True, lora=peft_tensors),
 )
 
@@ -61,31 +64,68 @@ def saved_format(directory: Path) -> SavedFormat:
     return next(found, SAVED_FORMATS[-1])
 
 
-def settings(
-    method: MethodTable, *, targets: list[str], seq2seq: bool, experts: list[str] | None = None
+def settings(  # noqa: PLR0913 - each is a list of what is trained
+    method: MethodTable,
+    *,
+    targets: list[str],
+    saved: SavedModules,
+    seq2seq: bool,
+    experts: list[str] | None = None,
+    rows: dict[str, list[int]] | None = None,
 ) -> Any:
-    """Return the `peft.LoraConfig` of the method over the layers called `targets`.
+    """Return the `peft.LoraConfig` of the method over the layers called `targets`, or MiSS' own.
 
-    `experts` are the tensors of experts that are adapted, too.
+    Those called `saved` are trained whole, and `experts` are the tensors of experts that are
+    adapted, too; `rows` are those of embedding and head that are trained.
     """
     import peft
 
+    if method.kind is MethodKind.MISS:
+        return miss.fresh_settings(method, targets=targets, seq2seq=seq2seq)
     return peft.LoraConfig(
         r=method.r,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=targets,
         target_parameters=experts or None,
+        trainable_token_indices=rows or None,
         use_dora=method.kind.dora,
         use_rslora=method.kind is MethodKind.RSLORA,
+        modules_to_save=[*saved.names] or None,
+        ensure_weight_tying=saved.tied,
+        init_lora_weights=True if method.init is AdapterInit.DEFAULT else str(method.init),
         task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
     )
 
 
 def equip(model: Any, method: MethodTable, train: TrainTable) -> None:
     """Set `qft_method` of a fresh PEFT model to its method; `method_of` returns it."""
-    make = OWN_METHODS.get(method.kind, AdapterMethod)
+    usual = ResidualLora if method.init.changes_base else AdapterMethod
+    make = OWN_METHODS.get(method.kind, usual)
     model.qft_method = make(model, method=method, seed=train.seed)
+
+
+def begin_from(model: Any, parent: ParentAdapter) -> None:
+    """Give a fresh PEFT model the weights of `parent`, in the float32 that is trained.
+
+    Raises:
+        ConfigError: `parent` has other tensors than the model, or of other shapes.
+    """
+    import peft
+
+    own = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    found = load_tensors(parent.tensors)
+    wrong = sorted(own.keys() ^ found.keys()) or sorted(
+        name for name, tensor in own.items() if tensor.shape != found[name].shape
+    )
+    if wrong:
+        name = wrong[0]
+        shapes = [str(list(one[name].shape)) if name in one else "none" for one in (found, own)]
+        raise ConfigError(
+            f"method.from: {parent.tensors} does not fit this base: {len(wrong)} tensors "
+            f"differ, such as {name}: it has {shapes[0]}, the base needs {shapes[1]}"
+        )
+    peft.set_peft_model_state_dict(model, found)
 
 
 def method_of(model: Any) -> AdapterMethod:

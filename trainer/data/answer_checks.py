@@ -19,7 +19,8 @@ LONG_CHARACTERS, LONG_WORDS = 20, 4
 INVISIBLE = frozenset("\u200b\u2060\ufeff\u00ad")
 """Characters without a width, which come along when texts are copied."""
 NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,15})(\.\d{1,15})?([eE][+-]?\d{1,2})?")
-ENDS = re.compile(r"(\s|</s>|<\|endoftext\|>|<\|im_end\|>|<\|eot_id\|>|<eos>|### End)+$")
+ENDS = re.compile(r"(\s|<[^<>\s]{1,24}>|### End)+$")
+"""What stands behind an answer where a whole example is written out, such as `</s>`."""
 
 
 def are_labels(counts: Mapping[str, int]) -> bool:
@@ -61,9 +62,11 @@ def one_spelling(answer: str) -> str:
 
 def ends_with(answer: str, text: str) -> bool:
     """Return whether a text ends with an answer as words of their own, but for end tokens."""
-    answer, text = answer.strip(), ENDS.sub("", text)
-    before = text[: -len(answer)]
-    return bool(answer) and text.endswith(answer) and not before[-1:].isalnum()
+    answer = answer.strip()
+    return bool(answer) and any(
+        whole.endswith(answer) and not whole[: -len(answer)][-1:].isalnum()
+        for whole in (text.rstrip(), ENDS.sub("", text))
+    )
 
 
 def is_long(answer: str) -> bool:

@@ -28,6 +28,7 @@ SEPARATORS = ",;\t|"
 NULLS = frozenset({"\\N", "NaN", "nan", "<NA>", "#N/A"})
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)
 ESCAPED = re.compile(r'\\(["\\]|\r?\n)')
+SINGLE_QUOTED = re.compile("'.+'")
 TYPOGRAPHIC = re.compile("[\u201c\u201d\u201e]")
 
 
@@ -196,13 +197,15 @@ def _header(path: Path, cells: list[str]) -> list[str]:
     """Return the names of the columns, without several empty ones at the end of the line.
 
     Raises:
-        DataError: a name stands twice, a byte is no UTF-8, or it is a line of JSON.
+        DataError: a name stands twice, a byte is no UTF-8, or it is no line of names.
     """
     stray = _stray_byte(cells)
     if stray is not None:
         raise DataError([not_utf8(f"{path}, header", f"byte 0x{stray:02x}")])
     if cells[0].lstrip().startswith(("{", "[{")):
         raise DataError([f"{path}: this is JSON, not a table; let its name end in `.jsonl`"])
+    if len(cells) > 1 and all(SINGLE_QUOTED.fullmatch(cell.strip()) for cell in cells):
+        raise DataError([f'{path}: the names stand in single quotes, and only the plain " quotes'])
     header = [cells[0].removeprefix("\ufeff"), *cells[1:]]
     while len(set(header)) < len(header) and not header[-1].strip():
         header = header[:-1]

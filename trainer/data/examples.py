@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import DataTable
 from trainer.data.chat.conversation import read_conversation
 from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.data.preferences import bad_answer, describe_preferences
 from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 from trainer.hub import Shards
 
@@ -154,15 +154,15 @@ def load_examples(
         DataError: with every problem of the file at once, each as `file:row`.
     """
     codec = Codec.from_tokenizer(tokenizer, max_length=max_length, seq2seq=seq2seq, day=table.day)
-    rows = _Collected(table=table, path=path, max_length=max_length)
+    collected = _Collected(table=table, path=path, max_length=max_length)
     if table.messages is not None:
-        _conversations(codec, rows)
+        _conversations(codec, collected)
     elif table.text is not None:
-        _plain_texts(codec, rows)
+        _plain_texts(codec, collected)
     else:
-        _templated(codec, rows)
-    report = rows.report()
-    items = tuple(item for item, _ in rows.found)
+        _templated(codec, collected)
+    report = collected.report()
+    items = tuple(item for item, _ in collected.found)
     if table.loss_on == "all" and not seq2seq:
         items = tuple(replace(item, labels=item.input_ids) for item in items)
         report = replace(report, supervised_tokens=report.tokens)
@@ -200,39 +200,39 @@ def _templated(codec: Codec, collected: _Collected) -> None:
         collected.add(item, was_shortened=cut, tokens=codec.framed_length(head, tail))
 
 
-def _conversations(codec: Codec, rows: _Collected) -> None:
+def _conversations(codec: Codec, collected: _Collected) -> None:
     """Make the examples of rows with conversations."""
     if codec.seq2seq:
         raise DataError(["`data.messages`: an encoder-decoder reads a prompt, not a conversation"])
-    table = rows.table
+    table = collected.table
     assert table.messages is not None
     whole = table.loss_on == "all"  # every token once, so one example a conversation
     encoder = ChatEncoder(codec=codec, style=table.chat, answers="last" if whole else table.answers)
-    for row in rows.judge(read_rows(rows.path), [table.messages]):
+    for row in collected.judge(read_rows(collected.path), [table.messages]):
         try:
             conversation = read_conversation(row.fields, table.messages, ignore=table.ignore)
             if whole:
                 conversation.require_all_learnt()
             for item, was_shortened in encoder.encode(conversation, row=row.number):
-                rows.add(item, was_shortened=was_shortened)
+                collected.add(item, was_shortened=was_shortened)
         except (MissingFieldError, TooLongError) as error:
-            rows.fail(row, error)
+            collected.fail(row, error)
 
 
-def _plain_texts(codec: Codec, rows: _Collected) -> None:
+def _plain_texts(codec: Codec, collected: _Collected) -> None:
     """Make the examples of rows with a text of which every token is learnt."""
     if codec.seq2seq:
         raise DataError(["`data.text`: an encoder-decoder reads a prompt and learns the answer"])
-    template = Template.parse("{" + (rows.table.text or "") + "}")
+    template = Template.parse("{" + (collected.table.text or "") + "}")
     texts: list[tuple[Row, str]] = []
-    for row in rows.judge(read_rows(rows.path), template.fields):
+    for row in collected.judge(read_rows(collected.path), template.fields):
         try:
             text = template.render(row.fields)
         except MissingFieldError as error:
-            rows.fail(row, error)
+            collected.fail(row, error)
             continue
         if problem := text_problem(text):
-            rows.refuse(row.number, problem)
+            collected.refuse(row.number, problem)
         else:
             texts.append((row, text))
     controls, seen = {*codec.special_tokens.values()}, set[int]()
@@ -241,15 +241,15 @@ def _plain_texts(codec: Codec, rows: _Collected) -> None:
     ):
         ids, cut = codec.frame_text(written)
         if not written or len(ids) < 2:  # characters that a tokenizer drops are none
-            rows.refuse(row.number, "the text is empty; leave the row out")
+            collected.refuse(row.number, "the text is empty; leave the row out")
             continue
         # Who lets the model go on with a text, to compare models, begins in its middle.
         item = Example(ids, ids, "", text, row.number, max(1, len(ids) // 2))
-        rows.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
+        collected.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
         seen.update(controls.intersection(written))
     if seen:
         marked = [token for token, number in codec.special_tokens.items() if number in seen]
-        rows.warnings.append(
+        collected.warnings.append(
             f"the texts hold control tokens ({', '.join(marked[:5])}), which count as such: where "
             "they are only words of a text, leave them out"
         )

@@ -184,6 +184,8 @@ def _row(
         more = ""
         if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             more = "; a list of objects goes into a `.json` file"
+        elif isinstance(value, str) and value.lstrip().startswith("{"):
+            more = " that holds JSON: the row was encoded twice"
         problems.append(f"{path}:{number}: a row must be a JSON object, this one is a {kind}{more}")
     elif has_lone_surrogate(value):
         problems.append(

@@ -55,6 +55,7 @@ FORMATS = MappingProxyType(
     }
 )
 """What a file really is by its first bytes, when its name says that rows are in it."""
+UTF16_BYTES = 8
 PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
@@ -108,6 +109,8 @@ def describe_format(head: bytes) -> str:
         return f"a zip archive or a spreadsheet, whatever its name; {UNPACK}, or {SAVE_AS}"
     if head.startswith(PICKLES):
         return "a pickle, which could run any code and is not opened; write its rows as JSON lines"
+    if len(head) > UTF16_BYTES and 0 in (sum(head[0:UTF16_BYTES:2]), sum(head[1:UTF16_BYTES:2])):
+        return FORMATS[b"\xff\xfe"]  # without its mark: every second byte is zero
     if head[257:262] == b"ustar":
         return f"a tar archive; {UNPACK}"
     return next((is_ for sign, is_ in FORMATS.items() if head.startswith(sign)), "")

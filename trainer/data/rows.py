@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Protocol
 
+from trainer import untrusted
 from trainer.data.csv_rows import read_table
 from trainer.data.json_rows import cleaned, read_lines, read_whole
 from trainer.data.placeholder_files import (
@@ -34,6 +35,7 @@ from trainer.hub import Shards
 __all__ = ["READERS", "Notes", "Row", "read_rows", "stream_rows"]
 
 PARQUET = b"PAR1"
+CLASSES_MAX, CLASSES_SHOWN_MAX = 100_000, 10
 SPREADSHEETS = frozenset({".xls", ".xlsx", ".ods", ".numbers"})
 ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 
@@ -137,6 +139,8 @@ def _parquet(
         names = table.schema_arrow.names
         if len(set(names)) < len(names):
             raise DataError([f"{path}: a column name stands twice in {names}"])
+        for name, words in _label_names(table.schema_arrow.metadata or {}):
+            notes.add(f"`{name}`: its numbers stand for {words}, as the file says; write the words")
         for batch in table.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
@@ -144,6 +148,21 @@ def _parquet(
     except pa.ArrowException as error:
         problem = f"{path}:{number + 1}: not Parquet ({error})"
         raise DataError([problem, *problems]) from error
+
+
+def _label_names(metadata: Mapping[bytes, bytes]) -> Iterator[tuple[str, str]]:
+    """Yield the columns whose numbers `datasets` describes as classes, with what they stand for."""
+    try:
+        found = untrusted.parse(metadata.get(b"huggingface", b"{}"), bytes_max=1 << 20)
+    except untrusted.NotPlain:  # a description that nobody needs
+        return
+    info = untrusted.table(untrusted.table(found).get("info"))
+    for name, feature in untrusted.table(info.get("features")).items():
+        described = untrusted.table(feature)
+        names = untrusted.texts(described.get("names"), most=CLASSES_MAX)
+        if described.get("_type") == "ClassLabel" and names:
+            shown = [f"{number} {word!r}" for number, word in enumerate(names[:CLASSES_SHOWN_MAX])]
+            yield name, ", ".join([*shown, *["..."] * (len(names) > len(shown))])
 
 
 class Reader(Protocol):

@@ -151,7 +151,17 @@ def _found(row: Mapping[str, Any], field: str) -> tuple[bool, object]:
         return True, row[field]
     value: object = row
     for name in field.split("."):
+        if isinstance(value, str):
+            value = _object_in(value)
         if not isinstance(value, Mapping) or name not in value:
             return False, None
         value = value[name]
     return True, value
+
+
+def _object_in(text: str) -> object:
+    """Return the object that a table's cell holds as text, or the text."""
+    try:
+        return parse_cell(text)
+    except CellError:
+        return text

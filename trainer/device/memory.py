@@ -16,7 +16,7 @@ from typing import Any
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.gpus import TrainingGpu
 from trainer.device.shapes import Block, Experts, Linear, Shape, read_shape
-from trainer.method_table import OptimizerKind, Quant
+from trainer.method_table import MethodKind, OptimizerKind, Quant
 
 SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
 CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
@@ -46,6 +46,9 @@ class TrainingSetup:
     adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
+    miss: bool = False
+    new_tokens: bool = False  # PEFT puts their rows into a copy of the embedding in every pass
+    saved: int = 0  # embedding and head, as far as they are trained whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
         adapter += matrix_parameters(shape, work) * work.adapter_bytes * 2
         # Tensors under 4096 elements keep 32-bit moments in every optimizer.
         moments = trained * (8 if work.bases < SMALL_TENSOR else moments / trained)
+    if work.new_tokens:  # the copies of embedding and head, and the gradient of one of them
+        adapter += 3 * shape.vocabulary * shape.hidden * size
     kept, live, brief = _activations(shape, work, rows)
     heads = work.micro_batch * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     # Logits in the compute type, their float32 copy, and its gradient.
@@ -86,7 +91,7 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     workspace = _unpacked_bytes(shape, work)
     if work.dora:
         adapted = (one for block in shape.text_blocks for one in _adapted(block, work))
-        workspace = max(workspace, *(dora_bytes(one, work) for one in adapted))
+        workspace = max([workspace, *(dora_bytes(one, work) for one in adapted)])
     # The head's moment is over before the backward pass of the last layer: the two never add up.
     if logits > live + brief:
         activations = kept
@@ -158,28 +163,37 @@ def _packed_bytes(work: TrainingSetup) -> float:
 
 
 def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
-    """Return what quantised weights take while they are unpacked to be computed with.
+    """Return what weights take that exist in the compute type while they are computed with.
 
-    A linear layer unpacks itself, and again for its backward pass. The experts of a layer are
-    unpacked all at once: with checkpointing those of one layer are there, without it those of all.
+    A quantised linear layer unpacks itself, and again for its backward pass. The experts of a layer
+    are unpacked all at once, as are unquantised ones with their adapter added: with checkpointing
+    those of one layer are there, without it those of all. One that is adapted exists with its
+    adapter and without, one tensor after the other.
     """
-    if work.quant is Quant.NONE:
-        return 0.0
-    size = BYTES[work.precision]
-    widest = max((o.weights for b in shape.text_blocks for o in b.linears), default=0)
+    quantised = work.quant is not Quant.NONE
+    widest = max((o.weights for b in shape.text_blocks for o in b.linears if quantised), default=0)
     layers = [
-        (block.count, [one.weights for one in block.experts if quantises(one, work)])
+        (block.count, [one for one in block.experts if _copied(one, work)])
         for block in shape.text_blocks
     ]
-    # The graph keeps what its inputs' gradients need; beside it, one is packed or gets its own.
-    one_layer = max((sum(each) + max(each, default=0) for _, each in layers), default=0)
-    kept = sum((count - 1) * sum(each) for count, each in layers)
-    experts = one_layer if work.checkpointing else one_layer + max(kept, 0)
-    return float(max(widest, experts) * size)
+    totals = [(count, sum(one.weights for one in each)) for count, each in layers]
+    there = (
+        max(total for _, total in totals)
+        if work.checkpointing
+        else sum(count * total for count, total in totals)
+    )
+    twice = [one.weights for _, each in layers for one in each if _adapts(one.name, work)]
+    experts = there + max(twice, default=0)
+    return float(max(widest, experts) * BYTES[work.precision])
+
+
+def _copied(experts: Experts, work: TrainingSetup) -> bool:
+    """Tell whether a tensor of experts is computed with as a copy: unpacked, or adapted."""
+    return quantises(experts, work) or _adapts(experts.name, work)
 
 
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
-    """Return how many numbers are trained: LoRA's, with a length per row for DoRA.
+    """Return how many numbers are trained: LoRA's, a length per row for DoRA, whole matrices.
 
     NOLA trains two times `bases` per layer instead.
     """
@@ -189,7 +203,13 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     lengths = sum(
         block.count * sum(one.rows for one in _adapted(block, work)) for block in shape.text_blocks
     )
-    return matrix_parameters(shape, work) + (lengths if work.dora else 0)
+    if work.miss:  # one matrix [r, rows] a layer
+        return sum(
+            block.count * sum(work.r * one.rows for one in _adapted(block, work))
+            for block in shape.text_blocks
+        )
+    saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
+    return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved
 
 
 def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
@@ -205,7 +225,7 @@ def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
             + sum(
                 one.count * (one.columns + one.rows)
                 for one in block.experts
-                if work.targets is None or one.name in work.targets
+                if _adapts(one.name, work)
             )
         )
         for block in shape.text_blocks
@@ -273,9 +293,13 @@ def _brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
 
 
 def _adapted(block: Block, work: TrainingSetup) -> list[Linear]:
-    if work.targets is None:
-        return list(block.linears)
-    return [one for one in block.linears if one.name in work.targets]
+    return [
+        one for one in block.linears if one.name not in block.unadapted and _adapts(one.name, work)
+    ]
+
+
+def _adapts(name: str, work: TrainingSetup) -> bool:
+    return work.targets is None or name in work.targets
 
 
 def largest_micro_batch(
@@ -332,7 +356,7 @@ def estimate_training(
         quant=method.storage,
         double_quant=method.double_quant,
         r=method.r,
-        targets=None if method.targets == "all-linear" else tuple(method.targets),
+        targets=method.target_names,
         dropout=method.dropout > 0,
         optimizer=method.optimizer,
         precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
@@ -340,6 +364,9 @@ def estimate_training(
         loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
         bases=method.combined,
+        miss=method.kind is MethodKind.MISS,
+        new_tokens=bool(config.model.new_tokens),
+        saved=method.saved_matrices,
     )
     fitting = largest_micro_batch(
         shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
@@ -353,10 +380,7 @@ def estimate_training(
         "gpu": gpu.name,
         "gpu_bytes": gpu.memory_bytes,
         "parameters": shape.parameters,
-        "active_parameters": shape.parameters
-        - shape.linear_parameters
-        - shape.expert_parameters
-        + shape.active_parameters,
+        "active_parameters": shape.active_in_all,
         "trained_parameters": adapter_parameters(shape, work),
         "tokens": longest,
         "micro_batch": wanted,

@@ -74,6 +74,8 @@ class Block:
     experts: tuple[Experts, ...] = ()
     never_quantised: tuple[str, ...] = ()
     """Layers that transformers never quantises, and keeps in float32 in a float16 model."""
+    unadapted: tuple[str, ...] = ()
+    """Layers that PEFT cannot adapt beside experts, since it takes their names for those."""
     idle: bool = False
     """It lies in memory, but no text passes it, nor is it adapted: the tower that sees."""
 
@@ -130,6 +132,12 @@ class Shape:
         )
 
     @property
+    def active_in_all(self) -> int:
+        """All parameters but those of experts that a token does not choose, and of idle blocks."""
+        matrices = self.linear_parameters + self.expert_parameters
+        return self.parameters - matrices + self.active_parameters
+
+    @property
     def embedding_parameters(self) -> int:
         """Weights of the embeddings, and of the head if it is not the same matrix."""
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
@@ -163,6 +171,7 @@ class Shape:
                 "linears": tuple(Linear(**each) for each in one["linears"]),
                 "experts": tuple(Experts(**each) for each in one["experts"]),
                 "never_quantised": tuple(one["never_quantised"]),
+                "unadapted": tuple(one["unadapted"]),
             }
             return Block(**{**one, **made})
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trainer.adapters.parent import find_parent, inherit, read_parent
 from trainer.config import EvictionBand, TrainerConfig
 from trainer.eviction import PreemptionFlag
 from trainer.rundir.fingerprint import (
@@ -43,3 +44,16 @@ class JobContext:
     def run_dir(self) -> Path:
         """The directory that everything is read from and written to."""
         return self.options.run_dir
+
+
+def with_parent(config: TrainerConfig, run_dir: Path) -> TrainerConfig:
+    """Return `config` with what the adapter in `method.from` decides, as it is without one.
+
+    Raises:
+        ConfigError: it cannot be trained further, or has other values than were given.
+    """
+    directory = find_parent(config.method, run_dir)
+    if directory is None:
+        return config
+    method = inherit(config.method, read_parent(directory))
+    return config.model_copy(update={"method": method})

@@ -18,7 +18,7 @@ from trainer.config import EvictionBand, TrainerConfig, load_config
 from trainer.errors import Preempted
 from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
-from trainer.job.context import JobContext, JobOptions
+from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.rundir.fingerprint import permitted_keys
 from trainer.rundir.layout import (
     ADAPTER,
@@ -83,6 +83,7 @@ def _do_what_is_missing(
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
 ) -> None:
+    config = with_parent(config, options.run_dir)
     permitted_keys(options.allow_change)  # a slip is reported now, not at the first resume
     inputs = data_facts(config, options.run_dir)
     if adapter_done(options.run_dir, config, inputs):
@@ -106,13 +107,16 @@ def _do_what_is_missing(
 
 
 def prepare_environment() -> None:
-    """Set what torch reads when it is imported; call before that.
+    """Set what torch reads when it is imported, and transformers when it loads; call before that.
 
     No compiling: bitsandbytes quantises through `torch.compile` where a C++ compiler happens to be
     installed, which is slow to load and makes the bits of the base depend on the machine. No
     spinning: threads that wait by spinning slow a step on a busy machine tenfold (measured 2.6 s
-    against 36 s with two trainers on two cores); a user's own choice is respected.
+    against 36 s with two trainers on two cores); a user's own choice is respected. No conversion:
+    of a base that has pickled weights only, transformers would ask a service on the hub for others,
+    and hand it the token (`transformers.safetensors_conversion.spawn_conversion`).
     """
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

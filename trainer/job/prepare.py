@@ -12,6 +12,14 @@ import torch
 
 from trainer import model as models
 from trainer.adapters import methods
+from trainer.adapters.parent import (
+    OPTIMIZER_IS_NEW,
+    ParentAdapter,
+    compare_base,
+    find_parent,
+    read_parent,
+    require_base_named,
+)
 from trainer.base_limits import embedding_rows, require_embedded
 from trainer.data.codec import tokens_sha256
 from trainer.data.datasets import TrainingRows, load_training_rows
@@ -39,6 +47,7 @@ class PreparedInputs:
     precision: Precision
     fingerprint: Facts
     model_config: dict[str, Any]  # the base's config.json
+    parent: ParentAdapter | None  # what the training goes on from
 
 
 def prepare_inputs(job: JobContext) -> PreparedInputs:
@@ -76,6 +85,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         if source.local
         else getattr(model_config, "_commit_hash", None) or source.revision
     )
+    parent = _parent(job, source, str(identity))
     fingerprint = take_fingerprint(
         config,
         data=job.inputs,
@@ -97,14 +107,16 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         precision=precision,
         fingerprint=fingerprint,
         model_config=model_config.to_dict(),
+        parent=parent,
     )
 
 
 def _report_rows(job: JobContext, rows: TrainingRows, then: str) -> None:
     """Report how many rows are learnt and `then` how, what was left out, and what may be wrong."""
     report, in_epoch = rows.report, rows_per_epoch(rows.shares)
-    counted = f" ({in_epoch} in an epoch)" if in_epoch != report.examples else ""
-    job.on_message(f"{report.expansion or f'{report.rows} rows'}{counted}, {then}")
+    count = report.expansion or f"{report.rows} rows"
+    weighted = f" ({in_epoch} in an epoch)" if in_epoch != report.examples else ""
+    job.on_message(f"{count}{weighted}, {then}")
     _report_dropped(job, "rows", report.dropped)
     for warning in report.warnings:
         job.on_message(f"warning: {warning}")
@@ -114,6 +126,25 @@ def _report_dropped(job: JobContext, what: str, count: int) -> None:
     if count:
         most = job.config.train.max_length
         job.on_message(f"{count} {what} have more than {most} tokens and were left out")
+
+
+def _parent(job: JobContext, source: models.Source, identity: str) -> ParentAdapter | None:
+    """Return the adapter that the training goes on from, None if it begins with a fresh one.
+
+    Raises:
+        ConfigError: the adapter was trained on another base.
+    """
+    directory = find_parent(job.config.method, job.run_dir)
+    if directory is None:
+        return None
+    parent = read_parent(directory)
+    if not source.local:
+        require_base_named(parent, source.name)
+    base = compare_base(parent, identity)
+    job.on_message(
+        f"goes on from the adapter in {job.config.method.parent}: {OPTIMIZER_IS_NEW}; {base}"
+    )
+    return parent
 
 
 def _hardware(device: torch.device, threads: int) -> Facts:

@@ -18,7 +18,7 @@ from trainer.atomic import RealDisk
 from trainer.errors import ConfigError
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
-from trainer.job.context import JobContext, JobOptions
+from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
@@ -76,7 +76,7 @@ def replay(
         heartbeat = HeartbeatWriter(
             run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
         )
-        config = load_run_config(run_dir)
+        config = with_parent(load_run_config(run_dir), run_dir)
         job = JobContext(
             options=JobOptions(run_dir=run_dir),
             config=config,
@@ -89,7 +89,7 @@ def replay(
         base = models.load_base(
             prepared.source, config.method, precision=prepared.precision, device=prepared.device
         )
-        adapted = models.attach_adapter(base, config.method, config.train)
+        adapted = models.attach_adapter(base, config.method, config.train, parent=prepared.parent)
         context, state = set_up(job, prepared, adapted)
         root = run_dir / "checkpoints"
         start = choose_start(root, last=len(logged), steps=steps)

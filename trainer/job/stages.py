@@ -18,7 +18,6 @@ from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.causal_probe import require_causal
-from trainer.config import PrecisionChoice
 from trainer.device.gpus import TrainingGpu
 from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import ConfigError, Preempted
@@ -75,13 +74,15 @@ def run_stages(job: JobContext) -> None:
     if done:
         adapted = models.load_adapter(base, job.run_dir / ADAPTER)
     else:
-        for line in models.describe_targets(base, job.config.method):
-            job.on_message(line)
-        adapted = models.attach_adapter(base, job.config.method, job.config.train)
+        if prepared.parent is None:
+            for line in models.describe_targets(base, job.config.method):
+                job.on_message(line)
+        adapted = models.attach_adapter(
+            base, job.config.method, job.config.train, parent=prepared.parent
+        )
         best = learn(job, prepared, adapted)
         select_rank(job, prepared, adapted)
-        computed = prepared.precision.compute
-        write_adapter(job, adapted, best, computed=computed, share=shares[0])
+        write_adapter(job, prepared, adapted, best, share=shares[0])
     score(job, prepared, adapted, "after")
 
 
@@ -332,16 +333,11 @@ def _note_inexact(
 
 
 def write_adapter(
-    job: JobContext,
-    adapted: Any,
-    best: Best,
-    *,
-    computed: PrecisionChoice,
-    share: QuantisedShare,
+    job: JobContext, prepared: PreparedInputs, adapted: Any, best: Best, *, share: QuantisedShare
 ) -> None:
     """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside.
 
-    `computed` is the arithmetic that `train.precision: auto` became here: the base was rounded to
+    The receipt has the arithmetic that `train.precision: auto` became here: the base was rounded to
     it before it was quantised, which whoever quantises it again has to know. `share` is how much of
     the base was quantised.
     """
@@ -351,22 +347,31 @@ def write_adapter(
         disk.remove_tree(temporary)
     temporary.mkdir()
     methods.method_of(adapted).save(temporary)
+    if job.config.model.new_tokens:  # or nobody else could write them
+        prepared.tokenizer.save_pretrained(str(temporary))
     status = job.heartbeat.status
     receipt = {
         "training": training_facts(job.config, job.inputs),
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
-        "precision": str(computed),
+        "precision": str(prepared.precision.compute),
         "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
+        "base": prepared.fingerprint["base"],
+        **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-    for path in sorted(temporary.iterdir()):
+    for path in sorted(one for one in temporary.rglob("*") if one.is_file()):
         with path.open("rb") as file:
             disk.sync(file.fileno())
     disk.sync_directory(temporary)
     replace_directory(temporary, target, disk=disk)
+
+
+def parent_facts(job: JobContext) -> dict[str, Any]:
+    """Return the name and the SHA-256 of the adapter that the training went on from."""
+    return {"name": job.config.method.parent, "sha256": job.inputs["method.from"]}
 
 
 def score(

@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,12 @@ from trainer.config import EvalTable, TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.datasets import load_training_rows
 from trainer.data.examples import DataReport, Examples, load_examples
-from trainer.data.row_checks import check_files
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
-from trainer.pages.audit_sets import (
-    left_out,
-    row_texts,
-    set_lines,
-    set_reports,
-)
+from trainer.pages.audit_sets import left_out, row_texts, set_lines, set_reports
+from trainer.pages.row_checks import check_files
 from trainer.rundir.layout import resolve
 from trainer.saving.run_day import load_run_config
 from trainer.schedule import Share, make_schedule
@@ -365,8 +360,9 @@ def _warnings(
 
 def _side(word: str, report: dict[str, Any]) -> str:
     rows = f"{report['rows']} rows, {report['tokens']} tokens"
+    counts = DataReport(**{one.name: report[one.name] for one in fields(DataReport)})
     return (
-        f"{word}: {DataReport(**report).expansion or rows}, of which "
+        f"{word}: {counts.expansion or rows}, of which "
         f"{report['supervised_tokens']} are learnt; longest {report['longest']}; "
         f"{report['truncated']} prompts shortened"
     )

@@ -16,17 +16,20 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer.adapters.methods import saved_format
-from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS
+from trainer.adapters.miss import BLOCK, merge_block
+from trainer.adapters.new_tokens import DELTA, TrainedRows, grown_rows, read_rows
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS, read_settings
 from trainer.atomic import RealDisk, new_directory
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
+from trainer.method_table import EMBEDDINGS, HEADS
 from trainer.results.base_weights import (
     INDEX,
     SINGLE,
@@ -53,11 +56,12 @@ class CannotMergeError(NoBaseError):
 
 @dataclass(kw_only=True)
 class LoraTensors:
-    """The tensors of one adapted layer; `magnitude` is DoRA's."""
+    """The tensors of one adapted layer; `magnitude` is DoRA's, `block` the one of MiSS."""
 
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
     magnitude: torch.Tensor | None = None
+    block: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +73,14 @@ class Adapter:
     scaling: Mapping[str, Any]
     transposed: bool
     base: str | None
+    rows: Mapping[str, TrainedRows] = field(default_factory=dict)
+    """Rows of embedding and head that were trained, by the name of the weight."""
     experts: tuple[str, ...] = ()
     """PEFT's `target_parameters`: the ends of the names of tensors of experts."""
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Read LoRA, rsLoRA and DoRA adapters in PEFT's format, and NOLA's.
+    """Read LoRA, rsLoRA, DoRA and MiSS adapters in PEFT's format, and NOLA's.
 
     Raises:
         CannotMergeError: it is of another kind, or holds something that is not understood.
@@ -94,6 +100,9 @@ def read_adapter(directory: Path) -> Adapter:
         raise CannotMergeError(f"{directory} holds no adapter: no {error.filename}") from error
     except (SafetensorError, ValueError) as error:
         raise CannotMergeError(f"{directory} holds no whole adapter: {error}") from error
+    is_miss = isinstance(config, dict) and config.get("peft_type") == "MISS"
+    if is_miss and config.get("init_weights", True) is True:
+        config = {**config, "peft_type": "LORA", "lora_alpha": config.get("r")}
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise CannotMergeError(f"an adapter of the kind {kind} cannot be merged")
@@ -106,6 +115,33 @@ def read_adapter(directory: Path) -> Adapter:
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise CannotMergeError(f"an adapter with a `{name}` cannot be merged here")
+    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    indices = read_settings(directory).trained_rows if config.get("trainable_token_indices") else ()
+    try:
+        rows = read_rows(tensors, dict(indices))
+    except ValueError as error:
+        raise CannotMergeError(f"{directory} holds no whole adapter: {error}") from error
+    layers, replaced = _by_layer({k: v for k, v in tensors.items() if not k.endswith(DELTA)})
+    rslora = bool(config.get("use_rslora"))
+    return Adapter(
+        layers=layers,
+        replaced=replaced,
+        rows=rows,
+        scaling={"r": rank, "lora_alpha": alpha, "use_rslora": rslora},
+        transposed=bool(config.get("fan_in_fan_out")),
+        base=text(config.get("base_model_name_or_path")),
+        experts=texts(config.get("target_parameters") or [], most=TARGETS_MAX) or (),
+    )
+
+
+def _by_layer(
+    tensors: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, LoraTensors], dict[str, torch.Tensor]]:
+    """Return the tensors of every adapted layer, and those that replace one of the base.
+
+    Raises:
+        CannotMergeError: one is not understood, or a layer has only half of its own.
+    """
     layers: dict[str, LoraTensors] = {}
     replaced: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
@@ -117,22 +153,20 @@ def read_adapter(directory: Path) -> Adapter:
         elif ".lora_magnitude_vector" in name:
             name = name.split(".lora_magnitude_vector")[0]
             layers.setdefault(name, LoraTensors()).magnitude = tensor
+        elif name.endswith(BLOCK):
+            layers.setdefault(name.removesuffix(BLOCK), LoraTensors()).block = tensor
         elif "lora_" not in name:
             replaced[name] = tensor
         else:
             raise CannotMergeError(f"the adapter holds `{key}`, which is not understood here")
-    halves = sorted(name for name, one in layers.items() if one.a is None or one.b is None)
+    halves = sorted(
+        name
+        for name, one in layers.items()
+        if one.block is None and (one.a is None or one.b is None)
+    )
     if halves:
         raise CannotMergeError(f"the adapter has only half of {', '.join(halves[:5])}")
-    rslora = bool(config.get("use_rslora"))
-    return Adapter(
-        layers=layers,
-        replaced=replaced,
-        scaling={"r": rank, "lora_alpha": alpha, "use_rslora": rslora},
-        transposed=bool(config.get("fan_in_fan_out")),
-        base=text(config.get("base_model_name_or_path")),
-        experts=texts(config.get("target_parameters") or [], most=TARGETS_MAX) or (),
-    )
+    return layers, replaced
 
 
 def merge(  # noqa: PLR0913 - three places and how
@@ -167,8 +201,11 @@ def merge(  # noqa: PLR0913 - three places and how
             )
             on_message(f"shard {number} of {len(shards)} merged")
         _write_index(directory, sizes)
-        _copy_the_rest(base, adapter, directory, dtype)
-    changed = {f"{name}.weight" for name in found.layers} | found.replaced.keys()
+        rows = max((one.count for one in found.rows.values()), default=0)
+        _copy_the_rest(base, adapter, directory, dtype, rows=rows)
+    changed = (
+        {f"{name}.weight" for name in found.layers} | found.replaced.keys() | found.rows.keys()
+    )
     changed |= set(experts.names) if experts else set()
     return len(changed | quantized.weights.keys() if quantized else changed)
 
@@ -206,7 +243,8 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         return stored_name(name + ending, names).removesuffix(ending)
 
     try:
-        kind = json.loads((base / "config.json").read_text(encoding="utf-8")).get("model_type")
+        described = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        kind, ties = described.get("model_type"), described.get("tie_word_embeddings")
     except (ValueError, AttributeError, FileNotFoundError) as error:
         raise CannotMergeError(f"{base / 'config.json'} cannot be read: {error}") from error
     matched = replace(
@@ -214,8 +252,18 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         transposed=adapter.transposed or kind in TRANSPOSED,
         layers={place(name, ".weight"): one for name, one in adapter.layers.items()},
         replaced={place(name, ""): tensor for name, tensor in adapter.replaced.items()},
+        rows={place(name, ""): one for name, one in adapter.rows.items()},
     )
-    wanted = {f"{name}.weight": name for name in matched.layers} | {n: n for n in matched.replaced}
+    ends = {name.removesuffix(".weight").rpartition(".")[2] for name in matched.replaced}
+    if ties and (ends & EMBEDDINGS) and not (ends & HEADS):
+        raise CannotMergeError(
+            "the embedding and the head of the base are one matrix, and the adapter trained the "
+            "embedding alone: merged, they would change together; train with PEFT's "
+            "`ensure_weight_tying`, or `method.save` here"
+        )
+    matched = replace(matched, replaced=_one_of_tied(matched.replaced, names))
+    wanted = {f"{name}.weight": name for name in matched.layers}
+    wanted |= {name: name for name in (*matched.replaced, *matched.rows)}
     unused = sorted(wanted[name] for name in wanted.keys() - names)
     if unused:
         raise CannotMergeError(
@@ -223,6 +271,19 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
             f"the adapter was made for {adapter.base}, and this is {base}"
         )
     return matched
+
+
+def _one_of_tied(replaced: Mapping[str, torch.Tensor], names: set[str]) -> dict[str, torch.Tensor]:
+    """Return the replaced weights without second names of one that the files of the base have.
+
+    Where embedding and head are one matrix, an adapter holds it twice and the base once.
+    """
+    there = [tensor for name, tensor in replaced.items() if name in names]
+    return {
+        name: tensor
+        for name, tensor in replaced.items()
+        if name in names or not any(torch.equal(tensor, one) for one in there)
+    }
 
 
 def _merge_shard(  # noqa: PLR0913, PLR0917 - what goes in, and what is done to it
@@ -241,6 +302,11 @@ def _merge_shard(  # noqa: PLR0913, PLR0917 - what goes in, and what is done to 
             written[name] = adapter.replaced[name].to(wanted)
         elif experts is not None and name in experts.names:
             written[name] = experts.merged(name, tensor).to(wanted).contiguous()
+        elif name in adapter.rows:
+            try:
+                written[name] = adapter.rows[name].put_into(weight.float()).to(wanted)
+            except ValueError as error:
+                raise CannotMergeError(f"{name} of the base is {error}") from error
         elif module in adapter.layers and name.endswith(".weight"):
             written[name] = merge_weight(weight, module, adapter).to(wanted).contiguous()
         else:
@@ -259,6 +325,11 @@ def merge_weight(weight: torch.Tensor, name: str, adapter: Adapter) -> torch.Ten
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = adapter.layers[name]
+    if lora.block is not None:
+        try:
+            return merge_block(weight, lora.block)
+        except ValueError as error:
+            raise CannotMergeError(f"{name} of the base is {error}, not the adapter's") from error
     assert lora.a is not None
     assert lora.b is not None
     outputs, inputs = len(lora.b), lora.a.shape[1]
@@ -299,8 +370,13 @@ def _write_index(target: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
     (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """Copy config and tokenizer; tokenizer files of the adapter replace those of the base."""
+def _copy_the_rest(
+    base: Path, adapter: Path, target: Path, dtype: torch.dtype | None, *, rows: int
+) -> None:
+    """Copy config and tokenizer; tokenizer files of the adapter replace those of the base.
+
+    The config says that the embedding has `rows` rows or more.
+    """
     for source in (base, adapter):
         for path in sorted(source.iterdir()):
             named = path.name.startswith(
@@ -312,6 +388,8 @@ def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype |
     config_path = target / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
+    if rows:
+        grown_rows(config, rows)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

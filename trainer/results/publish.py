@@ -22,7 +22,8 @@ from typing import Any
 
 from trainer import hub
 from trainer.adapters.methods import saved_format
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.data_table import DataTable
 from trainer.errors import TrainerError
 from trainer.exit_codes import ExitCode
 from trainer.pages import report
@@ -48,8 +49,19 @@ CARD = """\
 
 ## Method
 
-- {{ method.kind }}, rank {{ method.r }}, alpha {{ "%g" % method.alpha }}, \
+{% if parent %}- goes on from {{ parent }}
+{% endif %}- {{ method.kind }}, rank {{ method.r }}, \
+{% if method.kind != "miss" %}alpha {{ "%g" % method.alpha }}, {% endif %}\
 dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
+{%- if method.init != "default" %}
+- first weights: {{ method.init }}
+{%- endif %}
+{%- if new_tokens %}
+- new tokens with rows of their own: {{ new_tokens }}; resize the base to the tokenizer first
+{%- endif %}
+{%- if method.save %}
+- trained whole beside it: {{ method.save | join(", ") }}
+{%- endif %}
 - {{ steps }} optimizer steps of {{ train.batch_size }} sequences, \
 learning rate {{ "%g" % train.lr }}, at most {{ train.max_length }} tokens, seed {{ train.seed }}
 
@@ -103,14 +115,20 @@ def model_card(
     template = table.prompt + table.completion
     whole = f", every token of the column `{table.text}`" if table.text else ""
     seen = f"; the chat template saw the day {table.day}" if _sees_day(table) else ""
+    parent = _parent(config, results["facts"].get("parent"))
+    is_adapter = parent and base.on_hub and not merged
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if is_adapter else {}
     card = ModelCard.from_template(
         ModelCardData(
             base_model=base.name if base.on_hub else None,
             library_name="transformers" if merged else "peft",
             tags=["qft", str(config.method.kind)],
+            **relation,
         ),
         template_str=CARD,
         base=base.name,
+        parent=parent,
+        new_tokens=len(config.model.new_tokens),
         kind="merged model" if merged else "adapter",
         method=config.method,
         train=config.train,
@@ -122,6 +140,15 @@ def model_card(
         cost="\n".join(_cost(results)),
     )
     return f"{card}\n"
+
+
+def _parent(config: TrainerConfig, facts: Mapping[str, Any] | None) -> str:
+    """Name the adapter that the training went on from; empty if it began with a fresh one."""
+    if config.method.parent is None:
+        return ""
+    named = facts or {"name": Path(config.method.parent).name, "sha256": None}
+    digest = f" (SHA-256 `{named['sha256']}`)" if named["sha256"] else ""
+    return f"the adapter `{named['name']}`{digest}; its optimizer began anew"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ CHANGEABLE = frozenset(
 IRRELEVANT = frozenset(
     {
         "model.id", "model.revision", "model.token_env", "data.train", "data.eval", "data.day",
-        "method.partly_quantised",
+        "method.partly_quantised", "method.from",
     }
 )  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the
@@ -46,7 +46,10 @@ ADDED_LATER: frozenset[str] = frozenset(
         "data.ignore",
         "data.text",
         "data.too_long",
+        "method.init",
         "method.partly_quantised",
+        "method.save",
+        "model.new_tokens",
     }
 )
 

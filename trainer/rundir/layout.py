@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trainer import hub, untrusted
+from trainer.adapters.parent import adapter_sha256, find_parent
 from trainer.atomic import Disk, restore_directory
 from trainer.config import TrainerConfig
 from trainer.errors import Busy, ConfigError, DataError
@@ -81,7 +82,11 @@ def training_facts(config: TrainerConfig, inputs: Facts) -> Facts:
     """Return the part of config and data that decides about the adapter."""
     flat = {k: v for k, v in flatten_config(config).items() if not k.startswith("eval.")}
     chosen_by = {} if config.train.validate_every is None else {"data.eval": inputs["data.eval"]}
-    learnt = {key: value for key, value in inputs.items() if key.startswith("data.train")}
+    learnt = {
+        key: value
+        for key, value in inputs.items()
+        if key.startswith("data.train") or key == "method.from"
+    }
     return {**flat, **_base_named(config), **learnt, **chosen_by, **_day_named(config)}
 
 
@@ -103,9 +108,13 @@ def _same_facts(recorded: object, now: Facts) -> bool:
 
 
 def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
-    """Return the SHA-256 of the data files; raise `DataError` if one cannot be read.
+    """Return the SHA-256 of the data files, and of the adapter that is gone on from, if any.
 
     Several files to learn from are `data.train.0` and so on, with their weights beside them.
+
+    Raises:
+        DataError: one of them cannot be read.
+        ConfigError: there is no such adapter.
     """
     named = {f"data.{key}": name for key, name in config.data.files.items()}
     facts: Facts = {"data.train": None, "data.eval": None}
@@ -116,6 +125,12 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
             facts[key] = _digest(path)
         except OSError as error:
             missing.append(f"{path}: {error.strerror} (`{key}`)")
+    parent = find_parent(config.method, run_dir)
+    if parent is not None:
+        try:
+            facts["method.from"] = adapter_sha256(parent)
+        except OSError as error:
+            missing.append(f"{parent}: {error.strerror} (`method.from`)")
     if missing:
         raise DataError(missing)
     if "data.train" not in named:

@@ -7,20 +7,25 @@ with the token that closes the turn.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from trainer.data.chat.conversation import OPENING, Conversation, Message
-from trainer.data.chat.message_parts import strings_in
-from trainer.data.chat.template import ChatTemplate, Rendered, TemplateRefusal
+from trainer.data.chat.ends import TurnEnds
+from trainer.data.chat.template import ChatTemplate, TemplateRefusal
+from trainer.data.chat.words import (
+    common_prefix,
+    contains,
+    find,
+    reasoning_in,
+    shortened,
+    with_text_arguments,
+    words_in,
+)
 from trainer.data.template import MissingFieldError
 
 PLACEHOLDER = "\ue000"  # of the characters for private use: no template writes it
 THINKS = re.compile(r"<think>(?P<space>\s*)(?P<closed></think>\s*)?$")
-THOUGHT = re.compile(r"\s*(?:<think>)?(?P<reasoning>.*?)</think>", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +52,11 @@ class AnswerRenderer:
     """
 
     template: ChatTemplate
-    special_tokens: Sequence[str]
+    ends: TurnEnds
     arguments_as_text: bool = False
     _openings: set[str] = field(default_factory=set)
-    _closing: str = ""
-    _next_begins: str = ""  # where nothing closes a turn
-    _probed: bool = False
 
-    def render(self, conversation: Conversation, end: int, *, prompting: bool) -> Rendered:
+    def render(self, conversation: Conversation, end: int, *, prompting: bool) -> str:
         """Render the first `end` turns of a conversation.
 
         Raises:
@@ -72,12 +74,12 @@ class AnswerRenderer:
             MissingFieldError: the template refuses the turns before it, leaves out or rewrites
                 what was said, or writes the answer so that it cannot follow the prompt.
         """
-        prompt = self.render(conversation, at, prompting=True).text
-        finished = whole or self.render(conversation, at + 1, prompting=False).text
+        prompt = self.render(conversation, at, prompting=True)
+        finished = whole or self.render(conversation, at + 1, prompting=False)
         prompt, turn, opening = self._turn(conversation, at, prompt, finished)
-        text, closed = self._closed(turn)
+        text, closed = self.ends.cut(turn)
         if not closed:
-            following = self._following(conversation, at, finished) or self._next_begins
+            following = self._following(conversation, at, finished) or self.ends.next_begins
             text, closed = text + following, bool(following)
         self._check_words(conversation, at, prompt, text)
         if not opening:
@@ -98,14 +100,14 @@ class AnswerRenderer:
             return False
         return True
 
-    def _render(self, conversation: Conversation, end: int, *, prompting: bool) -> Rendered:
+    def _render(self, conversation: Conversation, end: int, *, prompting: bool) -> str:
         messages = conversation.messages[:end]
         calls = any("tool_calls" in message for message in messages)
         as_text = [self.arguments_as_text] if self.arguments_as_text or not calls else [False, True]
         for attempt in as_text:
             try:
                 found = self.template.render(
-                    [_with_text_arguments(one) for one in messages] if attempt else messages,
+                    [with_text_arguments(one) for one in messages] if attempt else messages,
                     prompting=prompting,
                     tools=conversation.tools,
                     kwargs=conversation.template_kwargs,
@@ -144,7 +146,7 @@ class AnswerRenderer:
             if finished.startswith(before)
             else self._behind(conversation, at, head, finished)
         )
-        reasoning = _reasoning(message)
+        reasoning = reasoning_in(message)
         if thinks["closed"]:
             if reasoning:
                 raise MissingFieldError(
@@ -166,8 +168,8 @@ class AnswerRenderer:
 
     def _asking(self, conversation: Conversation, at: int) -> str:
         """Return what the template adds to the turns before an answer to ask for it."""
-        prompt = self._render(conversation, at, prompting=True).text
-        without = self._render(conversation, at, prompting=False).text
+        prompt = self._render(conversation, at, prompting=True)
+        without = self._render(conversation, at, prompting=False)
         return prompt[len(common_prefix(prompt, without)) :]
 
     def _behind(self, conversation: Conversation, at: int, asking: str, finished: str) -> str:
@@ -209,7 +211,7 @@ class AnswerRenderer:
                 return opening
         # The words may also stand in the opening; where a placeholder stands, only they begin.
         other = self._with_placeholder(conversation, at)
-        finished = self._render(conversation, at + 1, prompting=False).text
+        finished = self._render(conversation, at + 1, prompting=False)
         common = common_prefix(other, finished)
         start = text.find(words)
         while start >= 0 and not common.endswith(text[:start]):
@@ -225,25 +227,7 @@ class AnswerRenderer:
         if "reasoning_content" in given:
             message["reasoning_content"] = PLACEHOLDER
         other = replace(conversation.upto(at + 1), messages=(*conversation.messages[:at], message))
-        return self._render(other, at + 1, prompting=False).text
-
-    def _closed(self, turn: str) -> tuple[str, bool]:
-        """Return a turn, cut behind the token that closes it, and whether there is one.
-
-        That is the first one behind the last words, or of a tool call perhaps the last of several.
-        """
-        places = [match.span() for match in self.pattern.finditer(turn)]
-        words_end, start = 0, 0
-        for begin, end in [*places, (len(turn), len(turn))]:
-            if turn[start:begin].strip():
-                words_end = begin
-            start = end
-        behind = [(begin, end) for begin, end in places if begin >= words_end]
-        plain = self.closing()
-        if not behind:
-            return turn, False
-        place = turn.find(plain, words_end) if plain else -1
-        return turn[: place + len(plain) if place >= 0 else behind[-1][1]], True
+        return self._render(other, at + 1, prompting=False)
 
     def _following(self, conversation: Conversation, at: int, finished: str) -> str:
         """Return the token that the next turn begins with, at which such a base stops, or nothing.
@@ -257,51 +241,19 @@ class AnswerRenderer:
             following = {"role": "tool", "content": PLACEHOLDER}
         longer = replace(conversation, messages=(*conversation.messages[: at + 1], following))
         try:
-            text = self._render(longer, at + 2, prompting=False).text
+            text = self._render(longer, at + 2, prompting=False)
         except TemplateRefusal:
             return ""
         if not text.startswith(finished):
             return ""
-        found = self.pattern.match(text, len(finished))
+        found = self.ends.pattern.match(text, len(finished))
         return found.group() if found else ""
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """A pattern that finds every special token."""
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-    def closing(self) -> str:
-        """Return the tokens that the template closes a plain answer with, or an empty text.
-
-        Several are meant where nothing stands between them, and all of them also stand before the
-        next turn: what only the end of a whole conversation has is no part of the answer.
-        """
-        if not self._probed:
-            self._probed = True
-            messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 9}]
-            try:
-                ended = self.template.render(messages, prompting=False).text
-                followed = self.template.render([*messages, messages[0]], prompting=False).text
-            except TemplateRefusal:
-                return ""
-            ended, followed = (one[one.rfind("b" * 9) + 9 :] for one in (ended, followed))
-            end = start = 0
-            for found in self.pattern.finditer(ended):
-                if start and (
-                    found.start() != end or not followed.startswith(ended[: found.end()])
-                ):
-                    break
-                start, end = start or found.start() + 1, found.end()
-            self._closing = ended[start - 1 : end] if start else ""
-            begins = None if start else self.pattern.match(followed, len(ended))
-            self._next_begins = begins.group() if begins else ""
-        return self._closing
 
     def _check_words(self, conversation: Conversation, at: int, prompt: str, text: str) -> None:
         """Refuse an answer whose words, or words said since the last one, are not rendered."""
         message = conversation.messages[at]
         if "reasoning_content" in message and not contains(text, message["reasoning_content"]):
+            self._require_text()
             raise MissingFieldError(
                 f"the chat template leaves out the reasoning of message {conversation.numbers[at]};"
                 " `data: {ignore: [reasoning_content]}` learns the answer without it"
@@ -312,10 +264,6 @@ class AnswerRenderer:
                 break
             self.find_words(conversation, earlier, prompt)
 
-    def end_of_turn(self) -> str:
-        """Return the tokens with which a plain answer ends, as far as the template has any."""
-        return self.closing() or self._next_begins
-
     def find_words(self, conversation: Conversation, at: int, text: str, start: int = 0) -> int:
         """Return where in a text a message's words stand, searched from `start` first.
 
@@ -324,24 +272,45 @@ class AnswerRenderer:
         """
         message, number = conversation.messages[at], conversation.numbers[at]
         place = start
-        for words in _words(message):
-            found = _find(text, words, start)
+        for words in words_in(message):
+            found = find(text, words, start)
             if found < 0:
+                self._require_text()
                 raise MissingFieldError(
                     f"the chat template leaves out or rewrites what was said in message {number} "
-                    f"({_shown(words)}); leave the row out"
+                    f"({shortened(words)}); leave the row out"
                 )
             place = max(place, found)
         for call in message.get("tool_calls", ()):
             if not contains(text, call["function"]["name"]):
                 raise MissingFieldError(
                     f"the chat template leaves out the tool calls of message {number}; "
-                    "leave the row out, or `data: {ignore: [tool_calls]}`"
+                    "this base is never shown them, so leave the row out"
                 )
         return place
 
+    def _require_text(self) -> None:
+        """Refuse a template that takes no plain text, only parts of it beside pictures.
+
+        Raises:
+            MissingFieldError: the template is such a one.
+        """
+        seen = []
+        for content in (PLACEHOLDER, [{"type": "text", "text": PLACEHOLDER}]):
+            try:
+                found = self.template.render([{"role": "user", "content": content}], prompting=True)
+                seen.append(PLACEHOLDER in found)
+            except TemplateRefusal:
+                seen.append(False)
+        if seen == [False, True]:
+            raise MissingFieldError(
+                "the chat template of this base takes texts only as parts beside pictures, and "
+                "pictures cannot be learnt; take a base for text"
+            )
+
     def _advice(self, conversation: Conversation, reason: str) -> str:
         """Return what a template refuses, in which turn, and what can be done."""
+        self._require_text()
         messages, low, high = conversation.messages, 1, len(conversation.messages)
         while low < high:  # the first turn with which it refuses
             middle = (low + high) // 2
@@ -370,85 +339,3 @@ class AnswerRenderer:
             f"the chat template refuses the conversation ({reason}) at {where} by the {role}; "
             f"{advice}"
         )
-
-
-def contains(text: str, words: str) -> bool:
-    """Return whether a text holds words as they are, or as JSON writes them."""
-    return _find(text, words.strip(), 0) >= 0
-
-
-def _find(text: str, words: str, start: int) -> int:
-    """Return where words stand, from `start` or else from the beginning; -1 where they do not."""
-    for form in (words, json.dumps(words, ensure_ascii=False)[1:-1]):
-        found = text.find(form, start)
-        if found < 0 and start:
-            found = text.find(form)
-        if found >= 0:
-            return found
-    return -1
-
-
-def _words(message: Mapping[str, Any]) -> list[str]:
-    """Return the words of a message that a rendering must hold, each without space around it."""
-    content = str(message.get("content") or "")
-    if message["role"] != "assistant" or "</think>" not in content:
-        return [content.strip()] if content.strip() else []
-    return [part for one in re.split("</?think>", content) if (part := one.strip())]
-
-
-def _reasoning(message: Message) -> str:
-    """Return the reasoning of an answer, from its own key or from `<think>` in its text."""
-    given = message.get("reasoning_content")
-    if given is None:
-        found = THOUGHT.match(str(message.get("content") or ""))
-        given = found["reasoning"] if found else ""
-    return str(given).strip()
-
-
-def _with_text_arguments(message: Message) -> Message:
-    calls = [
-        {**call, "function": {**call["function"], "arguments": json.dumps(
-            call["function"]["arguments"], ensure_ascii=False)}}
-        for call in message.get("tool_calls", ())
-    ]  # fmt: skip
-    return {**message, "tool_calls": calls} if calls else message
-
-
-def _shown(words: str) -> str:
-    return repr(words if len(words) <= 40 else words[:37] + "...")
-
-
-def special_in(conversation: Conversation, pattern: re.Pattern[str]) -> tuple[int, str] | None:
-    """Return the first turn that holds a control token, and the token; tools count as turn 0."""
-    for number, message in zip(conversation.numbers, conversation.messages, strict=True):
-        for text in strings_in(message):
-            own = re.sub("</?think>", "", text) if message["role"] == "assistant" else text
-            if found := pattern.search(own):
-                return number, found.group()
-    for text in strings_in([conversation.tools, conversation.template_kwargs]):
-        if found := pattern.search(text):
-            return 0, found.group()
-    return None
-
-
-def find_special_end(text: str, start: int, token: str, count: int) -> int:
-    """Return the end of the `count`th such token behind `start`, or -1."""
-    end = start
-    for _ in range(count):
-        place = text.find(token, end)
-        if place < 0:
-            return -1
-        end = place + len(token)
-    return end
-
-
-def common_prefix(one: str, other: str) -> str:
-    """Return the text that both begin with."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[:middle] == other[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return one[:low]

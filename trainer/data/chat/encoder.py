@@ -16,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 from typing import Any, Literal
 
-from trainer.data.chat.answers import AnswerRenderer, special_in
+from trainer.data.chat.answers import AnswerRenderer
 from trainer.data.chat.conversation import Conversation
+from trainer.data.chat.ends import TurnEnds
 from trainer.data.chat.markers import Segment, render_with_markers
 from trainer.data.chat.template import ChatTemplate
 from trainer.data.chat.whole import WholeRenderer
+from trainer.data.chat.words import special_in
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.data.template import MissingFieldError, Template
 
@@ -74,8 +76,8 @@ class ChatEncoder:
         """Return the tokens that end an answer: EOS, and what the template closes a turn with."""
         if self.style == "markers" or not self.codec.tokenizer.chat_template:
             return (self.codec.eos_id,)
-        closing = self._renderer_of(tools=False).end_of_turn()
-        ids = self._encoded([Segment(text=closing, by_template=True)])[0]
+        ends = self._whole(tools=False).renderer.ends
+        ids = self._encoded([Segment(text=ends.closing or ends.next_begins, by_template=True)])[0]
         return tuple(dict.fromkeys((self.codec.eos_id, *ids)))
 
     def _fitting(
@@ -197,10 +199,7 @@ class ChatEncoder:
         )
 
     def _renderer(self, conversation: Conversation) -> AnswerRenderer:
-        return self._renderer_of(tools=bool(conversation.tools))
-
-    def _renderer_of(self, *, tools: bool) -> AnswerRenderer:
-        return self._whole(tools=tools).renderer
+        return self._whole(tools=bool(conversation.tools)).renderer
 
     def _whole(self, *, tools: bool) -> WholeRenderer:
         if tools not in self._wholes:
@@ -211,7 +210,7 @@ class ChatEncoder:
             eos = tokenizer.convert_ids_to_tokens(self.codec.eos_id)
             tokens = [*self.codec.special_tokens, *([eos] if eos else [])]
             self._wholes[tools] = WholeRenderer(
-                renderer=AnswerRenderer(template=template, special_tokens=tokens)
+                renderer=AnswerRenderer(template=template, ends=TurnEnds(template, tokens))
             )
         return self._wholes[tools]
 

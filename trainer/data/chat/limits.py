@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from trainer.errors import DataError
 
-STEPS_MAX = 20_000_000  # turns of loops and calls in one rendering
-TIME_MAX_S = 30.0  # of one rendering
-SIZE_MAX = 50_000_000  # characters of one text, elements of one list
+STEPS_MAX = 5_000_000  # turns of loops and calls in one rendering
+TIME_MAX_S = 10.0  # of one rendering
+SIZE_MAX = 20_000_000  # characters of one text, elements of one list
 STEPS_PER_LOOK = 256  # at the clock
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 import jinja2
@@ -23,6 +24,7 @@ from trainer.data.chat.limits import SIZE_MAX, Limits
 COUNTED, BOUNDED = "counted by limits", "bounded by limits"  # no template can name these filters
 WIDTH = re.compile(r"\d{7,}")
 EXPONENT_MAX = 64
+WIDTH_MAX = 1_000_000  # that a filter may be asked for
 
 
 class Generation(Extension):
@@ -54,6 +56,12 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
             joined.nodes = [_filtered(one, BOUNDED) for one in joined.nodes]
         return tree
 
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join what a block or a macro has written."""
+        written = list(pieces)
+        self.limits.size(sum(map(len, written)))
+        return "".join(written)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Return the result of an operator unless it would be too large."""
         self.limits.step()
@@ -62,36 +70,47 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
             return left + right
         if operator == "*":
             for times, value in ((left, right), (right, left)):
-                if isinstance(times, int) and isinstance(value, str | list | tuple):
+                if isinstance(times, int) and isinstance(value, Sequence):
                     self.limits.size(times * len(value))
-        elif operator == "**" and isinstance(right, int | float) and abs(right) > EXPONENT_MAX:
+        is_too_high = (
+            operator == "**" and isinstance(right, int | float) and abs(right) > EXPONENT_MAX
+        )
+        if is_too_high or (operator == "%" and isinstance(left, str) and WIDTH.search(left)):
             self.limits.size(SIZE_MAX + 1)
-        elif operator == "%" and isinstance(left, str):
-            self._check_widths(left, (right,))
-        found = super().call_binop(context, operator, left, right)
-        if isinstance(found, str | list | tuple):
-            self.limits.size(len(found))
-        elif isinstance(found, int):
-            self.limits.size(found.bit_length() // 8)
-        return found
+        return self._within(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, called: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function or method of a template unless its result would be too large."""
         self.limits.step()
         owner = getattr(called, "__self__", None)
         if isinstance(owner, str):
-            self._check_widths(owner, args)
-            if getattr(called, "__name__", "") in {"replace", "join"}:
-                self.limits.size(_length_after(called.__name__, owner, args))
-        found = super().call(context, called, *args, **kwargs)
-        if isinstance(found, str | list | tuple):
-            self.limits.size(len(found))
-        return found
+            self._check_method(getattr(called, "__name__", ""), owner, args)
+        return self._within(super().call(context, called, *args, **kwargs))
 
-    def _check_widths(self, form: str, args: tuple[Any, ...]) -> None:
-        """Refuse a width of millions in a format, or as an argument of a method of texts."""
-        if WIDTH.search(form) or any(isinstance(one, int) and one > SIZE_MAX for one in args):
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Return the sandbox's own `format` of a text, unless it asks for a width of millions."""
+        if WIDTH.search(str(getattr(value, "__self__", ""))) and value.__name__.startswith(
+            "format"
+        ):
             self.limits.size(SIZE_MAX + 1)
+        return super().wrap_str_format(value)
+
+    def _check_method(self, name: str, owner: str, args: tuple[Any, ...]) -> None:
+        """Refuse a method of texts whose result would be too large."""
+        numbers = [one for one in args if isinstance(one, int)]
+        width = max(numbers, default=0)
+        self.limits.size(width * (len(owner) + 1) if name == "expandtabs" else width)
+        if name == "replace" and len(args) > 1:
+            self.limits.size(_replaced(owner, args[0], args[1]))
+        elif name == "join" and args:
+            self.limits.size(_joined(args[0], owner))
+
+    def _within(self, value: Any) -> Any:
+        if isinstance(value, str | list | tuple):
+            self.limits.size(len(value))
+        elif isinstance(value, int):
+            self.limits.size(value.bit_length() // 8)
+        return value
 
 
 def make_environment(
@@ -109,9 +128,13 @@ def make_environment(
             limits.size(2 * len(value))
         return value
 
-    environment.filters |= {"tojson": to_json, COUNTED: counted, BOUNDED: bounded}
-    for name in ("center", "indent", "wordwrap", "format", "replace", "batch", "slice", "join"):
-        environment.filters[name] = _limited(environment, environment.filters[name])
+    for name, applied in list(environment.filters.items()):
+        environment.filters[name] = _limited(environment, name, applied)
+    environment.filters |= {
+        "tojson": partial(_to_json, limits),
+        COUNTED: counted,
+        BOUNDED: bounded,
+    }
     environment.globals |= {
         "raise_exception": _raise,
         "strftime_now": strftime_now,
@@ -149,17 +172,31 @@ class PlainNamespace(Namespace):
         super().__setitem__(name, value)
 
 
-def to_json(
+def _to_json(  # noqa: PLR0913, PLR0917 - the signature that templates know
+    limits: Limits,
     value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the signature that templates know
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,  # noqa: FBT001, FBT002
 ) -> str:
     """Return JSON as chat templates expect it: not escaped for HTML."""
+    written = sum(_sizes(limits, value))
+    limits.size(written * (indent if isinstance(indent, int) else 1))
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+def _sizes(limits: Limits, value: Any) -> Iterator[int]:
+    """Yield about how many characters each part of a value takes; one list may stand in many."""
+    limits.step()
+    yield len(value) if isinstance(value, str) else 1
+    if isinstance(value, Mapping):
+        value = [item for pair in value.items() for item in pair]
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _sizes(limits, item)
 
 
 def _check_name(name: object) -> None:
@@ -175,30 +212,49 @@ def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return made
 
 
-def _limited(environment: LimitedSandbox, applied: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that refuses widths of millions, and counts as a call."""
-    from functools import wraps
+def _limited(
+    environment: LimitedSandbox, name: str, applied: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return a filter that counts as a call, and refuses what would be too large."""
 
     @wraps(applied)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        environment.limits.step()
-        numbers = [one for one in (*args, *kwargs.values()) if isinstance(one, int)]
-        environment.limits.size(max(numbers, default=0))
-        for one in args:
-            if isinstance(one, str) and applied.__name__ == "do_format" and WIDTH.search(one):
-                environment.limits.size(SIZE_MAX + 1)
-        return applied(*args, **kwargs)
+        limits = environment.limits
+        limits.step()
+        given = [*args, *kwargs.values()]
+        texts = [one for one in given if isinstance(one, str)]
+        width = max((one for one in given if isinstance(one, int)), default=0)
+        if name not in {"default", "d", "string", "int", "float", "round", "abs"}:
+            if width > WIDTH_MAX:
+                limits.size(SIZE_MAX + 1)
+            if name == "indent" and texts:
+                limits.size((width + 1) * (texts[0].count("\n") + 1))
+        if name == "format" and texts and WIDTH.search(texts[0]):
+            limits.size(SIZE_MAX + 1)
+        if name == "replace" and len(texts) > 2:
+            limits.size(_replaced(*texts[:3]))
+        if name == "join":
+            limits.size(max(_joined(one, texts[-1] if texts else "") for one in given))
+        found = applied(*args, **kwargs)
+        if isinstance(found, str | list | tuple):
+            limits.size(len(found))
+        return found
 
     return limited
 
 
-def _length_after(name: str, owner: str, args: tuple[Any, ...]) -> int:
-    """Return an upper bound of the length that `replace` or `join` would make."""
-    if name == "join" and args and isinstance(args[0], list | tuple):
-        return sum(len(str(one)) for one in args[0]) + len(owner) * len(args[0])
-    if name == "replace" and len(args) > 1 and all(isinstance(one, str) for one in args[:2]):
-        return len(owner) + owner.count(args[0]) * len(args[1])
-    return 0
+def _replaced(text: str, old: object, new: object) -> int:
+    """Return the length of a text after a replacement, at most."""
+    if not isinstance(old, str) or not isinstance(new, str):
+        return 0
+    return len(text) + text.count(old) * len(new)
+
+
+def _joined(values: object, between: str) -> int:
+    """Return the length that a list of texts has as one text, at least."""
+    if not isinstance(values, list | tuple):
+        return 0
+    return sum(len(one) + len(between) for one in values if isinstance(one, str))
 
 
 def _raise(message: str) -> NoReturn:

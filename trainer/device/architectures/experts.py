@@ -39,16 +39,20 @@ class Mixture:
     dense: Literal["none", "first", "listed", "interleaved"] = "none"
     """Which layers have no experts."""
     dense_width: str = "intermediate_size"
+    feed_bias: Answer = False
+    """Of dense layers and shared experts."""
     latent: bool = False
     """Keys and values come from a small vector (MLA)."""
     sinks: bool = False
+    shared_unadapted: bool = False
+    """PEFT 0.21 understands the names of its shared experts as those of experts."""
     head_bias: Answer = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 DEEPSEEK = Mixture(
     attention=BIASED, count=("n_routed_experts",), width="moe_intermediate_size",
-    shared_count="n_shared_experts", dense="first", latent=True,
+    shared_count="n_shared_experts", dense="first", latent=True, shared_unadapted=True,
 )  # fmt: skip
 QWEN_MOE = Mixture(
     attention=replace(QWEN3, head=None), width="moe_intermediate_size", dense="listed"
@@ -75,14 +79,14 @@ MIXTURES: Mapping[str, Mixture] = MappingProxyType(
         ),
         "qwen3_moe": QWEN_MOE,
         "qwen3_vl_moe_text": replace(QWEN_MOE, defaults=QWEN3_VL_MOE),
-        "deepseek_v2": DEEPSEEK,
+        "deepseek_v2": replace(DEEPSEEK, feed_bias="mlp_bias"),
         "deepseek_v3": DEEPSEEK,
         "glm4_moe": Mixture(
             attention=Family(
                 bias="attention_bias", head_norms="head", head_norms_if="use_qk_norm"
             ),
             count=("n_routed_experts",), width="moe_intermediate_size",
-            shared_count="n_shared_experts", dense="first",
+            shared_count="n_shared_experts", dense="first", shared_unadapted=True,
         ),
         "gpt_oss": Mixture(
             attention=replace(BIASED, bias_default=True, head=64), biased=True, sinks=True
@@ -115,15 +119,23 @@ def read_mixture(kind: str, config: Mapping[str, Any]) -> Shape:
         attention = replace(attention, others=attention.others + sinks)
     sparse = sparse_feed(sizes, mixture)
     full = _dense_layers(sizes, mixture)
-    dense = gated(hidden, sizes.number(mixture.dense_width)) if full else sparse
+    bias = sizes.whether(mixture.feed_bias)
+    dense = gated(hidden, sizes.number(mixture.dense_width), bias=bias) if full else sparse
     head_bias = sizes.number("vocab_size") * sizes.whether(mixture.head_bias)
-    return decoder(
+    shape = decoder(
         sizes,
         lambda at: (attention, dense if at in full else sparse),
         tied=mixture.attention.tied,
         norms=Norms(vectors=vectors),
         other_parameters=vectors * hidden + head_bias,
     )
+    return without_adapters(shape) if mixture.shared_unadapted else shape
+
+
+def without_adapters(shape: Shape) -> Shape:
+    """Return a mixture whose layers of the names of LLaMA's feed-forward part stay frozen."""
+    names = ("gate_proj", "up_proj", "down_proj")
+    return replace(shape, blocks=tuple(replace(one, unadapted=names) for one in shape.blocks))
 
 
 def sparse_feed(sizes: Sizes, mixture: Mixture) -> FeedForward:
@@ -145,7 +157,7 @@ def sparse_feed(sizes: Sizes, mixture: Mixture) -> FeedForward:
     elif mixture.shared_count:
         shared = width * (sizes.optional(mixture.shared_count) or 0)
     if shared:
-        linears = gated(hidden, shared).linears
+        linears = gated(hidden, shared, bias=sizes.whether(mixture.feed_bias)).linears
         if mixture.shared == "fused":
             linears = (
                 Linear(name="input_linear", columns=hidden, rows=2 * shared),

@@ -14,7 +14,7 @@ from trainer.device.architectures.decoder import (
     split_attention,
 )
 from trainer.device.architectures.dense import Family
-from trainer.device.architectures.experts import Mixture, sparse_feed
+from trainer.device.architectures.experts import Mixture, sparse_feed, without_adapters
 from trainer.device.architectures.sizes import Sizes
 from trainer.device.model_shape import Linear, Shape, UnknownShapeError
 
@@ -51,7 +51,8 @@ def read_hybrid(kind: str, config: Mapping[str, Any]) -> Shape:
         if not every or sizes.numbers("mlp_only_layers"):
             raise UnknownShapeError("its config.json has layers without experts")
         feed = sparse_feed(sizes, MIXTURE)
-    return decoder(sizes, lambda at: (full if kinds[at] == FULL else state, feed), tied=False)
+    shape = decoder(sizes, lambda at: (full if kinds[at] == FULL else state, feed), tied=False)
+    return without_adapters(shape) if kind == "qwen3_next" else shape
 
 
 def _kinds(sizes: Sizes) -> tuple[str, ...]:

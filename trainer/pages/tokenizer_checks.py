@@ -15,6 +15,8 @@ from trainer.data.row import rows_text
 
 DECODED_MAX = 200
 """So many different answers are decoded; what a tokenizer cannot write shows in the first ones."""
+COMPARED_MAX = 1000
+"""So many different answers are compared; more are no labels, which must be told apart."""
 UNKNOWN_PROMPTS = 0.01
 """The share of unknown tokens in what is read from which on it is told."""
 CHARACTERS_SHOWN_MAX = 12
@@ -39,6 +41,7 @@ def check_answer_tokens(items: Sequence[Example], tokenizer: Any) -> Iterator[st
         share = sum(item.prompt_ids.count(unknown) for item in items) / max(1, read)
         if share > UNKNOWN_PROMPTS:
             yield f"{share:.0%} of the tokens that are read are unknown to the base's tokenizer"
+    yield from _same_tokens(items)
     yield from _not_decoded(items, tokenizer, lost)
 
 
@@ -56,6 +59,21 @@ def _unknown_characters(texts: Sequence[str], tokenizer: Any, unknown: int) -> s
     return shown or "some of their words"
 
 
+def _same_tokens(items: Sequence[Example]) -> Iterator[str]:
+    """Tell of two answers that are learnt as the same tokens, so that neither can be told apart."""
+    first: dict[tuple[int, ...], Example] = {}
+    for item in items:
+        if len(first) > COMPARED_MAX:
+            return
+        other = first.setdefault(item.labels[-item.answer_length :], item)
+        if other.completion.split() != item.completion.split():
+            yield (
+                f"the base's tokenizer writes {other.completion.strip()[:60]!r} (row {other.row}) "
+                f"and {item.completion.strip()[:60]!r} (row {item.row}) with the same tokens"
+            )
+            return
+
+
 def _not_decoded(items: Sequence[Example], tokenizer: Any, lost: set[int]) -> Iterator[str]:
     """Tell of answers that come back as another text; spaces around one do not count."""
     first: dict[str, int] = {}
@@ -65,7 +83,8 @@ def _not_decoded(items: Sequence[Example], tokenizer: Any, lost: set[int]) -> It
     breaks: list[int] = []
     others: list[tuple[int, str, str]] = []
     for text, row in first.items():
-        back = tokenizer.decode(_encode(tokenizer, text), clean_up_tokenization_spaces=False)
+        ids = _encode(tokenizer, text)
+        back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         if "".join(back.split()) != "".join(text.split()):
             others.append((row, text.strip(), back.strip()))
         elif text.strip().count("\n") > back.strip().count("\n"):

@@ -29,8 +29,9 @@ from trainer.data.examples import Examples
 from trainer.data.row import Notes, Row, rows_text
 from trainer.data.rows import read_rows
 from trainer.data.template import MissingFieldError, Template, as_text
-from trainer.data.tokenizer_checks import check_answer_tokens
 from trainer.hub import Shards
+from trainer.pages.tokenizer_checks import check_answer_tokens
+from trainer.scoring.answers import read_answer
 
 SHORT_LEAK = 0.9
 """The share of rows whose text ends with a short answer from which on that is no chance."""
@@ -72,6 +73,7 @@ def _check_rows(
     found += _characters(answers)
     found += _lost_words(answers, config.eval)
     found += _spellings(answers)
+    found += _set_spellings(answers, config.eval)
     found += _cut_cells(rows)
     return [*found, *check_answer_tokens(examples.items, tokenizer)]
 
@@ -173,6 +175,23 @@ def _spellings(answers: Sequence[tuple[int, str]]) -> Iterator[str]:
     for ways in spellings(counts):
         shown = ", ".join(f"{way!r} ({count} rows)" for way, count in ways.most_common())
         yield f"one label is written in several ways: {shown}; write it in one"
+
+
+def _set_spellings(answers: Sequence[tuple[int, str]], scored: EvalTable | None) -> Iterator[str]:
+    """Tell of sets of labels that are written in several orders or with several separators."""
+    if scored is None or scored.kind != "multilabel":
+        return
+    ways: dict[frozenset[str], Counter[str]] = {}
+    for _, text in answers:
+        labels = read_answer(text, scored).labels
+        ways.setdefault(labels, Counter())[text.strip()] += 1
+    several = [found for labels, found in ways.items() if labels and len(found) > 1]
+    if several:
+        shown = ", ".join(f"{way!r} ({count} rows)" for way, count in several[0].most_common())
+        yield (
+            f"{len(several)} sets of labels are written in several ways, such as {shown}; write "
+            "the labels in one order"
+        )
 
 
 def _cut_cells(rows: Sequence[Row]) -> Iterator[str]:
