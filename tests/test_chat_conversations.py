@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support import trl_templates
 
-from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 
 USER = {"role": "user", "content": "Where is my parcel?"}
