@@ -16,8 +16,9 @@ import typer
 import yaml
 
 from commands.runs import config
-from commands.runs.column_guess import Guess, guess_columns, prepared_rows
+from commands.runs.column_guess import Guess, guess_columns
 from commands.runs.extras import REHEARSES, missing_packages_text
+from commands.runs.prepared_rows import prepared_rows
 from commands.ui.errors import UsageError
 from commands.ui.options import Json, examples
 from commands.ui.output import log, print_data, print_json
@@ -210,6 +211,8 @@ def _template(*, name: str, guess: Guess | None, steps: int, length: int = LENGT
     if guess is not None and guess.messages:
         templates = f"  messages: {_quoted(guess.messages)}\n  chat: markers"
         templates += f"\n  ignore: {_quoted(guess.ignored)}" if guess.ignored else ""
+    if guess is not None and guess.text:
+        templates = f"  text: {_quoted(guess.text)}"
     if guess is not None and not guess.labels:
         scored = ""
     name = name if yaml.safe_load(name) == name else _quoted(name)  # `2024` is a number, `on` a yes
@@ -251,7 +254,7 @@ def _split(
 
     They are compared as they stand in the file, so that no change of ours moves a row across.
     """
-    template = Template.parse(guess.prompt or f"{{{guess.messages}}}")
+    template = Template.parse(guess.prompt or f"{{{guess.messages or guess.text}}}")
     share = max(HELD_OUT, min(HELD_OUT_MAX, SCORED_ROWS / max(1, len(rows))))
     sides: tuple[list[Row], list[Row]] = ([], [])
     written = {row.number: row.fields for row in originals}

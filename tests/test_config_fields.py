@@ -25,7 +25,7 @@ from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
 from trainer.config_errors import keys_at, table_of
-from trainer.dataset_table import DatasetTable
+from trainer.data_table import DatasetTable
 from trainer.errors import ConfigError, DataError
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions

@@ -250,6 +250,35 @@ def test_columns_beside_a_conversation_are_used_or_ignored_by_name(tmp_path: Pat
     assert audited(tmp_path).train["rows"] == made.files[tmp_path / "train.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["text", "Content"])
+def test_a_column_of_texts_alone_is_learnt_whole(tmp_path: Path, name: str) -> None:
+    """Where there is nothing but a text, every token of it is learnt; an empty one is left out."""
+    texts = [f"{q} {a}" for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    rows = [{"id": None, name: None if n == 3 else text} for n, text in enumerate(texts)]
+    made = started(tmp_path, rows)
+
+    assert config_of(tmp_path).data.text == name
+    assert made.notes[0] == f"left out: rows with nothing in `{name}` (row 4)"
+    assert sum(made.files.values()) == 47
+    assert audited(tmp_path).warnings == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "?", "chosen": "a", "rejected": "b"},  # TRL's preference type
+        {"prompt": "?", "completion": "a", "label": True},  # and its unpaired one, for KTO
+    ],
+)
+def test_preferences_are_named_for_what_they_are(tmp_path: Path, row: dict[str, Any]) -> None:
+    """A better and a worse answer, or a judged one, are no labels to learn."""
+    rows = [{**row, "prompt": q} for q in QUESTIONS]
+    with pytest.raises(UsageError, match="what is to be learnt from preferences") as caught:
+        started(tmp_path, rows)
+
+    assert caught.value.problems[0].startswith("row 1: the row ")
+
+
 @pytest.mark.parametrize("name", ["images", "rejected", "weight"])
 def test_a_column_that_changes_a_conversation_is_refused(tmp_path: Path, name: str) -> None:
     """Pictures, preferences and weights are not passed over."""

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from commands.runs.columns import (
+    CONVERSATION_NAMES,
     Column,
     answered,
     columns_of,
@@ -33,6 +34,8 @@ ANSWERS = (
 )
 """Names that a column of answers usually has, surest first."""
 QUESTIONS = ("instruction", "input", "context", "question", "prompt", "text", "comment", "message")
+TEXTS = frozenset({"text", "content", "document", "body", "article", "raw_content", "code"})
+"""Names of a column that is learnt whole, where it is the only one."""
 NOTHING = frozenset({"n/a", "na", "none", "no label", "nothing", "-"})
 """What people write where none of the labels holds."""
 EMPTY_MAX = 0.3
@@ -50,8 +53,9 @@ class Guess:
     prompt: str = ""
     completion: str = ""
     messages: str = ""
+    text: str = ""
     answer: str = ""
-    """The column of the answer, or of the conversation."""
+    """The column of the answer, of the conversation, or of the text that is learnt whole."""
     ignored: tuple[str, ...] = ()
     """The columns beside a conversation that are not used."""
     labels: tuple[str, ...] = ()
@@ -67,6 +71,8 @@ class Guess:
         """The guess in words."""
         if self.messages:
             return f"each row is a conversation in `{self.messages}`"
+        if self.text:
+            return f"each row is a text in `{self.text}`, of which every token is learnt"
         kind = f"one of {len(self.labels)} labels" if self.labels else "a text"
         if self.none:
             kind = f"any of {len(self.labels)} labels, {self.none!r} for none of them"
@@ -79,7 +85,14 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
     for column in columns:
         if column.conversations:
             return _conversations(column, columns, rows)
+    _check_preferences(rows)
     plain = [column for column in columns if column.plain]
+    whole = [column for column in plain if not column.index]
+    telling = {column.folded for column in columns} & {*ANSWERS, *QUESTIONS, *CONVERSATION_NAMES}
+    if len(whole) == 1 and whole[0].folded in TEXTS and telling <= {whole[0].folded}:
+        name = nameable(whole[0].name)
+        notes = [*_lacking(whole, rows), *_unused(whole, columns, {})]
+        return Guess(text=name, answer=name, notes=tuple(notes))
     folded = {column.folded: column for column in plain}
     answer = next((folded[name] for name in ANSWERS if name in folded), None)
     others = [column for column in plain if column is not answer and not column.index]
@@ -120,6 +133,19 @@ def guess_columns(rows: Sequence[Row]) -> Guess:
     )
     _check_labels(answer.name, guess)
     return guess
+
+
+def _check_preferences(rows: Sequence[Row]) -> None:
+    """Raise UsageError for rows that say which of several answers is the better one."""
+    from trainer.data.preferences import describe_preferences
+
+    kinds = [describe_preferences(row.fields) for row in rows]
+    if rows and all(kinds):
+        raise UsageError(
+            "what is to be learnt from preferences is for you to say",
+            problems=[f"row {rows[0].number}: {kinds[0]}"],
+            hint="`qft init` without --data writes a run.yaml; name the file and its columns there",
+        )
 
 
 def _conversations(column: Column, columns: Sequence[Column], rows: Sequence[Row]) -> Guess:
@@ -310,30 +336,3 @@ def _check_labels(answer: str, guess: Guess) -> None:
             ],
             hint="write each in one way in the file, then type the same command again",
         ) from error
-
-
-def prepared_rows(rows: Sequence[Row], guess: Guess) -> list[Row]:
-    """Return the rows as they are written beside the run.yaml of a guess.
-
-    Rows without an answer are left out, labels have one spelling, a conversation that stood in a
-    cell as text is a list, and each row has every field that the templates name.
-    """
-    from trainer.data.template import Template, as_text
-
-    names = Template.parse(guess.prompt).fields
-    found = []
-    for row in rows:
-        fields = {**row.fields, **{name: row.fields.get(name) for name in names}}
-        value = row.fields.get(guess.answer)
-        if guess.messages:
-            turns = answered(conversation(value))
-            if not turns:
-                continue
-            fields[guess.answer] = turns
-        else:
-            text = as_text(guess.answer, value)
-            if not text.strip():
-                continue
-            fields[guess.answer] = guess.spelled.get(text, value)
-        found.append(Row(number=row.number, fields=fields))
-    return found

@@ -22,7 +22,8 @@ from typing import Any
 
 from trainer import hub
 from trainer.adapters.methods import saved_format
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.data_table import DataTable
 from trainer.errors import TrainerError
 from trainer.exit_codes import ExitCode
 from trainer.pages import report

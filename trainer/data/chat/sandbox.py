@@ -72,8 +72,10 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
             for times, value in ((left, right), (right, left)):
                 if isinstance(times, int) and isinstance(value, Sequence):
                     self.limits.size(times * len(value))
-        powers = operator == "**" and isinstance(right, int | float) and abs(right) > EXPONENT_MAX
-        if powers or (operator == "%" and isinstance(left, str) and WIDTH.search(left)):
+        is_too_high = (
+            operator == "**" and isinstance(right, int | float) and abs(right) > EXPONENT_MAX
+        )
+        if is_too_high or (operator == "%" and isinstance(left, str) and WIDTH.search(left)):
             self.limits.size(SIZE_MAX + 1)
         return self._within(super().call_binop(context, operator, left, right))
 
