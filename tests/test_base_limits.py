@@ -22,8 +22,8 @@ from trainer.base_limits import (
     require_embedded_roles,
     require_places,
 )
-from trainer.config import DataTable
 from trainer.data.examples import collate, load_examples, padding_id
+from trainer.data_table import DataTable
 from trainer.errors import ConfigError, DataError
 
 TOKENS = 260

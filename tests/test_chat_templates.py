@@ -162,7 +162,7 @@ def test_a_rendering_is_that_of_transformers(name: str) -> None:
 def ours(template: ChatTemplate, messages: Any, tools: Any, *, prompting: bool) -> str | None:
     """A rendering in our sandbox, or None."""
     try:
-        return template.render(messages, prompting=prompting, tools=tools).text
+        return template.render(messages, prompting=prompting, tools=tools)
     except TemplateRefusal:
         return None
 

@@ -28,13 +28,13 @@ from trainer import hub
 from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
-    DataTable,
     EvalTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
 from trainer.config_errors import describe_errors
+from trainer.data_table import DataTable
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -125,15 +125,22 @@ def has_training(name: str) -> bool:
 def tokenizer(name: str) -> Any:
     """A byte-level tokenizer with the control tokens of a template as special tokens."""
     eos = next((end for key, end in END_OF_SEQUENCE.items() if name.startswith(key)), "<eos>")
-    control = sorted({*CONTROL.findall(source(name)), "<bos>", eos, "<pad>"})
+    made = byte_level(sorted({*CONTROL.findall(source(name)), "<bos>", eos, "<pad>"}), eos=eos)
+    made.chat_template = source(name)
+    return made
+
+
+def byte_level(control: Sequence[str], *, eos: str) -> Any:
+    """A tokenizer of bytes with these special tokens, and `<think>` as a plain added one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={one: at for at, one in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(one, special=True) for one in control])
     inner.add_tokens([AddedToken(one) for one in ("<think>", "</think>")])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<bos>", eos_token=eos, pad_token="<pad>"
+    names = {name: f"<{name}>" for name in ("bos", "pad") if f"<{name}>" in control}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token=eos,
+        **{f"{name}_token": token for name, token in names.items()},
     )
-    made.chat_template = source(name)
-    return made

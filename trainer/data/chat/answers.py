@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from trainer.data.chat.conversation import OPENING, Conversation, Message
 from trainer.data.chat.ends import TurnEnds
-from trainer.data.chat.template import ChatTemplate, Rendered, TemplateRefusal
+from trainer.data.chat.template import ChatTemplate, TemplateRefusal
 from trainer.data.chat.words import (
     common_prefix,
     contains,
@@ -56,7 +56,7 @@ class AnswerRenderer:
     arguments_as_text: bool = False
     _openings: set[str] = field(default_factory=set)
 
-    def render(self, conversation: Conversation, end: int, *, prompting: bool) -> Rendered:
+    def render(self, conversation: Conversation, end: int, *, prompting: bool) -> str:
         """Render the first `end` turns of a conversation.
 
         Raises:
@@ -74,8 +74,8 @@ class AnswerRenderer:
             MissingFieldError: the template refuses the turns before it, leaves out or rewrites
                 what was said, or writes the answer so that it cannot follow the prompt.
         """
-        prompt = self.render(conversation, at, prompting=True).text
-        finished = whole or self.render(conversation, at + 1, prompting=False).text
+        prompt = self.render(conversation, at, prompting=True)
+        finished = whole or self.render(conversation, at + 1, prompting=False)
         prompt, turn, opening = self._turn(conversation, at, prompt, finished)
         text, closed = self.ends.cut(turn)
         if not closed:
@@ -100,7 +100,7 @@ class AnswerRenderer:
             return False
         return True
 
-    def _render(self, conversation: Conversation, end: int, *, prompting: bool) -> Rendered:
+    def _render(self, conversation: Conversation, end: int, *, prompting: bool) -> str:
         messages = conversation.messages[:end]
         calls = any("tool_calls" in message for message in messages)
         as_text = [self.arguments_as_text] if self.arguments_as_text or not calls else [False, True]
@@ -168,8 +168,8 @@ class AnswerRenderer:
 
     def _asking(self, conversation: Conversation, at: int) -> str:
         """Return what the template adds to the turns before an answer to ask for it."""
-        prompt = self._render(conversation, at, prompting=True).text
-        without = self._render(conversation, at, prompting=False).text
+        prompt = self._render(conversation, at, prompting=True)
+        without = self._render(conversation, at, prompting=False)
         return prompt[len(common_prefix(prompt, without)) :]
 
     def _behind(self, conversation: Conversation, at: int, asking: str, finished: str) -> str:
@@ -211,7 +211,7 @@ class AnswerRenderer:
                 return opening
         # The words may also stand in the opening; where a placeholder stands, only they begin.
         other = self._with_placeholder(conversation, at)
-        finished = self._render(conversation, at + 1, prompting=False).text
+        finished = self._render(conversation, at + 1, prompting=False)
         common = common_prefix(other, finished)
         start = text.find(words)
         while start >= 0 and not common.endswith(text[:start]):
@@ -227,7 +227,7 @@ class AnswerRenderer:
         if "reasoning_content" in given:
             message["reasoning_content"] = PLACEHOLDER
         other = replace(conversation.upto(at + 1), messages=(*conversation.messages[:at], message))
-        return self._render(other, at + 1, prompting=False).text
+        return self._render(other, at + 1, prompting=False)
 
     def _following(self, conversation: Conversation, at: int, finished: str) -> str:
         """Return the token that the next turn begins with, at which such a base stops, or nothing.
@@ -241,7 +241,7 @@ class AnswerRenderer:
             following = {"role": "tool", "content": PLACEHOLDER}
         longer = replace(conversation, messages=(*conversation.messages[: at + 1], following))
         try:
-            text = self._render(longer, at + 2, prompting=False).text
+            text = self._render(longer, at + 2, prompting=False)
         except TemplateRefusal:
             return ""
         if not text.startswith(finished):
@@ -299,7 +299,7 @@ class AnswerRenderer:
         for content in (PLACEHOLDER, [{"type": "text", "text": PLACEHOLDER}]):
             try:
                 found = self.template.render([{"role": "user", "content": content}], prompting=True)
-                seen.append(PLACEHOLDER in found.text)
+                seen.append(PLACEHOLDER in found)
             except TemplateRefusal:
                 seen.append(False)
         if seen == [False, True]:

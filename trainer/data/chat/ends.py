@@ -44,8 +44,8 @@ class TurnEnds:
         """
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
         try:
-            ended = self.template.render(messages, prompting=False).text
-            followed = self.template.render([*messages, messages[0]], prompting=False).text
+            ended = self.template.render(messages, prompting=False)
+            followed = self.template.render([*messages, messages[0]], prompting=False)
         except TemplateRefusal:
             return "", ""
         ended, followed = (one[one.rfind(PROBE) + len(PROBE) :] for one in (ended, followed))

@@ -29,14 +29,6 @@ class TemplateRefusal(MissingFieldError):  # noqa: N818 - an answer of the templ
         super().__init__(f"the chat template refuses the conversation ({reason})")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rendered:
-    """A rendered text, and where each message began: the place when a loop last came to it."""
-
-    text: str
-    starts: Mapping[int, int]
-
-
 @dataclass(kw_only=True)
 class ChatTemplate:
     """One chat template, ready to render; a `day` is what it sees as today."""
@@ -46,9 +38,6 @@ class ChatTemplate:
     special_tokens: Mapping[str, Any]
     limits: Limits = field(default_factory=Limits)
     _compiled: Any = None
-    _places: dict[int, int] = field(default_factory=dict)
-    _starts: dict[int, int] = field(default_factory=dict)
-    _length: int = 0
 
     @classmethod
     def of(cls, tokenizer: Any, *, day: date, tools: bool = False) -> ChatTemplate | None:
@@ -67,7 +56,7 @@ class ChatTemplate:
         prompting: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Rendered:
+    ) -> str:
         """Render messages; `prompting` asks for the beginning of an answer behind them.
 
         Raises:
@@ -77,13 +66,11 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         chat = [_aliased(message) for message in messages]
-        self._places = {id(message): place for place, message in enumerate(chat)}
-        self._starts, self._length = {}, 0
         self.limits.begin()
         try:
             if self._compiled is None:
                 self._compiled = self._environment().from_string(self.source)
-            pieces = []
+            pieces, length = [], 0
             for piece in self._compiled.generate(
                 **{
                     **self.special_tokens,
@@ -95,18 +82,18 @@ class ChatTemplate:
                 }
             ):
                 pieces.append(piece)
-                self._length += len(piece)
-                self.limits.size(self._length)
+                length += len(piece)
+                self.limits.size(length)
         except TemplateError as error:
             raise TemplateRefusal(str(error.message or error)) from error
         except TemplateLimitError:
             raise
         except Exception as error:  # whatever a stranger's program can raise is its refusal
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-        return Rendered(text="".join(pieces), starts=dict(self._starts))
+        return "".join(pieces)
 
     def _counted(self, values: Any) -> Any:
-        """Yield the values of a loop, count its turns and note where messages begin."""
+        """Return the values of a loop so that its turns are counted."""
         if isinstance(values, str | Mapping) or not isinstance(values, Sequence):
             return self._each(values)
         return _Counted(values, self)
@@ -114,9 +101,6 @@ class ChatTemplate:
     def _each(self, values: Iterable[Any]) -> Iterator[Any]:
         for value in values:
             self.limits.step()
-            place = self._places.get(id(value))
-            if place is not None:
-                self._starts[place] = self._length
             yield value
 
     def _environment(self) -> jinja2.Environment:
