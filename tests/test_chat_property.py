@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from support import template_table, trl_templates
 from support.template_table import Learnt
@@ -13,6 +13,7 @@ from support.template_table import Learnt
 from trainer.data.chat.conversation import parse_messages
 from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import Codec
+from trainer.data.template import MissingFieldError
 
 LAST_USER = (
     "{%- set ns = namespace(last=-1) -%}"
@@ -55,7 +56,19 @@ TEMPLATES = {
         + TURN
         + "{{ m.content }}<|im_end|>{%- endif -%}"
     ),
+    "cuts old questions": looped(
+        TURN + "{{ m.content if loop.index0 >= ns.last or m.role != 'user' else m.content[:2] }}"
+        "<|im_end|>\n"
+    ),
+    "looks at the next turn": looped(
+        TURN + "{{ m.content if loop.last or loop.nextitem.content != 'a' else 'before a' }}"
+        "<|im_end|>\n"
+    ),
+    "asks in the loop": "{%- for m in messages -%}{{ m.role ~ ': ' ~ m.content ~ eos_token }}"
+    "{%- if loop.last and add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}{%- endfor -%}",
 }
+CUTTING = ("cuts old questions", "looks at the next turn")
+"""Templates that keep words of two questions in a row from the model, so that they are refused."""
 WORDS = st.text("ab :\n{}%<|>", min_size=1, max_size=9).filter(
     lambda text: text.strip() and "<|" not in text
 )
@@ -104,13 +117,17 @@ def test_every_answer_is_learnt_once_behind_the_prompt_of_generation(name: str) 
     encoder = ChatEncoder(codec=codec, style="template")  # one for all, as for all rows of a file
 
     @given(messages=conversations(), reasoned=st.lists(st.booleans(), min_size=20, max_size=20))
-    @settings(max_examples=30, deadline=None, derandomize=True)
+    @settings(max_examples=25, deadline=None, derandomize=True)
     def check(messages: list[dict[str, Any]], reasoned: list[bool]) -> None:
         if "reasoning" in name:
             for message, thinks in zip(messages, reasoned, strict=False):
                 if message["role"] == "assistant" and thinks:
                     message["reasoning_content"] = "abba"
-        found = encoder.encode(parse_messages(messages), row=1)
+        try:
+            found = encoder.encode(parse_messages(messages), row=1)
+        except MissingFieldError:
+            assert name in CUTTING
+            reject()
         answers = [
             at
             for at, message in enumerate(messages)

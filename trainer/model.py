@@ -18,6 +18,7 @@ from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.residual import require_fit
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
 from trainer.base_family import choose_family
 from trainer.config import ModelTable, TrainerConfig, TrainTable
@@ -420,19 +421,18 @@ def _find_last_names(base: Model, method: MethodTable) -> list[str]:
     """Return the last name parts of the linear layers to adapt; raises as `find_targets` does."""
     linears = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
     expert_names = experts.last_names(base)
-    taken = experts.claimed_by_peft(base, linears) if expert_names else frozenset()
+    refused = unadaptable(base, linears, mixture=bool(expert_names))
     if method.targets == "all-linear":
-        return [name for name in linears if name not in taken]
+        return [name for name in linears if name not in refused]
     candidates = sorted({*linears, *expert_names})
     unknown = sorted(set(method.targets) - set(candidates))
     if unknown:
         missing = f"the model has no linear layer called {', '.join(unknown)}"
         raise ConfigError([f"method.targets: {missing}; it has {', '.join(candidates)}"])
     wanted = set(method.targets) - set(expert_names)
-    if wanted & taken:
-        names = ", ".join(sorted(wanted & taken))
-        reason = f"PEFT takes {names} for the names of experts in a {type(base).__name__}"
-        raise ConfigError([f"method.targets: {reason}; leave them out"])
+    problems = [f"`{name}`: {refused[name]}" for name in sorted(wanted & refused.keys())]
+    if problems:
+        raise ConfigError([f"method.targets: {problem}; leave it out" for problem in problems])
     return sorted(wanted)
 
 
@@ -456,11 +456,12 @@ def describe_targets(base: Model, method: MethodTable) -> list[str]:
     """Return what the user should know of what is adapted: nothing where that is every layer."""
     expert_names = experts.last_names(base)
     reading = quantise.text_prefix(base)
-    if not expert_names and not reading:
+    linears = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
+    refused = unadaptable(base, linears, mixture=bool(expert_names))
+    if not expert_names and not reading and not refused:
         return []
     adapted = [*_find_last_names(base, method), *find_experts(base, method)]
-    every = {name.rsplit(".", 1)[-1] for name in _linear_names(base)} | set(expert_names.values())
-    left = sorted(every - set(adapted))
+    left = sorted({*linears, *expert_names.values()} - set(adapted))
     where = f" of {reading.removesuffix('.')}" if reading else ""
     lines = [f"adapted: {', '.join(adapted)}{where}"]
     if left:
