@@ -22,8 +22,8 @@ from trainer.base_limits import (
     require_embedded_roles,
     require_places,
 )
-from trainer.config import DataTable
 from trainer.data.examples import collate, load_examples, padding_id
+from trainer.data_table import DataTable
 from trainer.errors import ConfigError, DataError
 
 TOKENS = 260
@@ -91,6 +91,21 @@ def test_training_pads_by_a_token_that_exists(tmp_path: Path) -> None:
     assert padding_id(tokenizer) == TOKENS
     assert padding_id(tokenizer, TOKENS) == tokenizer.unk_token_id
     assert int(batch["input_ids"].max()) < TOKENS
+
+
+def test_a_run_with_such_a_padding_token_trains_all_the_same(tmp_path: Path) -> None:
+    """The trainer itself, which may be started without a plan, ends with an adapter and exit 0."""
+    from transformers import AutoModelForCausalLM
+
+    base(tmp_path, rows=320, tokenizer=padded_tokenizer())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model.resize_token_embeddings(TOKENS)
+    model.save_pretrained(tmp_path / "model")
+    table = make_config(tmp_path / "model", tmp_path / "train.jsonl", train={"steps": 2})
+    write_config(tmp_path / "run", table)
+
+    assert main(["train", "--run-dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_tokenizer_of_another_base_is_refused(tmp_path: Path) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from support import trl_templates
 
-from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import Examples, load_examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 
 USER = {"role": "user", "content": "Where is my parcel?"}
 ANSWER = {"role": "assistant", "content": "It left on Monday."}
 AGAIN = {"role": "user", "content": "And the other?"}
 LAST = {"role": "assistant", "content": "The same."}
-TALK = [USER, ANSWER, AGAIN, LAST]
+TURNS = [USER, ANSWER, AGAIN, LAST]
 
 
 def load(tmp_path: Path, row: Any, *, base: str = "qwen2_5", **data: Any) -> Examples:
@@ -140,25 +140,30 @@ def test_a_column_that_could_change_the_meaning_is_understood_or_refused(
 ) -> None:
     """What stands beside a conversation is never lost in silence."""
     with pytest.raises(DataError, match=rf"rows\.jsonl:1: .*{problem}"):
-        load(tmp_path, {"messages": TALK, **columns})
+        load(tmp_path, {"messages": TURNS, **columns})
 
 
 def test_what_is_ignored_or_describes_or_is_empty_does_not_matter(tmp_path: Path) -> None:
     """The tokens are those of the bare conversation; a repeated turn is no news either."""
     described = {"id": 7, "source": "shop", "images": [], "rejected": None, "mood": "glad"}
-    talk = [USER | {"emotion": "glad"}, ANSWER | {"refusal": None}, AGAIN, LAST]
-    row = {"prompt": "Where is my parcel?", "messages": talk, **described}
+    conversation = [USER | {"emotion": "glad"}, ANSWER | {"refusal": None}, AGAIN, LAST]
+    row = {"prompt": "Where is my parcel?", "messages": conversation, **described}
     found = load(tmp_path, row, ignore=["emotion", "mood"])
 
-    assert found.items == load(tmp_path, TALK).items
+    assert found.items == load(tmp_path, TURNS).items
 
 
 def test_parts_of_text_are_joined(tmp_path: Path) -> None:
     """Content as a list (FastChat#3017) has the tokens of the same text."""
     parts = [{"type": "text", "text": "Where is "}, {"type": "text", "text": "my parcel?"}]
-    talk = [{"role": "user", "content": parts}, ANSWER, AGAIN, LAST | {"content": ["The same."]}]
+    conversation = [
+        {"role": "user", "content": parts},
+        ANSWER,
+        AGAIN,
+        LAST | {"content": ["The same."]},
+    ]
 
-    assert load(tmp_path, talk).items == load(tmp_path, TALK).items
+    assert load(tmp_path, conversation).items == load(tmp_path, TURNS).items
 
 
 def test_names_of_sharegpt_are_read(tmp_path: Path) -> None:
@@ -209,13 +214,13 @@ def test_arguments_as_json_text_are_those_of_the_object(tmp_path: Path, base: st
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_reasoning_is_learnt_with_its_answer(tmp_path: Path, key: str) -> None:
     """Under each of its names (slime#330, torchtitan#2769), and as `<think>` inside the text."""
-    talk = [USER, ANSWER | {key: "Page 3 says so."}]
+    conversation = [USER, ANSWER | {key: "Page 3 says so."}]
     inside = [
         USER,
         ANSWER | {"content": "<think>\nPage 3 says so.\n</think>\n\nIt left on Monday."},
     ]
 
-    for row in (talk, inside):
+    for row in (conversation, inside):
         assert learnt("qwen3", *load(tmp_path, row, base="qwen3").items) == [
             "<think>\nPage 3 says so.\n</think>\n\nIt left on Monday.<|im_end|>"
         ]
@@ -233,18 +238,18 @@ def test_reasoning_without_a_place_is_refused_unless_it_is_ignored(
     tmp_path: Path, base: str, chat: str, problem: str
 ) -> None:
     """It is never lost in silence; `data.ignore` learns the answer without it."""
-    talk = [USER, ANSWER | {"reasoning_content": "Page 3 says so."}]
+    conversation = [USER, ANSWER | {"reasoning_content": "Page 3 says so."}]
     with pytest.raises(DataError, match=problem):
-        load(tmp_path, talk, base=base, chat=chat)
-    (item,) = load(tmp_path, talk, base=base, chat=chat, ignore=["reasoning_content"]).items
+        load(tmp_path, conversation, base=base, chat=chat)
+    (item,) = load(tmp_path, conversation, base=base, chat=chat, ignore=["reasoning_content"]).items
 
     assert "Page 3" not in whole(base, item)
 
 
 def test_a_row_can_ask_for_reasoning(tmp_path: Path) -> None:
     """`chat_template_kwargs` open the block that a small Qwen3.5 else closes in its prompt."""
-    talk = [USER, ANSWER | {"reasoning_content": "Page 3 says so."}]
-    row = {"messages": talk, "chat_template_kwargs": {"enable_thinking": True}}
+    conversation = [USER, ANSWER | {"reasoning_content": "Page 3 says so."}]
+    row = {"messages": conversation, "chat_template_kwargs": {"enable_thinking": True}}
     (item,) = load(tmp_path, row, base="qwen3_5_nothink").items
 
     assert learnt("qwen3_5_nothink", item) == [
@@ -254,7 +259,7 @@ def test_a_row_can_ask_for_reasoning(tmp_path: Path) -> None:
 
 def test_each_answer_of_a_rewriting_template_is_an_example(tmp_path: Path) -> None:
     """Qwen3 (Qwen3#1522): two examples of one row, and the report says so."""
-    found = load(tmp_path, TALK, base="qwen3")
+    found = load(tmp_path, TURNS, base="qwen3")
 
     assert [item.completion for item in found.items] == ["It left on Monday.", "The same."]
     assert {item.row for item in found.items} == {1}
@@ -266,12 +271,12 @@ def test_each_answer_of_a_rewriting_template_is_an_example(tmp_path: Path) -> No
 @pytest.mark.parametrize("base", ["qwen2_5", "qwen3"])
 def test_only_the_last_answer_is_learnt_on_request(tmp_path: Path, base: str) -> None:
     """`data: {answers: last}` makes one example with the last prompt that generation makes."""
-    all_of_them = load(tmp_path, TALK, base=base).items
-    (item,) = load(tmp_path, TALK, base=base, answers="last").items
+    all_of_them = load(tmp_path, TURNS, base=base).items
+    (item,) = load(tmp_path, TURNS, base=base, answers="last").items
 
     assert len(learnt(base, item)) == 1
     assert item.prompt_ids == all_of_them[-1].prompt_ids
-    assert load(tmp_path, TALK, base=base, answers="last").report.expansion is None
+    assert load(tmp_path, TURNS, base=base, answers="last").report.expansion is None
 
 
 @pytest.mark.parametrize("base", ["qwen2_5", "qwen3", "gptoss"])
@@ -295,7 +300,7 @@ def test_a_greeting_is_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("talk", "problem"),
+    ("conversation", "problem"),
     [
         ([USER, USER, ANSWER], r"must alternate.*message 2 by the user; join it with message 1"),
         ([ANSWER, USER, LAST], r"must alternate.*message 1 by the assistant; let the user begin"),
@@ -306,11 +311,11 @@ def test_a_greeting_is_context(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_template_refuses_names_the_turn_and_a_way_out(
-    tmp_path: Path, talk: Any, problem: str
+    tmp_path: Path, conversation: Any, problem: str
 ) -> None:
     """The template's own reason is shown, and never the advice to leave the base's format."""
     with pytest.raises(DataError, match=problem) as caught:
-        load(tmp_path, talk, base="gemma")
+        load(tmp_path, conversation, base="gemma")
 
     assert "markers" not in str(caught.value)
 
@@ -327,20 +332,24 @@ def test_learning_all_tokens_and_masking_an_answer_contradict_each_other(tmp_pat
 def test_a_long_conversation_loses_its_oldest_exchanges(tmp_path: Path, base: str) -> None:
     """What is kept fits, is as much as fits, and is what the rest alone would be rendered as."""
     system = {"role": "system", "content": "Be brief."}
-    talk = [
+    conversation = [
         system,
-        *(turn | {"content": f"{turn['content']} {n}"} for n in range(9) for turn in TALK),
+        *(turn | {"content": f"{turn['content']} {n}"} for n in range(9) for turn in TURNS),
     ]
-    items = load(tmp_path, talk, base=base, max_length=400).items
+    items = load(tmp_path, conversation, base=base, max_length=400).items
     last = items[-1]
 
     assert all(len(item.input_ids) <= 400 for item in items)
     assert whole(base, last).startswith("<|im_start|>system\nBe brief.")
     kept = sum(f" {n}<|im_end|>" in whole(base, last) for n in range(9))
     assert 0 < kept < 9
-    rest = load(tmp_path, [system, *talk[-2 * last_exchanges(base, last) :]], base=base).items
+    rest = load(
+        tmp_path, [system, *conversation[-2 * last_exchanges(base, last) :]], base=base
+    ).items
     assert rest[-1].input_ids == last.input_ids
-    more = load(tmp_path, [system, *talk[-2 * last_exchanges(base, last) - 2 :]], base=base).items
+    more = load(
+        tmp_path, [system, *conversation[-2 * last_exchanges(base, last) - 2 :]], base=base
+    ).items
     assert len(more[-1].input_ids) > 400
 
 

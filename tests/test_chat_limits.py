@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from support import trl_templates
 
-from trainer.config import DataTable
 from trainer.data.chat import limits as limits_module
 from trainer.data.chat.conversation import parse_messages
 from trainer.data.chat.encoder import ChatEncoder
@@ -20,6 +19,7 @@ from trainer.data.chat.limits import Limits, TemplateLimitError
 from trainer.data.chat.template import ChatTemplate, TemplateRefusal
 from trainer.data.codec import Codec
 from trainer.data.examples import load_examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 
 MESSAGES = [{"role": "user", "content": "a"}]

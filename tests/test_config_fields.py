@@ -25,7 +25,7 @@ from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
 from trainer.config_errors import keys_at, table_of
-from trainer.dataset_table import DatasetTable
+from trainer.data_table import DatasetTable
 from trainer.errors import ConfigError, DataError
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
@@ -127,6 +127,7 @@ CASES: Mapping[str, Case] = {
     "model.trust_remote_code": Case({"trust_remote_code": True}, source, HUB),
     "method.from": Case({"from": "parent"}),
     "model.token_env": Case({"token_env": "HF_READ"}, token_name, HUB),
+    "model.new_tokens": Case({"new_tokens": ["<|mood|>"]}),
     "method.kind": Case({"kind": "dora"}),
     "method.r": Case({"r": 2}),
     "method.alpha": Case({"alpha": 2}),

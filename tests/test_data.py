@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from support.tokenizers_built import KINDS, build
 from tokenizers import normalizers
 
-from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import collate, encode_prompt, load_examples, padding_id
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 
 FRAMES = list(itertools.product(KINDS, (True, False), (True, False), (True, False)))

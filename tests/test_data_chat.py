@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.tokenizers_built import KINDS, build
 
-from trainer.config import DataTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.examples import load_examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 
 CHATML = (

@@ -27,12 +27,14 @@ from commands.runs.payload import build_payload
 from commands.runs.result_files import STEPS_MAX, expected
 from commands.ui.errors import UsageError
 from trainer.__main__ import main
-from trainer.config import DataTable, TrainerConfig, TrainTable
+from trainer.config import TrainerConfig, TrainTable
 from trainer.config_errors import describe_errors
+from trainer.data_table import DataTable
 from trainer.errors import DataError, Preempted
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.pages.audit import as_page, as_text, audit
+from trainer.pages.audit_sets import set_lines
 from trainer.results.base_name import BaseName
 from trainer.results.publish import model_card
 from trainer.rundir.fingerprint import compare
@@ -259,12 +261,23 @@ def test_the_audit_shows_each_set_and_names_its_file(tmp_path: Path) -> None:
 
     assert "  a.jsonl: 9 rows of weight 2, 18 in an epoch\n" in as_text(found)
     assert "  b.jsonl: 4 rows of weight 0.5, 2 in an epoch\n" in as_text(found)
-    assert "dropped as too long, to learn from: row a.jsonl:7, a.jsonl:8, a.jsonl:9, b.jsonl:4" in (
-        as_text(found)
-    )
+    rows = "row a.jsonl:7, a.jsonl:8, a.jsonl:9, b.jsonl:4"
+    assert f"dropped as too long, to learn from: 6, {rows}" in as_text(found)
     assert found.duplicates.across == (("b.jsonl:1", 1),)
     assert [one["weight"] for one in found.train["sets"]] == [2, 0.5]
     assert "b.jsonl: 4 rows of weight 0.5" in as_page(found, "sets")
+
+
+def test_files_of_one_name_are_named_with_their_folders() -> None:
+    """Rows of `a/rows.jsonl` and `b/rows.jsonl` are named with the folder, others without."""
+    side = {"rows": 1, "weight": 1.0, "rows_per_epoch": 1}
+
+    for paths, names in (
+        (["a/rows.jsonl", "b/rows.jsonl"], ["a/rows.jsonl", "b/rows.jsonl"]),
+        (["a/rows.jsonl", "b/more.jsonl"], ["rows.jsonl", "more.jsonl"]),
+    ):
+        lines = set_lines({"sets": [{**side, "path": path} for path in paths]})
+        assert [line.partition(":")[0].strip() for line in lines] == names
 
 
 def test_scores_learn_their_baselines_from_all_sets(tmp_path: Path) -> None:

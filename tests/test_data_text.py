@@ -17,9 +17,10 @@ from support.tokenizers_built import KINDS, build
 from commands.runs.config import check_data_and_model, load
 from commands.ui.errors import UsageError
 from trainer.__main__ import main
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED
 from trainer.data.examples import load_examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 from trainer.pages.audit import as_page, as_text, audit
 from trainer.rundir.fingerprint import flatten_config
@@ -269,7 +270,7 @@ def test_audit_and_trainer_count_what_was_left_out(
         tmp_path / "job", rows=8, data={"too_long": "drop"}, train={"steps": 1, "max_length": 48}
     )
 
-    assert "dropped as too long, to learn from: row 3, 5" in as_text(found)
+    assert "dropped as too long, to learn from: 2, row 3, 5" in as_text(found)
     assert found.train["dropped"] == 2
     assert main(["train", "--run-dir", str(run)]) == 0
     assert "2 rows have more than 48 tokens and were left out" in capsys.readouterr().err

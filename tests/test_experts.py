@@ -9,19 +9,21 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
-from support.adapters import fresh_base, logits
+from support.adapters import fresh_base, logits, make
 from support.mixtures import EXPERTS, FAMILIES, HIDDEN, LAYERS, WIDE, make_mixture
+from support.models import gpt2
 from support.rig import outcome, restored, rig, twin_of
 from torch.nn.utils import parametrize
 
 from trainer import model as models
 from trainer.adapters import experts, methods, quantise
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.config import TrainTable
+from trainer.config import PrecisionChoice, TrainTable, load_config
+from trainer.device.precision import Precision
 from trainer.errors import ConfigError
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
-from trainer.method_table import MethodTable
+from trainer.method_table import MethodTable, Quant
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 QLORA = {"kind": "qlora", "r": 2, "dropout": 0.0}
@@ -182,8 +184,52 @@ def test_layers_that_peft_would_take_for_experts_are_left_out(tmp_path: Path) ->
     wanted = MethodTable.model_validate({**QLORA, "targets": ["gate_proj"]})
 
     assert lines[-1] == "frozen, not adapted: down_proj, gate_proj, up_proj"
-    with pytest.raises(ConfigError, match=r"method\.targets: PEFT takes gate_proj for the names"):
+    with pytest.raises(ConfigError, match=r"method\.targets: `gate_proj`: PEFT takes it for"):
         models.find_targets(base, wanted)
+
+
+@pytest.fixture
+def mamba(tmp_path: Path) -> Path:
+    """A place with a random Mamba, whose sizes are small."""
+    import transformers
+
+    tiny.make_tokenizer().save_pretrained(str(tmp_path / "model"))
+    sizes = transformers.MambaConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=16, pad_token_id=3
+    )
+    transformers.MambaForCausalLM(sizes).save_pretrained(str(tmp_path / "model"))
+    return tmp_path
+
+
+def test_layers_that_mamba_reads_past_an_adapter_are_left_out(mamba: Path) -> None:
+    """PEFT refuses `out_proj` with a traceback, and `dt_proj` would learn nothing: it is said."""
+    lora = {"kind": "lora", "r": 2, "dropout": 0.0}
+    run = tiny.make_run(mamba, rows=4, method=lora, train={"steps": 2})
+    messages: list[str] = []
+    run_job(JobOptions(run_dir=run), messages.append)
+    base = fresh_base(rig(run))
+    named = MethodTable.model_validate({**lora, "targets": ["out_proj"]})
+
+    assert "frozen, not adapted: dt_proj, out_proj" in messages
+    with pytest.raises(ConfigError, match="`out_proj`: a MambaForCausalLM reads its weight past"):
+        models.find_targets(base, named)
+
+
+def test_a_base_that_cannot_compute_in_four_bits_is_refused(mamba: Path) -> None:
+    """Mamba multiplies by a packed weight itself: told before training, and not as a traceback."""
+    run = tiny.make_run(mamba, rows=4, method=QLORA, train={"steps": 2})
+    with pytest.raises(ConfigError, match="cannot read a text with quantised weights; try `kind:"):
+        run_job(JobOptions(run_dir=run), lambda _text: None)
+    base = models.load_base(
+        models.find_source(load_config(run / "config.json").model, run),
+        MethodTable.model_validate(QLORA),
+        precision=Precision(
+            compute=PrecisionChoice.FP32, autocast=False, loss_scaling=False, reason=""
+        ),
+        device=torch.device("cpu"),
+    )
+
+    assert quantise.measure(base, Quant.NF4).of_matrices == 1.0  # no table of decays in it
 
 
 def test_a_mixture_in_eight_bits_is_refused_unless_accepted(tmp_path: Path) -> None:
@@ -216,6 +262,20 @@ def test_t5_says_that_a_part_of_it_stays_in_float32(tmp_path: Path) -> None:
     run = tiny.make_run(tmp_path, rows=4, method={"kind": "qlora"}, train={"steps": 1})
     with pytest.raises(ConfigError, match=r"8,192 of 40,960 would stay in 16 bits or more"):
         run_job(JobOptions(run_dir=run), lambda _text: None)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "falcon", "phi"])
+def test_what_is_no_matrix_counts_for_nothing(tmp_path: Path, kind: str) -> None:
+    """Learnt places, biases and norms leave the share at the whole."""
+    if kind == "gpt2":
+        gpt2(tmp_path / "model")
+    else:
+        make(kind, tmp_path / "model")
+    base = fresh_base(rig(tiny.make_run(tmp_path, rows=4, method={"kind": "qlora"})))
+    share = quantise.measure(base, Quant.NF4)
+
+    assert (share.of_matrices, share.quantised) == (1.0, share.quantised_matrices)
+    assert 0.2 < share.of_base < 1
 
 
 def test_the_share_of_a_whole_is_never_rounded_up() -> None:

@@ -17,8 +17,8 @@ from gpu.watched import Notes
 from support import tiny
 from support.rig import rig
 
-from trainer.config import DataTable
 from trainer.data.examples import load_examples
+from trainer.data_table import DataTable
 
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = dict.fromkeys(GIVEN, "1.0") | {"bitsandbytes": "0.50.2", "pydantic": "2.14.3"}

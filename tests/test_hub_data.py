@@ -20,8 +20,9 @@ from support import tiny
 from commands.runs.config import check, check_data_and_model
 from commands.runs.payload import build_payload
 from trainer.__main__ import main
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.rows import read_rows
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 from trainer.hub import HubFile, Shards, fetch, parse, rely_on_cache
 from trainer.rundir.layout import data_facts

@@ -26,7 +26,7 @@ from remote.ssh import connect
 from trainer.secret import Secret, hidden_in_output
 
 BASE = "meta/llama"
-SCAN_S = 0.02
+SCAN_S = 0.05
 TIMEOUT_S = 120.0
 READ_TWICE = """
 import os, resource, sys

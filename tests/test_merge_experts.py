@@ -20,6 +20,7 @@ from trainer.adapters import methods
 from trainer.config import TrainerConfig
 from trainer.device.precision import choose_precision
 from trainer.results.expert_merge import ExpertLayout, empty_model
+from trainer.results.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 ROUNDING = 1e-5
@@ -122,3 +123,16 @@ def test_a_stack_of_experts_is_put_together_as_transformers_does(
 
     assert len(joined) >= 2
     assert all(torch.equal(stack, loaded[name]) for name, stack in joined.items())
+
+
+def test_an_exported_adapter_of_experts_is_the_same_adapter(tmp_path: Path) -> None:
+    """Plain PEFT loads the export with the rank of the run, and gives the same logits."""
+    trained(tmp_path, "qwen3_moe", r=3)
+    export(tmp_path / "adapter", tmp_path / "plain")
+    models_of = [
+        peft.PeftModel.from_pretrained(load(tmp_path / "model"), str(tmp_path / name)).eval()
+        for name in ("adapter", "plain")
+    ]
+
+    assert models_of[1].peft_config["default"].r == 3
+    assert apart(*models_of) == 0.0

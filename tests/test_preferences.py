@@ -13,9 +13,9 @@ from support.tokenizers_built import build
 from commands.runs.config import check_data_and_model
 from commands.runs.config import load as load_run
 from commands.ui.errors import UsageError
-from trainer.config import DataTable
 from trainer.data.examples import load_examples
 from trainer.data.preferences import describe_preferences
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 
 TURN = [{"role": "assistant", "content": "blue"}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,18 @@ from support.pages import read
 from support.tiny import make_config, make_tokenizer
 from support.tokenizers_built import build
 from tokenizers import normalizers
+from transformers import T5Config
 
+from trainer.atomic import RealDisk
 from trainer.config import TrainerConfig
 from trainer.data.examples import load_examples
+from trainer.eviction import PreemptionFlag
+from trainer.job.context import JobContext, JobOptions
+from trainer.job.prepare import prepare_inputs
 from trainer.pages.audit import as_page, as_text, audit
 from trainer.pages.tokenizer_checks import check_answer_tokens
+from trainer.rundir.layout import data_facts
+from trainer.rundir.status import HeartbeatWriter
 
 TEXT = {"data": {"prompt": "{text}\nmood: ", "completion": "{mood}"}}
 GREEN = [f"Line {n} is run by shop number {n + 2}." for n in range(12)]
@@ -255,3 +264,28 @@ def test_answers_that_a_tokenizer_can_write_give_no_warning(tmp_path: Path, kind
     assert (
         token_warnings(tmp_path, ["negative", "so nice, thank you", " the page"], build(kind)) == []
     )
+
+
+def test_a_training_says_so_too(tmp_path: Path) -> None:
+    """Who trains without an audit reads it in the log of the job, before the first step."""
+    model = tmp_path / "model"
+    t5_like().save_pretrained(str(model))
+    T5Config(vocab_size=400, d_model=16, d_ff=16, num_layers=1, num_heads=2).save_pretrained(model)
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"nice {n}", "mood": f'{{"n": {n % 2}}}'} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = TrainerConfig.model_validate(make_config(model, path))
+    lines: list[str] = []
+    job = JobContext(
+        options=JobOptions(run_dir=tmp_path),
+        config=config,
+        inputs=data_facts(config, tmp_path),
+        heartbeat=HeartbeatWriter(
+            tmp_path / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
+        ),
+        flag=PreemptionFlag(time.monotonic),
+        on_message=lines.append,
+    )
+    prepare_inputs(job)
+
+    assert any(line.startswith("4 of 4 answers are learnt with `<unk>`") for line in lines)

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,13 @@ from support.rig import saves_in_step
 from support.runs import make_project
 
 from commands.runs.config import load
-from commands.runs.home import RunFolder
+from commands.runs.home import RunFolder, make_private
+from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
 from commands.runs.receipt import make_receipt
+from commands.runs.request import RunRequest
 from commands.runs.run_day import day_of_run
+from commands.runs.session import open_session
 from infra.run.journal import Journal, Kind
 from trainer import model as models
 from trainer.config import TrainerConfig
@@ -236,6 +240,28 @@ def test_the_laptop_sends_the_day_on_which_its_record_begins(tmp_path: Path) -> 
     TrainerConfig.model_validate(sent)
 
     assert sent["data"]["day"] == "2026-11-30"
+
+
+def test_a_session_opened_days_later_sends_the_same_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a driver pushes, and what is replayed here, is the day of the record's first event."""
+    project = make_project(tmp_path / "project")
+    monkeypatch.setenv("QFT_HOME", str(project.home))
+    loaded = load(project.config)
+    console: Any = SimpleNamespace(log=lambda _text: None, progress=None, report=None)
+    request = RunRequest(loaded=loaded, home=project.home, console=console)
+    folder = request.folder
+    make_private(folder.root)
+    Journal(folder.journal, clock=MONDAY.timestamp).append(
+        Kind.RUN_STARTED, run_id="tiny-1", name="tiny"
+    )
+    with open_session(request):
+        pushed = read_json(folder.payload / "config.json")
+    with local_run_dir(loaded, folder) as run_dir:
+        replayed = read_json(run_dir / "config.json")
+
+    assert pushed["data"]["day"] == replayed["data"]["day"] == "2026-11-30"
 
 
 def test_the_receipt_names_the_day_that_the_trainer_noted(tmp_path: Path) -> None:

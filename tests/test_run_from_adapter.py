@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 import support.hub as hubs
 import yaml
 from support import tiny
+from support.models import make_adapter
 from support.runs import Project, make_project
 
 from commands import plan
 from commands.runs import config_diff
-from commands.runs.config import load
+from commands.runs.config import check_data_and_model, load
 from commands.runs.fetched_run import gather_facts
 from commands.runs.find_config import reopen
 from commands.runs.home import run_folder
@@ -34,6 +36,7 @@ from infra.run.journal import Journal, Kind
 from trainer.adapters.parent import adapter_sha256
 from trainer.method_table import MethodKind
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 SETTINGS: dict[str, Any] = {
     "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 4, "use_dora": True,
     "target_modules": ["q_proj"], "base_model_name_or_path": "somebody/base",
@@ -193,6 +196,31 @@ def test_what_the_machine_would_refuse_is_refused_here(
     with pytest.raises(UsageError, match="nothing was rented") as caught:
         plan.make_plan("")
     assert words in str(caught.value.problems)
+
+
+def test_an_adapter_for_another_size_is_refused_here(project: Project, tmp_path: Path) -> None:
+    """By the headers of the files alone; one of the right size is taken."""
+    shutil.rmtree(project.folder / "mine")
+    make_adapter(tiny.make_model(tmp_path / "wide", hidden=64), project.folder / "mine")
+    with pytest.raises(UsageError) as caught:
+        resolve_parent(load(project.config), project.home)
+    shutil.rmtree(project.folder / "mine")
+    make_adapter(project.folder / "model", project.folder / "mine")
+
+    assert "was made for another base: model.layers.0." in str(caught.value.problems)
+    assert resolve_parent(load(project.config), project.home)[0].config.method.r == 4
+
+
+def test_a_layer_to_save_that_the_base_lacks_is_refused_here(project: Project) -> None:
+    """With what there is; a head that is tied to the embedding is in no file, and is there."""
+    content = yaml.safe_load(project.config.read_text())
+    content["method"] = {"save": ["lm_head", "model.norm", "wte"]}
+    project.config.write_text(yaml.safe_dump(content))
+
+    with pytest.raises(UsageError) as caught:
+        check_data_and_model(load(project.config))
+    has = "embed_tokens, input_layernorm, norm, post_attention_layernorm"
+    assert caught.value.problems == [f"method.save: the base has no layer called wte; it has {has}"]
 
 
 def test_another_base_of_a_hub_is_refused_here(project: Project) -> None:

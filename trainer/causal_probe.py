@@ -20,11 +20,16 @@ ROUNDING_STEPS = 8
 INT8_STEP = 1 / 127
 """LLM.int8 rounds so, and which columns it rounds depends on all tokens."""
 
+_UNABLE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+_OF_THE_DEVICE = (torch.OutOfMemoryError, torch.AcceleratorError)
+"""What may be otherwise on another machine, or at another time."""
+
 
 def require_causal(base: Any, precision: Precision) -> None:
     """Raise `ConfigError` if a base's last token changes what it says after earlier ones.
 
-    An encoder-decoder may read both ways, and is not asked. The model is left as it was: nothing is
+    Also if it cannot read tokens at all, as Mamba in 4 bits: another start would end so, too. An
+    encoder-decoder may read both ways, and is not asked. The model is left as it was: nothing is
     trained or drawn.
     """
     if getattr(base.config, "is_encoder_decoder", False):
@@ -33,22 +38,16 @@ def require_causal(base: Any, precision: Precision) -> None:
     ids = torch.arange(TOKENS, device=base.device) * max(words // (TOKENS + 1), 1) % words
     other = ids.clone()
     other[-1] = (ids[-1] + max(words // 2, 1)) % words
-    was_training = base.training
-    base.eval()
-    devices = [base.device] if base.device.type == "cuda" else []
-    autocast = torch.autocast(
-        base.device.type, dtype=DTYPES[precision.compute], enabled=precision.autocast
-    )
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), autocast:
-            found = [
-                base(
-                    input_ids=one[None], attention_mask=torch.ones_like(one)[None], use_cache=False
-                ).logits[0, :-1]
-                for one in (ids, other)
-            ]
-    finally:
-        base.train(was_training)
+        found = [_logits(base, one, precision)[:-1] for one in (ids, other)]
+    except _UNABLE as error:
+        if isinstance(error, _OF_THE_DEVICE) or "CUDA" in str(error).upper():
+            raise
+        stored = " with quantised weights; try `kind: lora`" if _is_quantised(base) else ""
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            [f"model.id: this {type(base).__name__} cannot read a text{stored} ({reason})"]
+        ) from error
     step = _rounding(base, found[0].dtype)
     first, second = (one.float() for one in found)
     gap, size = (first - second).abs().max(), first.abs().max()
@@ -59,6 +58,30 @@ def require_causal(base: Any, precision: Precision) -> None:
             f"{size:.2g}). It reads from both sides, as encoders do, and cannot learn to write"
         )
         raise ConfigError([reason])
+
+
+def _logits(base: Any, ids: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Return the logits after each of some tokens, as the base has them without dropout."""
+    was_training = base.training
+    base.eval()
+    devices = [base.device] if base.device.type == "cuda" else []
+    autocast = torch.autocast(
+        base.device.type, dtype=DTYPES[precision.compute], enabled=precision.autocast
+    )
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices), autocast:
+            mask = torch.ones_like(ids)[None]
+            found = base(input_ids=ids[None], attention_mask=mask, use_cache=False)
+    finally:
+        base.train(was_training)
+    logits: torch.Tensor = found.logits[0]
+    return logits
+
+
+def _is_quantised(base: Any) -> bool:
+    """Tell whether a layer is kept in few bits."""
+    kinds = {"Linear4bit", "Linear8bitLt"}
+    return any(type(module).__name__ in kinds for module in base.modules())
 
 
 def _rounding(base: Any, dtype: torch.dtype) -> float:

@@ -8,28 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from datetime import date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from trainer import hub
 from trainer.config_errors import describe_errors
-from trainer.dataset_table import DatasetTable, TrainFiles, require_distinct
+from trainer.data_table import DataTable
 from trainer.errors import ConfigError
-from trainer.method_table import MethodTable
+from trainer.method_table import MethodKind, MethodTable
 from trainer.text import bare
+
+ROWLESS = (MethodKind.NOLA, MethodKind.MISS)
+"""The kinds that train no single rows of an embedding: ours has no file for them, PEFT's no key."""
 
 
 class ModelTable(BaseModel):
@@ -52,115 +44,17 @@ class ModelTable(BaseModel):
         description="Name of the variable here that holds a read-only token for the machine; "
         "without it, a gated or private base is fetched here and sent.",
     )
-
-
-def _iso_day(value: object) -> object:
-    if isinstance(value, str):
-        try:
-            return date.fromisoformat(value)
-        except ValueError:
-            raise ValueError(f"`{value}` is no day: write it as 2026-11-30") from None
-    if type(value) is date or value is None:
-        return value
-    raise ValueError("write the day as 2026-11-30")
-
-
-class DataTable(BaseModel):
-    """Which rows are learnt, and how a row becomes text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    train: TrainFiles = Field(
-        description="Rows to learn from: a file, or `hub:OWNER/NAME@REVISION/PATH`; or a list of "
-        "`{path: …, weight: …}`."
-    )
-    eval: str | None = Field(default=None, min_length=1, description="Rows held out for scoring.")
-    prompt: str = Field(default="", description="Template of what the model reads, `{field}`s.")
-    completion: str = Field(default="", description="Template of what it should answer.")
-    messages: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field that holds a conversation, instead of `prompt` and `completion`.",
-    )
-    text: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Field that holds a text of which every token is learnt, instead of those.",
-    )
-    chat: Literal["markers", "template"] = Field(
-        default="template",
-        description="Write turns with the tokenizer's chat template, or under plain headings.",
-    )
-    answers: Literal["all", "last"] = Field(
-        default="all", description="Learn every answer of a conversation, or the last one only."
-    )
-    ignore: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(),
-        description="Keys of conversations' rows and messages to leave out unread.",
-    )
-    loss_on: Literal["completion", "all"] = Field(
-        default="completion", description="Learn the answer only, or every token."
-    )
-    too_long: Literal["cut", "drop", "refuse"] = Field(
-        default="cut",
-        description="Rows of more than `train.max_length` tokens: shorten what is before the "
-        "answer, leave them out, or refuse them.",
-    )
-    day: Annotated[date, BeforeValidator(_iso_day)] | None = Field(
-        default=None,
-        description="The day that a chat template sees, such as 2026-11-30; that on which the "
-        "run began (UTC) if not given.",
+    new_tokens: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(), description="Tokens to add to the tokenizer, whose rows are trained."
     )
 
-    @property
-    def train_sets(self) -> tuple[DatasetTable, ...]:
-        """The files to learn from, in order; one alone has the weight 1."""
-        return (DatasetTable(path=self.train),) if isinstance(self.train, str) else (*self.train,)
-
-    @property
-    def files(self) -> dict[str, str]:
-        """Every file of rows by its key: `train`, or `train.0` and so on, and `eval` if named.
-
-        One file of weight 1 is `train`, also where it is listed: it gives the same run.
-        """
-        sets = self.train_sets
-        alone = len(sets) == 1 and sets[0].weight == 1
-        found = {"train" if alone else f"train.{at}": one.path for at, one in enumerate(sets)}
-        return found if self.eval is None else {**found, "eval": self.eval}
-
-    def with_paths(self, change: Callable[[str], str]) -> DataTable:
-        """Return the table with another name for every file."""
-        train: object = [
-            one.model_copy(update={"path": change(one.path)}) for one in self.train_sets
-        ]
-        if isinstance(self.train, str):
-            train = change(self.train)
-        held_out = None if self.eval is None else change(self.eval)
-        return self.model_copy(update={"train": train, "eval": held_out})
-
-    @field_validator("train", "eval")
+    @field_validator("new_tokens")
     @classmethod
-    def _named_whole(cls, name: str | list[DatasetTable] | None) -> object:
-        if isinstance(name, str):
-            hub.parse(name)
-        elif name is not None:
-            require_distinct(name)
-        return name
-
-    @model_validator(mode="after")
-    def _one_way(self) -> DataTable:
-        given = [name for name in ("prompt", "completion") if getattr(self, name)]
-        fields = [name for name in ("messages", "text") if getattr(self, name) is not None]
-        if len(fields) > 1:
-            raise ValueError("`messages` and `text` are two ways to read a row: keep one")
-        if fields and given:
-            raise ValueError(
-                f"`{fields[0]}` takes the place of `prompt` and `completion`: keep one way"
-            )
-        if not fields and len(given) < 2:
-            missing = " and ".join({"prompt", "completion"} - set(given))
-            raise ValueError(f"`{missing}` is missing: say what is read and what is answered")
-        return self
+    def _tokens_differ(cls, tokens: tuple[str, ...]) -> tuple[str, ...]:
+        blank = [one for one in tokens if one != one.strip()]
+        if blank or len(set(tokens)) < len(tokens):
+            raise ValueError("tokens must differ, and have no white space around them")
+        return tokens
 
 
 class LrScheduleKind(StrEnum):
@@ -367,6 +261,18 @@ class TrainerConfig(BaseModel):
     eval: EvalTable | None = Field(
         default=None, description="How to score the result; without it nothing is evaluated."
     )
+
+    @model_validator(mode="after")
+    def _rows_of_new_tokens_go_with_the_method(self) -> TrainerConfig:
+        method = self.method
+        if self.model.new_tokens and (method.kind in ROWLESS or method.save or method.parent):
+            other = (
+                "`method.from`: the adapter has its tokens already" if method.parent
+                else "`method.save`: a layer is trained whole, or some of its rows" if method.save
+                else f"`method.kind: {method.kind}`"
+            )  # fmt: skip
+            raise ValueError(f"`model.new_tokens` does not go with {other}")
+        return self
 
     @model_validator(mode="after")
     def _eval_has_rows(self) -> TrainerConfig:

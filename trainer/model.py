@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from trainer.adapters import experts, methods, miss, quantise, saved_modules
+from trainer.adapters import experts, methods, miss, new_tokens, quantise, saved_modules
 from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.residual import require_fit
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
 from trainer.base_family import choose_family
 from trainer.config import ModelTable, TrainerConfig, TrainTable
@@ -40,6 +41,7 @@ class Source:
     revision: str | None
     trust_remote_code: bool
     token: Secret | None = field(default=None, repr=False, compare=False)
+    new_tokens: tuple[str, ...] = ()
 
     @property
     def local(self) -> bool:
@@ -64,7 +66,10 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
     """
     path = (run_dir / Path(table.id).expanduser()).resolve()
     if path.is_dir():
-        return Source(name=str(path), revision=None, trust_remote_code=table.trust_remote_code)
+        return Source(
+            name=str(path), revision=None, trust_remote_code=table.trust_remote_code,
+            new_tokens=table.new_tokens,
+        )  # fmt: skip
     if not is_hub_id(table.id):
         raise ConfigError([f"model.id: there is no directory {path}"])
     return Source(
@@ -72,11 +77,18 @@ def find_source(table: ModelTable, run_dir: Path, token: Secret | None = None) -
         revision=table.revision,
         trust_remote_code=table.trust_remote_code,
         token=token,
+        new_tokens=table.new_tokens,
     )
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer of the base; raises `ConfigError` if there is none."""
+    """Load the tokenizer of the base, with new tokens; raises `ConfigError` if there is none."""
+    tokenizer = _own_tokenizer(source)
+    new_tokens.add_to(tokenizer, source.new_tokens)
+    return tokenizer
+
+
+def _own_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     with readable_failure(source.name, source.revision):
@@ -84,7 +96,17 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_config(source: Source) -> Any:
-    """Load the description of the base (no weights); raises `ConfigError` if there is none."""
+    """Load the description of the base (no weights); raises `ConfigError` if there is none.
+
+    With new tokens it says how many rows the embedding will have.
+    """
+    found = _own_config(source)
+    if source.new_tokens:
+        new_tokens.grow_config(found, new_tokens.add_to(_own_tokenizer(source), source.new_tokens))
+    return found
+
+
+def _own_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     with readable_failure(source.name, source.revision):
@@ -144,6 +166,8 @@ def load_base(
         forbid_repacking(base)
     elif on_share is not None:
         on_share(quantise.measure(base, method.storage))
+    if source.new_tokens:
+        new_tokens.grow(base, _own_tokenizer(source), source.new_tokens)
     return base
 
 
@@ -178,7 +202,7 @@ def _read(
     transformers.utils.logging.disable_progress_bar()  # the log is a file
     # On some CPUs it advises a package with a kernel for inference, which training would not use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    model_config = load_config(source)
+    model_config = _own_config(source)
     require_usable(model_config, method, source)
     family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
@@ -279,12 +303,15 @@ def attach_adapter(
         else adapted_layers(parent, _linear_names(base), every=every)
     )
     saved = saved_modules.find_saved(base, method.save, targets=targets)
-    adapted_experts = find_experts(base, method)
+    adapted_experts = (
+        find_experts(base, method) if parent is None else sorted(parent.settings.target_parameters)
+    )
     settings = methods.settings(
         method,
         targets=targets,
         saved=saved,
         experts=adapted_experts,
+        rows=new_tokens.trained_rows(base),
         seq2seq=is_seq2seq(base.config),
     )
     if method.kind is MethodKind.MISS:
@@ -308,6 +335,7 @@ def attach_adapter(
     experts.adapt_in_four_bits(model)
     saved_modules.record_saved(model, saved)
     saved_modules.train_in_float32(model)
+    new_tokens.train_in_float32(model)
     methods.equip(model, method, train)
     if parent is not None:
         methods.begin_from(model, parent)
@@ -336,8 +364,9 @@ def load_adapter(base: Model, directory: Path) -> Model:
             with experts.shown_plain(base):
                 model = peft.PeftModel.from_pretrained(base, str(directory), config=config)
             experts.adapt_in_four_bits(model)
-            if settings.modules_to_save:  # copied in the type of the base, to which PEFT rounds
+            if settings.holds_weights:  # copied in the type of the base, to which PEFT rounds
                 saved_modules.train_in_float32(model)
+                new_tokens.train_in_float32(model)
                 peft.set_peft_model_state_dict(model, load_tensors(directory / TENSORS))
             return model.eval()
         matrices = saved.lora(directory, None)
@@ -392,19 +421,18 @@ def _find_last_names(base: Model, method: MethodTable) -> list[str]:
     """Return the last name parts of the linear layers to adapt; raises as `find_targets` does."""
     linears = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
     expert_names = experts.last_names(base)
-    taken = experts.claimed_by_peft(base, linears) if expert_names else frozenset()
+    refused = unadaptable(base, linears, mixture=bool(expert_names))
     if method.targets == "all-linear":
-        return [name for name in linears if name not in taken]
+        return [name for name in linears if name not in refused]
     candidates = sorted({*linears, *expert_names})
     unknown = sorted(set(method.targets) - set(candidates))
     if unknown:
         missing = f"the model has no linear layer called {', '.join(unknown)}"
         raise ConfigError([f"method.targets: {missing}; it has {', '.join(candidates)}"])
     wanted = set(method.targets) - set(expert_names)
-    if wanted & taken:
-        names = ", ".join(sorted(wanted & taken))
-        reason = f"PEFT takes {names} for the names of experts in a {type(base).__name__}"
-        raise ConfigError([f"method.targets: {reason}; leave them out"])
+    problems = [f"`{name}`: {refused[name]}" for name in sorted(wanted & refused.keys())]
+    if problems:
+        raise ConfigError([f"method.targets: {problem}; leave it out" for problem in problems])
     return sorted(wanted)
 
 
@@ -428,11 +456,12 @@ def describe_targets(base: Model, method: MethodTable) -> list[str]:
     """Return what the user should know of what is adapted: nothing where that is every layer."""
     expert_names = experts.last_names(base)
     reading = quantise.text_prefix(base)
-    if not expert_names and not reading:
+    linears = sorted({name.rsplit(".", 1)[-1] for name in _linear_names(base)})
+    refused = unadaptable(base, linears, mixture=bool(expert_names))
+    if not expert_names and not reading and not refused:
         return []
     adapted = [*_find_last_names(base, method), *find_experts(base, method)]
-    every = {name.rsplit(".", 1)[-1] for name in _linear_names(base)} | set(expert_names.values())
-    left = sorted(every - set(adapted))
+    left = sorted({*linears, *expert_names.values()} - set(adapted))
     where = f" of {reading.removesuffix('.')}" if reading else ""
     lines = [f"adapted: {', '.join(adapted)}{where}"]
     if left:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from commands.runs import base_files
+from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
@@ -28,13 +29,13 @@ from trainer import hub
 from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
-    DataTable,
     EvalTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
 from trainer.config_errors import describe_errors
+from trainer.data_table import DataTable
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
@@ -377,6 +378,7 @@ def _model_faults(loaded: LoadedConfig) -> list[str]:
             return []
         tokens = token_faults(folder, described)
         refused = base_problems(described, loaded.config.method, name=name)
+        refused += save_faults(loaded.config.method, folder)
         return [*(f"model.id: `{name}/{problem}" for problem in map(_closed, tokens)), *refused]
     missing = f"there is no directory `{shorten(name, SHOWN_MAX)}` beside {loaded.path.name}"
     if not hub.is_hub_id(name):

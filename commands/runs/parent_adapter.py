@@ -12,8 +12,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
+from typing import NoReturn
 
 from commands.runs import python_program
+from commands.runs.base_tensors import adapter_problem
 from commands.runs.config import LoadedConfig
 from commands.runs.config_diff import is_bound
 from commands.runs.extras import demand
@@ -54,6 +56,8 @@ def resolve_parent(
         parent = read_parent(directory)
         if loaded.model_folder is None:
             require_base_named(parent, config.model.id)
+        elif problem := adapter_problem(parent, loaded.model_folder):
+            _refuse(problem)
         method = inherit(config.method, parent)
     except ConfigError as error:
         raise UsageError(
@@ -62,6 +66,10 @@ def resolve_parent(
             hint="`docs/methods.md` says which adapters can be trained further",
         ) from error
     return replace(loaded, config=config.model_copy(update={"method": method})), directory
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ConfigError(reason)
 
 
 def keep_parent(directory: Path, folder: Path) -> None:

@@ -40,6 +40,11 @@ PACKED = (".gz", ".parquet")
 RESTARTS_MAX = 4096
 """Each start of the trainer begins a file of curves."""
 MEBIBYTE = 1 << 20
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+)
+"""What `save_pretrained` of a tokenizer may write; chat templates of a name are left there."""
 TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json")
 CURVES = r"tb/events\.out\.tfevents\.\d{1,20}\.\d{1,20}"
 STAYS = ("checkpoints", "config.json", "README.md", ".*", "*.partial", "*.tmp", "*.lock")
@@ -54,11 +59,13 @@ class Expected:
     tensor_bytes_max: int
     """Of one file of tensors."""
     steps_max: int
+    new_tokens: bool = False
+    """Whether tokens were added, so that the tokenizer comes with the adapter."""
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
         """The files of `adapter/`; what an adapter of another kind has would be taken for one."""
-        return self.method.kind.adapter_files
+        return (*self.method.kind.adapter_files, *TOKENIZER_FILES * self.new_tokens)
 
     @property
     def foreign_names(self) -> tuple[str, ...]:
@@ -90,7 +97,7 @@ class Expected:
             total_bytes_max=2 * self.tensor_bytes_max + 4 * self.log_bytes_max + (1 << 30),
             sizes=(
                 (r".*\.safetensors", self.tensor_bytes_max),
-                (r"eval-.*", 256 * MEBIBYTE),
+                (r"eval-.*|adapter/.*(?:tokenizer|vocab|merges).*", 256 * MEBIBYTE),
                 (r"status\.json", MEBIBYTE),
                 (r"metrics\.jsonl|tb/.*", self.log_bytes_max),
             ),
@@ -121,6 +128,7 @@ def expected(loaded: LoadedConfig) -> Expected:
         method=tables.method,
         tensor_bytes_max=(unknown if size is None else size) + ROOM_BYTES,
         steps_max=_steps_max(loaded, tables),
+        new_tokens=bool(tables.model.new_tokens),
     )
 
 

@@ -64,18 +64,19 @@ def saved_format(directory: Path) -> SavedFormat:
     return next(found, SAVED_FORMATS[-1])
 
 
-def settings(
+def settings(  # noqa: PLR0913 - each is a list of what is trained
     method: MethodTable,
     *,
     targets: list[str],
     saved: SavedModules,
     seq2seq: bool,
     experts: list[str] | None = None,
+    rows: dict[str, list[int]] | None = None,
 ) -> Any:
     """Return the `peft.LoraConfig` of the method over the layers called `targets`, or MiSS' own.
 
     Those called `saved` are trained whole, and `experts` are the tensors of experts that are
-    adapted, too.
+    adapted, too; `rows` are those of embedding and head that are trained.
     """
     import peft
 
@@ -87,6 +88,7 @@ def settings(
         lora_dropout=method.dropout,
         target_modules=targets,
         target_parameters=experts or None,
+        trainable_token_indices=rows or None,
         use_dora=method.kind.dora,
         use_rslora=method.kind is MethodKind.RSLORA,
         modules_to_save=[*saved.names] or None,

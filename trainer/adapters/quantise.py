@@ -90,9 +90,7 @@ def measure(model: Any, storage: Quant, *, experts: frozenset[str] = frozenset()
             seen.add(id(tensor))
             size, in_few_bits = _size(module, name, tensor)
             in_few_bits = in_few_bits or f"{path}.{name}" in experts
-            matrix = in_few_bits or (
-                tensor.dim() > 1 and module is not head and not isinstance(module, _NO_MATRICES)
-            )
+            matrix = in_few_bits or (module is not head and _is_matrix(module, name, tensor))
             weights += size
             quantised += size * in_few_bits
             if matrix and path.startswith(reading):
@@ -146,8 +144,11 @@ def _size(module: Any, name: str, tensor: torch.Tensor) -> tuple[int, bool]:
     return tensor.numel(), False
 
 
-# Not `torch.nn.modules.conv._ConvNd`, which is private.
-_NO_MATRICES = (torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+def _is_matrix(module: Any, name: str, tensor: torch.Tensor) -> bool:
+    """Tell whether vectors are multiplied by a parameter; Mamba's decays (`A_log`) are a table."""
+    no_matrices = (torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    wide = sum(size > 1 for size in tensor.shape) > 1
+    return wide and not isinstance(module, no_matrices) and not name.startswith("A_log")
 
 
 def require_quantised(model: Any) -> int:

@@ -23,6 +23,7 @@ RANKS = "ranks.json"  # beside them, of an adapter of every rank (`trainer/adapt
 BYTES_MAX = 4 << 20
 RANK_MAX = 1024
 TARGETS_MAX = 100_000
+TOKEN_MAX = 1 << 24
 TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 NAMES_CODE = ("auto_mapping", "megatron_config", "runtime_config")
 """What makes PEFT or a program after it import something; null in every adapter trained here."""
@@ -60,11 +61,18 @@ class AdapterSettings:
     fan_in_fan_out: bool = False
     modules_to_save: tuple[str, ...] = ()
     ensure_weight_tying: bool = False
+    trained_rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """PEFT's `trainable_token_indices`: layers, and the tokens whose rows are trained."""
     miss: bool = False
     target_parameters: tuple[str, ...] = ()
     """Tensors of experts, each by the end of its name."""
     base_model_name_or_path: str | None = None
     """A word for people: nothing is loaded from there."""
+
+    @property
+    def holds_weights(self) -> bool:
+        """Whether weights of the base itself, or rows of them, are among the tensors."""
+        return bool(self.modules_to_save or self.trained_rows)
 
     def for_peft(self) -> dict[str, Any]:
         """The arguments of PEFT's `LoraConfig`, or of its `MissConfig`."""
@@ -74,6 +82,8 @@ class AdapterSettings:
             miss = {"miss_dropout": self.lora_dropout, "init_weights": True}
             return {**{key: fields[key] for key in kept}, **miss, "inference_mode": True}
         fields["modules_to_save"] = list(self.modules_to_save) or None
+        if rows := fields.pop("trained_rows"):
+            fields["trainable_token_indices"] = {name: list(ids) for name, ids in rows}
         if self.target_parameters:
             fields["target_parameters"] = list(self.target_parameters)
         else:
@@ -155,6 +165,9 @@ def _checked(found: dict[str, Any]) -> AdapterSettings:
         modules_to_save=tuple(dict.fromkeys(found.get("modules_to_save") or ())),
         ensure_weight_tying=found.get("ensure_weight_tying") is True,
         target_parameters=tuple(found.get("target_parameters") or ()),
+        trained_rows=tuple(
+            (name, tuple(ids)) for name, ids in (found.get("trainable_token_indices") or {}).items()
+        ),
         miss=found["peft_type"] == "MISS",
         base_model_name_or_path=text(found.get("base_model_name_or_path")),
     )
@@ -182,6 +195,14 @@ def _require_content(path: Path) -> None:
         raise ConfigError([f"{path}: {reason}"])
 
 
+def _is_rows(item: tuple[str, object]) -> bool:
+    """Whether a layer's name and the numbers of its trained tokens are what they should be."""
+    name, ids = item
+    if _MODULE.fullmatch(name) is None or not isinstance(ids, list) or len(ids) > TARGETS_MAX:
+        return False
+    return all(whole(one, most=TOKEN_MAX) is not None for one in ids)
+
+
 def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings that cannot be as they are, each with the reason."""
     problems: list[tuple[str, str]] = []
@@ -205,6 +226,9 @@ def _offences(found: dict[str, Any]) -> list[tuple[str, str]]:
     saved = texts(found.get("modules_to_save") or [], most=TARGETS_MAX)
     if saved is None or not all(_MODULE.fullmatch(one) for one in saved):
         problems.append(("modules_to_save", "is no list of names of layers"))
+    rows = found.get("trainable_token_indices") or {}
+    if not isinstance(rows, dict) or not all(map(_is_rows, rows.items())):
+        problems.append(("trainable_token_indices", "is no table of layers and numbers of tokens"))
     if found.get("peft_type") == "MISS":
         problems += [
             (key, "is set, by no training of ours")

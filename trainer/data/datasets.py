@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from trainer.config import DataTable
 from trainer.data.codec import Example
 from trainer.data.examples import DataReport, Examples
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 from trainer.schedule import Share
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.config import DataTable
 from trainer.data.chat.conversation import read_conversation
 from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import NOT_TRAINED, Codec, Example, TooLongError
 from trainer.data.preferences import bad_answer, describe_preferences
 from trainer.data.rows import Row, read_rows
 from trainer.data.template import MissingFieldError, Template, TemplateError
+from trainer.data_table import DataTable
 from trainer.errors import DataError
 from trainer.hub import Shards
 

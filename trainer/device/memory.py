@@ -47,6 +47,7 @@ class TrainingSetup:
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
     miss: bool = False
+    new_tokens: bool = False  # PEFT puts their rows into a copy of the embedding in every pass
     saved: int = 0  # embedding and head, as far as they are trained whole
 
 
@@ -81,6 +82,8 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
         adapter += matrix_parameters(shape, work) * work.adapter_bytes * 2
         # Tensors under 4096 elements keep 32-bit moments in every optimizer.
         moments = trained * (8 if work.bases < SMALL_TENSOR else moments / trained)
+    if work.new_tokens:  # the copies of embedding and head, and the gradient of one of them
+        adapter += 3 * shape.vocabulary * shape.hidden * size
     kept, live, brief = _activations(shape, work, rows)
     heads = work.micro_batch * (work.tokens if work.loss_tokens is None else work.loss_tokens)
     # Logits in the compute type, their float32 copy, and its gradient.
@@ -362,6 +365,7 @@ def estimate_training(
         dora=method.kind.dora,
         bases=method.combined,
         miss=method.kind is MethodKind.MISS,
+        new_tokens=bool(config.model.new_tokens),
         saved=method.saved_matrices,
     )
     fitting = largest_micro_batch(

@@ -91,9 +91,10 @@ def _read_multimodal(multimodal: Multimodal, kind: str, config: Mapping[str, Any
     if multimodal.tower is None:
         return shape
     tower = multimodal.tower(whole.part("vision_config", multimodal.vision), shape.hidden)
+    tied = whole.flag("tie_word_embeddings", default=multimodal.tied)
     return replace(
         shape,
-        tied=whole.flag("tie_word_embeddings", default=multimodal.tied),
+        tied=tied or (multimodal.tied_inside and shape.tied),
         blocks=shape.blocks + tower.blocks,
         other_parameters=shape.other_parameters + tower.others,
     )

@@ -27,6 +27,7 @@ from trainer.data.examples import Examples
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
 from trainer.job.context import JobContext
+from trainer.pages.tokenizer_checks import check_answer_tokens
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
 from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule, rows_per_epoch
@@ -77,7 +78,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     steps = f"{schedule.steps} steps of {config.train.batch_size}"
     _report_rows(job, rows, f"{steps}; {device.type}, {precision.reason}")
     _report_dropped(job, "held-out rows", held_out.report.dropped if held_out else 0)
-    for line in methods.advice(config.method):
+    for line in (*methods.advice(config.method), *check_answer_tokens(rows.items, tokenizer)):
         job.on_message(line)
     job.heartbeat.update(steps=schedule.steps, at_once=True)
     identity = (

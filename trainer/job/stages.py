@@ -347,6 +347,8 @@ def write_adapter(
         disk.remove_tree(temporary)
     temporary.mkdir()
     methods.method_of(adapted).save(temporary)
+    if job.config.model.new_tokens:  # or nobody else could write them
+        prepared.tokenizer.save_pretrained(str(temporary))
     status = job.heartbeat.status
     receipt = {
         "training": training_facts(job.config, job.inputs),
@@ -360,7 +362,7 @@ def write_adapter(
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }
     (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-    for path in sorted(temporary.iterdir()):
+    for path in sorted(one for one in temporary.rglob("*") if one.is_file()):
         with path.open("rb") as file:
             disk.sync(file.fileno())
     disk.sync_directory(temporary)

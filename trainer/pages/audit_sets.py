@@ -19,12 +19,10 @@ def row_texts(sets: Sequence[Examples]) -> list[tuple[RowPlace, str]]:
 
     A place names the file only where there are several.
     """
+    names = _names([one.report.path for one in sets])
     return [
-        (
-            item.row if len(sets) == 1 else f"{Path(one.report.path).name}:{item.row}",
-            item.prompt or item.completion,
-        )
-        for one in sets
+        (item.row if len(sets) == 1 else f"{name}:{item.row}", item.prompt or item.completion)
+        for name, one in zip(names, sets, strict=True)
         for item in one.items
     ]
 
@@ -43,10 +41,11 @@ def set_reports(rows: TrainingRows) -> dict[str, Any]:
 
 def set_lines(train: Mapping[str, Any]) -> list[str]:
     """Describe each of several sets in a line."""
+    sets = train.get("sets", ())
     return [
-        f"  {Path(one['path']).name}: {one['rows']} rows of weight {one['weight']:g}, "
+        f"  {name}: {one['rows']} rows of weight {one['weight']:g}, "
         f"{one['rows_per_epoch']} in an epoch"
-        for one in train.get("sets", ())
+        for name, one in zip(_names([one["path"] for one in sets]), sets, strict=True)
     ]
 
 
@@ -54,7 +53,7 @@ def left_out(train: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> st
     """Describe which rows are left out as too long, and which prompts are truncated."""
     sides = [("to learn from", train), *([("held out", held_out)] if held_out else [])]
     notes = [
-        f"dropped as too long, {word}: {_row_list(side, 'dropped')}"
+        f"dropped as too long, {word}: {side['dropped']}, {_row_list(side, 'dropped')}"
         for word, side in sides
         if side["dropped"]
     ] or ["dropped: none, as a row that cannot be learnt with its whole answer is an error"]
@@ -68,10 +67,17 @@ def left_out(train: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> st
 
 def _row_list(side: Mapping[str, Any], what: str) -> str:
     """List the first rows that were `truncated` or `dropped`, each with its file if several."""
+    sets = side.get("sets", [side])
     shown = [
-        f"{Path(one['path']).name}:{row}" if "sets" in side else str(row)
-        for one in side.get("sets", [side])
+        f"{name}:{row}" if "sets" in side else str(row)
+        for name, one in zip(_names([one["path"] for one in sets]), sets, strict=True)
         for row in one[f"{what}_rows"]
     ]
     more = ["..."] * (side[what] > len(shown[:ROWS_SHOWN_MAX]))
     return f"row {', '.join([*shown[:ROWS_SHOWN_MAX], *more])}"
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Return the names of files, with their folders where a name alone would be that of two."""
+    names = [Path(path).name for path in paths]
+    return names if len({*names}) == len(names) else [*paths]

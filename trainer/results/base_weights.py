@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # fetching needs no torch, and loading it takes seconds
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FORMATS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
-DESCRIBING = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+DESCRIBING = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 
 
 class NoBaseError(TrainerError):

@@ -44,10 +44,12 @@ def export(adapter: Path, out: Path, *, rank: int | None = None) -> Exported:
     """
     if out.exists():
         raise ConfigError([f"--out: {out} exists already; name another directory or remove it"])
-    settings = read_settings(adapter).to_json()
+    settings = read_settings(adapter)
     tensors = saved_format(adapter).lora(adapter, rank)
     ranks = [len(tensor) for name, tensor in tensors.items() if ".lora_A." in name]
-    return _write(out, {**settings, "r": ranks[0] if ranks else settings["r"]}, tensors)
+    if not ranks or settings.target_parameters:  # experts have r rows each, and are not cut
+        ranks = [settings.r]
+    return _write(out, {**settings.to_json(), "r": ranks[0]}, tensors)
 
 
 def _write(out: Path, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Exported:

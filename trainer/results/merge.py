@@ -16,7 +16,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import torch
 
 from trainer.adapters.methods import saved_format
 from trainer.adapters.miss import BLOCK, merge_block
-from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS
+from trainer.adapters.new_tokens import DELTA, TrainedRows, grown_rows, read_rows
+from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS, read_settings
 from trainer.atomic import RealDisk, new_directory
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
@@ -72,6 +73,8 @@ class Adapter:
     scaling: Mapping[str, Any]
     transposed: bool
     base: str | None
+    rows: Mapping[str, TrainedRows] = field(default_factory=dict)
+    """Rows of embedding and head that were trained, by the name of the weight."""
     experts: tuple[str, ...] = ()
     """PEFT's `target_parameters`: the ends of the names of tensors of experts."""
 
@@ -112,11 +115,18 @@ def read_adapter(directory: Path) -> Adapter:
     for name in ("rank_pattern", "alpha_pattern"):
         if config.get(name):
             raise CannotMergeError(f"an adapter with a `{name}` cannot be merged here")
-    layers, replaced = _by_layer(tensors)
+    tensors = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+    indices = read_settings(directory).trained_rows if config.get("trainable_token_indices") else ()
+    try:
+        rows = read_rows(tensors, dict(indices))
+    except ValueError as error:
+        raise CannotMergeError(f"{directory} holds no whole adapter: {error}") from error
+    layers, replaced = _by_layer({k: v for k, v in tensors.items() if not k.endswith(DELTA)})
     rslora = bool(config.get("use_rslora"))
     return Adapter(
         layers=layers,
         replaced=replaced,
+        rows=rows,
         scaling={"r": rank, "lora_alpha": alpha, "use_rslora": rslora},
         transposed=bool(config.get("fan_in_fan_out")),
         base=text(config.get("base_model_name_or_path")),
@@ -191,8 +201,11 @@ def merge(  # noqa: PLR0913 - three places and how
             )
             on_message(f"shard {number} of {len(shards)} merged")
         _write_index(directory, sizes)
-        _copy_the_rest(base, adapter, directory, dtype)
-    changed = {f"{name}.weight" for name in found.layers} | found.replaced.keys()
+        rows = max((one.count for one in found.rows.values()), default=0)
+        _copy_the_rest(base, adapter, directory, dtype, rows=rows)
+    changed = (
+        {f"{name}.weight" for name in found.layers} | found.replaced.keys() | found.rows.keys()
+    )
     changed |= set(experts.names) if experts else set()
     return len(changed | quantized.weights.keys() if quantized else changed)
 
@@ -239,6 +252,7 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
         transposed=adapter.transposed or kind in TRANSPOSED,
         layers={place(name, ".weight"): one for name, one in adapter.layers.items()},
         replaced={place(name, ""): tensor for name, tensor in adapter.replaced.items()},
+        rows={place(name, ""): one for name, one in adapter.rows.items()},
     )
     ends = {name.removesuffix(".weight").rpartition(".")[2] for name in matched.replaced}
     if ties and (ends & EMBEDDINGS) and not (ends & HEADS):
@@ -248,7 +262,8 @@ def _matched(adapter: Adapter, names: set[str], base: Path) -> Adapter:
             "`ensure_weight_tying`, or `method.save` here"
         )
     matched = replace(matched, replaced=_one_of_tied(matched.replaced, names))
-    wanted = {f"{name}.weight": name for name in matched.layers} | {n: n for n in matched.replaced}
+    wanted = {f"{name}.weight": name for name in matched.layers}
+    wanted |= {name: name for name in (*matched.replaced, *matched.rows)}
     unused = sorted(wanted[name] for name in wanted.keys() - names)
     if unused:
         raise CannotMergeError(
@@ -287,6 +302,11 @@ def _merge_shard(  # noqa: PLR0913, PLR0917 - what goes in, and what is done to 
             written[name] = adapter.replaced[name].to(wanted)
         elif experts is not None and name in experts.names:
             written[name] = experts.merged(name, tensor).to(wanted).contiguous()
+        elif name in adapter.rows:
+            try:
+                written[name] = adapter.rows[name].put_into(weight.float()).to(wanted)
+            except ValueError as error:
+                raise CannotMergeError(f"{name} of the base is {error}") from error
         elif module in adapter.layers and name.endswith(".weight"):
             written[name] = merge_weight(weight, module, adapter).to(wanted).contiguous()
         else:
@@ -350,8 +370,13 @@ def _write_index(target: Path, sizes: Mapping[str, Mapping[str, int]]) -> None:
     (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """Copy config and tokenizer; tokenizer files of the adapter replace those of the base."""
+def _copy_the_rest(
+    base: Path, adapter: Path, target: Path, dtype: torch.dtype | None, *, rows: int
+) -> None:
+    """Copy config and tokenizer; tokenizer files of the adapter replace those of the base.
+
+    The config says that the embedding has `rows` rows or more.
+    """
     for source in (base, adapter):
         for path in sorted(source.iterdir()):
             named = path.name.startswith(
@@ -363,6 +388,8 @@ def _copy_the_rest(base: Path, adapter: Path, target: Path, dtype: torch.dtype |
     config_path = target / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
+    if rows:
+        grown_rows(config, rows)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

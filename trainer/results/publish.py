@@ -22,7 +22,8 @@ from typing import Any
 
 from trainer import hub
 from trainer.adapters.methods import saved_format
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
+from trainer.data_table import DataTable
 from trainer.errors import TrainerError
 from trainer.exit_codes import ExitCode
 from trainer.pages import report
@@ -54,6 +55,9 @@ CARD = """\
 dropout {{ "%g" % method.dropout }}, base stored as {{ method.storage }}
 {%- if method.init != "default" %}
 - first weights: {{ method.init }}
+{%- endif %}
+{%- if new_tokens %}
+- new tokens with rows of their own: {{ new_tokens }}; resize the base to the tokenizer first
 {%- endif %}
 {%- if method.save %}
 - trained whole beside it: {{ method.save | join(", ") }}
@@ -124,6 +128,7 @@ def model_card(
         template_str=CARD,
         base=base.name,
         parent=parent,
+        new_tokens=len(config.model.new_tokens),
         kind="merged model" if merged else "adapter",
         method=config.method,
         train=config.train,

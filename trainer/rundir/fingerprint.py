@@ -49,6 +49,7 @@ ADDED_LATER: frozenset[str] = frozenset(
         "method.init",
         "method.partly_quantised",
         "method.save",
+        "model.new_tokens",
     }
 )
 

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import torch
 
-from trainer.config import DataTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.examples import Examples, collate, load_examples, padding_id
+from trainer.data_table import DataTable
 from trainer.errors import DoesNotFit
 from trainer.hub import Shards
 from trainer.loss import summed_cross_entropy

@@ -85,7 +85,8 @@ def heads_of(sizes: Sizes, *, head: int | None = None) -> tuple[int, int, int]:
     `head` is the width of a head where the config is silent, None if that divides the hidden size.
     """
     heads = sizes.number("num_attention_heads")
-    size = sizes.optional("head_dim") or head or sizes.number("hidden_size") // heads
+    usual = None if sizes.is_null("head_dim") else head
+    size = sizes.optional("head_dim") or usual or sizes.number("hidden_size") // heads
     groups = sizes.optional("num_key_value_heads") or heads
     return heads * size, groups * size, size
 

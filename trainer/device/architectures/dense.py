@@ -99,7 +99,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "glm": GLM,
         "glm4": replace(GLM, norms=4),
         "phi3": Family(feed="fused", fused_attention=True),
-        "stablelm": Family(bias="use_qkv_bias", norm_vectors=2, refused=("qk_layernorm",)),
+        "stablelm": Family(
+            bias="use_qkv_bias", norm_vectors=2, refused=("qk_layernorm", "head_dim")
+        ),
         "starcoder2": Family(
             bias="use_bias", out_bias="use_bias", feed_bias="use_bias", bias_default=True,
             feed="plain", feed_names=("c_fc", "c_proj"), norm_vectors=2, tied=True,

@@ -39,6 +39,8 @@ class Mixture:
     dense: Literal["none", "first", "listed", "interleaved"] = "none"
     """Which layers have no experts."""
     dense_width: str = "intermediate_size"
+    feed_bias: Answer = False
+    """Of dense layers and shared experts."""
     latent: bool = False
     """Keys and values come from a small vector (MLA)."""
     sinks: bool = False
@@ -77,7 +79,7 @@ MIXTURES: Mapping[str, Mixture] = MappingProxyType(
         ),
         "qwen3_moe": QWEN_MOE,
         "qwen3_vl_moe_text": replace(QWEN_MOE, defaults=QWEN3_VL_MOE),
-        "deepseek_v2": DEEPSEEK,
+        "deepseek_v2": replace(DEEPSEEK, feed_bias="mlp_bias"),
         "deepseek_v3": DEEPSEEK,
         "glm4_moe": Mixture(
             attention=Family(
@@ -117,7 +119,8 @@ def read_mixture(kind: str, config: Mapping[str, Any]) -> Shape:
         attention = replace(attention, others=attention.others + sinks)
     sparse = sparse_feed(sizes, mixture)
     full = _dense_layers(sizes, mixture)
-    dense = gated(hidden, sizes.number(mixture.dense_width)) if full else sparse
+    bias = sizes.whether(mixture.feed_bias)
+    dense = gated(hidden, sizes.number(mixture.dense_width), bias=bias) if full else sparse
     head_bias = sizes.number("vocab_size") * sizes.whether(mixture.head_bias)
     shape = decoder(
         sizes,
@@ -154,7 +157,7 @@ def sparse_feed(sizes: Sizes, mixture: Mixture) -> FeedForward:
     elif mixture.shared_count:
         shared = width * (sizes.optional(mixture.shared_count) or 0)
     if shared:
-        linears = gated(hidden, shared).linears
+        linears = gated(hidden, shared, bias=sizes.whether(mixture.feed_bias)).linears
         if mixture.shared == "fused":
             linears = (
                 Linear(name="input_linear", columns=hidden, rows=2 * shared),

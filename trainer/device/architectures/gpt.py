@@ -80,19 +80,20 @@ def read_falcon(kind: str, config: Mapping[str, Any]) -> Shape:
         keys = hidden // heads
     attention = _fused(sizes, hidden, keys, bias=bias)
     feed = plain(hidden, width, bias=bias, names=("dense_h_to_4h", "dense_4h_to_h"))
-    two = sizes.optional("num_ln_in_parallel_attn") != 1 if newer else False
-    two = two or not (newer or sizes.flag("parallel_attn", default=True))
+    norms = sizes.optional("num_ln_in_parallel_attn") or (2 if newer else 1)
+    if not sizes.flag("parallel_attn", default=True):
+        norms = 2
     found = decoder(sizes, lambda _: (attention, feed), tied=True, norms=Norms(vectors=2))
-    if not two:  # the activations are counted by two
-        blocks = tuple(replace(one, others=one.others - 2 * hidden) for one in found.blocks)
-        found = replace(found, blocks=blocks)
-    return found
+    # The activations are counted by two norms, whatever there are.
+    others = 2 * hidden * (norms - 2)
+    blocks = tuple(replace(one, others=one.others + others) for one in found.blocks)
+    return replace(found, blocks=blocks)
 
 
 def read_gpt2(kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of GPT-2, whose places are learnt."""
     old = Sizes(kind, config, {"n_positions": 1024})
-    hidden = old.number("n_embd")
+    hidden, layers = old.number("n_embd", "hidden_size"), _layers_of(old)
     width = old.optional("n_inner") or 4 * hidden
     attention = Attention(
         linears=(
@@ -103,9 +104,7 @@ def read_gpt2(kind: str, config: Mapping[str, Any]) -> Shape:
         keys=hidden,
     )
     feed = plain(hidden, width, bias=True, names=("c_fc", "c_proj"))
-    sizes = Sizes(
-        kind, {**config, "hidden_size": hidden, "num_hidden_layers": old.number("n_layer")}
-    )
+    sizes = Sizes(kind, {**config, "hidden_size": hidden, "num_hidden_layers": layers})
     positions = old.number("n_positions", "n_ctx") * hidden
     return decoder(
         sizes, lambda _: (attention, feed),
@@ -116,9 +115,10 @@ def read_gpt2(kind: str, config: Mapping[str, Any]) -> Shape:
 def read_gptj(kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of GPT-J: one norm a layer, and a head with a bias."""
     old = Sizes(kind, config)
-    hidden, heads = old.number("n_embd"), old.number("n_head")
+    hidden = old.number("n_embd", "hidden_size")
+    heads = old.number("n_head", "num_attention_heads")
     width = old.optional("n_inner") or 4 * hidden
-    names = {"hidden_size": hidden, "num_hidden_layers": old.number("n_layer")}
+    names = {"hidden_size": hidden, "num_hidden_layers": _layers_of(old)}
     sizes = Sizes(kind, {**config, **names, "num_attention_heads": heads, **NO_GROUPS})
     attention = split_attention(sizes, out="out_proj")
     feed = plain(hidden, width, bias=True, names=("fc_in", "fc_out"))
@@ -150,14 +150,18 @@ def read_bloom(kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of BLOOM, which also has a norm after its embeddings."""
     old = Sizes(kind, config)
     hidden = old.number("hidden_size", "n_embed")
-    layers = old.number("n_layer", "num_hidden_layers")
-    sizes = Sizes(kind, {**config, "hidden_size": hidden, "num_hidden_layers": layers})
+    sizes = Sizes(kind, {**config, "hidden_size": hidden, "num_hidden_layers": _layers_of(old)})
     attention = _fused(sizes, hidden, hidden, bias=True)
     feed = plain(hidden, 4 * hidden, bias=True, names=("dense_h_to_4h", "dense_4h_to_h"))
     return decoder(
         sizes, lambda _: (attention, feed),
         tied=True, norms=Norms(vectors=2), other_parameters=4 * hidden,
     )  # fmt: skip
+
+
+def _layers_of(sizes: Sizes) -> int:
+    """Return the number of layers by its older name, or by the common one."""
+    return sizes.number("n_layer", "num_hidden_layers")
 
 
 def _fused(sizes: Sizes, queries: int, keys: int, *, bias: bool) -> Attention:

@@ -51,6 +51,10 @@ class Sizes:
             return value
         return None
 
+    def is_null(self, key: str) -> bool:
+        """Tell whether `key` is there without a value, which is another thing than its default."""
+        return key in self._config and self._config[key] is None
+
     def flag(self, key: str, *, default: bool = False) -> bool:
         """Return whether `key` is true; raises UnknownShapeError if it is neither."""
         value = self._config.get(key)

@@ -12,7 +12,8 @@ from trainer.device.model_shape import Block, Linear, Shape, UnknownShapeError
 def read_t5(kind: str, config: Mapping[str, Any]) -> Shape:
     """Return the shape of T5, mT5, UMT5 or Flan-T5."""
     sizes = Sizes(kind, config)
-    hidden, wide, heads = sizes.number("d_model"), sizes.number("d_ff"), sizes.number("num_heads")
+    hidden, wide = sizes.number("d_model", "hidden_size"), sizes.number("d_ff")
+    heads = sizes.number("num_heads", "num_attention_heads")
     width = heads * sizes.number("d_kv")
     usual = "relu" if kind == "t5" else "gated-gelu"
     gated = sizes.text("feed_forward_proj", usual).startswith("gated")
@@ -39,7 +40,7 @@ def read_t5(kind: str, config: Mapping[str, Any]) -> Shape:
             never_quantised=("wo",),
         )
 
-    layers = sizes.number("num_layers")
+    layers = sizes.number("num_layers", "num_hidden_layers")
     decoding = sizes.optional("num_decoder_layers") or layers
     if layers + decoding > LAYERS_MAX:
         raise UnknownShapeError(f"its config.json has {layers} as `num_layers`")

@@ -38,6 +38,8 @@ class Multimodal:
     flat: bool = False
     """Older configs have the keys of the text model beside `vision_config`, without a part."""
     tied: bool = False
+    tied_inside: bool = False
+    """The text model's config may say so, too."""
     vision: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -165,8 +167,12 @@ MULTIMODAL: Mapping[str, Multimodal] = MappingProxyType(
     {
         "gemma3": Multimodal(text="gemma3_text", tower=_siglip, tied=True, vision=SIGLIP),
         "llama4": Multimodal(text="llama4_text"),
-        "qwen2_vl": Multimodal(text="qwen2_vl_text", tower=_qwen2, flat=True, vision=QWEN2),
-        "qwen2_5_vl": Multimodal(text="qwen2_5_vl_text", tower=_qwen2_5, flat=True, vision=QWEN2_5),
+        "qwen2_vl": Multimodal(
+            text="qwen2_vl_text", tower=_qwen2, flat=True, tied_inside=True, vision=QWEN2
+        ),
+        "qwen2_5_vl": Multimodal(
+            text="qwen2_5_vl_text", tower=_qwen2_5, flat=True, tied_inside=True, vision=QWEN2_5
+        ),
         "qwen3_vl": Multimodal(text="qwen3_vl_text", tower=_qwen3, vision=QWEN3),
         "qwen3_vl_moe": Multimodal(text="qwen3_vl_moe_text", tower=_qwen3, vision=QWEN3),
         "qwen3_5": Multimodal(text="qwen3_5_text"),
