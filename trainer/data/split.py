@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHOWN_MAX = 20
+NO_WORD = re.compile(r"[\W_]+")  # what is no letter and no digit, as `str.isalnum` has it
 RowPlace = int | str  # a number, or `file:number` where there are several files
 
 
@@ -61,7 +63,7 @@ def duplicate_key(text: str) -> str:
 
 def normalized(text: str) -> str:
     """Return a text without case, marks and spacing."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+    return NO_WORD.sub(" ", text.casefold()).strip()
 
 
 def short_hash(text: str) -> str:

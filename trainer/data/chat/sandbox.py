@@ -25,6 +25,8 @@ COUNTED, BOUNDED = "counted by limits", "bounded by limits"  # no template can n
 WIDTH = re.compile(r"\d{7,}")
 EXPONENT_MAX = 64
 WIDTH_MAX = 1_000_000  # that a filter may be asked for
+GROWING = frozenset({"batch", "center", "format", "indent", "join", "replace", "slice", "wordwrap"})
+"""Filters whose result can be larger than what they are given."""
 
 
 class Generation(Extension):
@@ -216,31 +218,32 @@ def _limited(
     environment: LimitedSandbox, name: str, applied: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return a filter that counts as a call, and refuses what would be too large."""
+    limits = environment.limits
 
     @wraps(applied)
-    def limited(*args: Any, **kwargs: Any) -> Any:
-        limits = environment.limits
+    def counted(*args: Any, **kwargs: Any) -> Any:
         limits.step()
-        given = [*args, *kwargs.values()]
-        texts = [one for one in given if isinstance(one, str)]
-        width = max((one for one in given if isinstance(one, int)), default=0)
-        if name not in {"default", "d", "string", "int", "float", "round", "abs"}:
-            if width > WIDTH_MAX:
-                limits.size(SIZE_MAX + 1)
-            if name == "indent" and texts:
-                limits.size((width + 1) * (texts[0].count("\n") + 1))
-        if name == "format" and texts and WIDTH.search(texts[0]):
-            limits.size(SIZE_MAX + 1)
-        if name == "replace" and len(texts) > 2:
-            limits.size(_replaced(*texts[:3]))
-        if name == "join":
-            limits.size(max(_joined(one, texts[-1] if texts else "") for one in given))
         found = applied(*args, **kwargs)
         if isinstance(found, str | list | tuple):
             limits.size(len(found))
         return found
 
-    return limited
+    @wraps(applied)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        texts = [one for one in given if isinstance(one, str)]
+        width = max((one for one in given if isinstance(one, int)), default=0)
+        if width > WIDTH_MAX or (name == "format" and texts and WIDTH.search(texts[0])):
+            limits.size(SIZE_MAX + 1)
+        if name == "indent" and texts:
+            limits.size((width + 1) * (texts[0].count("\n") + 1))
+        if name == "replace" and len(texts) > 2:
+            limits.size(_replaced(*texts[:3]))
+        if name == "join":
+            limits.size(max(_joined(one, texts[-1] if texts else "") for one in given))
+        return counted(*args, **kwargs)
+
+    return limited if name in GROWING else counted
 
 
 def _replaced(text: str, old: object, new: object) -> int:
