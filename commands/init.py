@@ -39,7 +39,7 @@ vm:
 budget: {{usd: 5.00, hours: 24, evictions: 20}}
 
 # A hub id, or a directory beside this file. This one is small enough to rehearse on a laptop.
-model:  {{id: HuggingFaceTB/SmolLM2-135M}}
+model:  {{id: {base}}}
 method: {{kind: qlora, r: 8, alpha: 16, dropout: 0.1, targets: all-linear}}
 data:
   train: train.jsonl     # .jsonl, .json, .csv, .tsv or .parquet
@@ -61,6 +61,9 @@ HELD_OUT, HELD_OUT_MAX, SEED = 0.1, 0.3, 0
 SCORED_ROWS = 30  # fewer leave an interval too wide to tell an adapter from its base
 BATCH, EPOCHS, STEPS_MIN, BLANK_STEPS = 8, 3, 20, 200
 LENGTH, LENGTH_MAX = 1024, 8192
+BASE, CHAT_BASE = "HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-0.6B"
+"""The second one for what its chat template takes: reasoning, tools, turns in any order."""
+MARKERS = "markers         # plain headings; `template` for a base that has a chat template"
 FRAME_TOKENS = 16
 """What stands around an answer at most, such as its end token; it counts for `max_length`."""
 
@@ -150,7 +153,8 @@ def write(directory: str, rows: str = "") -> Written:
     steps = max(STEPS_MIN, -(-len(kept) * EPOCHS // BATCH))
     length, length_notes = _length([*kept, *held_out], guess)
     sides = {folder / "train.jsonl": kept, folder / "eval.jsonl": held_out}
-    text = _template(name=_name(Path(rows)), guess=guess, steps=steps, length=length)
+    plain = not guess.messages or _turns_are_plain([*kept, *held_out], guess)
+    text = _template(name=_name(Path(rows)), guess=guess, steps=steps, length=length, plain=plain)
     _check_as_audit_does(Path(rows), text, list(sides.values()))
     _write({**{path: _lines(side) for path, side in sides.items()}, target: text})
     counts = {path: len(side) for path, side in sides.items()}
@@ -194,8 +198,28 @@ def _check_as_audit_does(path: Path, text: str, sides: Sequence[Sequence[Row]]) 
         )
 
 
-def _template(*, name: str, guess: Guess | None, steps: int, length: int = LENGTH) -> str:
-    """Fill in the text of a run.yaml."""
+def _turns_are_plain(rows: Sequence[Row], guess: Guess) -> bool:
+    """Tell whether plain headings have a place for all that is said in these conversations."""
+    from trainer.data.chat.conversation import read_conversation
+    from trainer.data.chat.markers import require_plain_turns
+    from trainer.data.template import MissingFieldError
+
+    for row in rows:
+        try:
+            found = read_conversation(row.fields, guess.messages, ignore=guess.ignored)
+        except MissingFieldError:
+            continue  # no style of writing takes it, which is told as the audit tells it
+        try:
+            require_plain_turns(found)
+        except MissingFieldError:
+            return False
+    return True
+
+
+def _template(
+    *, name: str, guess: Guess | None, steps: int, length: int = LENGTH, plain: bool = True
+) -> str:
+    """Fill in the text of a run.yaml; `plain` tells whether turns need no chat template."""
     words = dict(BLANK)
     if guess is not None:
         words = {
@@ -209,7 +233,8 @@ def _template(*, name: str, guess: Guess | None, steps: int, length: int = LENGT
         none = _quoted(guess.none)
         scored = f"eval:       {{kind: multilabel, labels: {words['labels']}, none: {none}}}\n"
     if guess is not None and guess.messages:
-        templates = f"  messages: {_quoted(guess.messages)}\n  chat: markers"
+        templates = f"  messages: {_quoted(guess.messages)}\n  chat: "
+        templates += MARKERS if plain else "template        # the base's own"
         templates += f"\n  ignore: {_quoted(guess.ignored)}" if guess.ignored else ""
     if guess is not None and guess.text:
         templates = f"  text: {_quoted(guess.text)}"
@@ -217,7 +242,12 @@ def _template(*, name: str, guess: Guess | None, steps: int, length: int = LENGT
         scored = ""
     name = name if yaml.safe_load(name) == name else _quoted(name)  # `2024` is a number, `on` a yes
     return TEMPLATE.format(
-        name=name, templates=templates, steps=steps, length=length, scored=scored
+        name=name,
+        base=BASE if plain else CHAT_BASE,
+        templates=templates,
+        steps=steps,
+        length=length,
+        scored=scored,
     )
 
 

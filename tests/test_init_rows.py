@@ -374,3 +374,25 @@ def test_long_answers_raise_the_length_so_that_the_audit_accepts_them(tmp_path: 
     assert config_of(tmp_path).train.max_length == 4096
     assert "`max_length` is 4096: the longest answer has 2700 bytes" in made.notes
     assert audited(tmp_path).train["rows"] > 0
+
+
+def test_conversations_get_the_way_of_writing_that_takes_them(tmp_path: Path) -> None:
+    """Plain turns stand under headings; others need a base with a chat template, which is named."""
+    question = {"role": "user", "content": "Where is my parcel?"}
+    plain = {"role": "assistant", "content": "On its way."}
+    thought = plain | {"reasoning_content": "Shipped on Monday."}
+    for name, answer, base, chat in (
+        ("plain", plain, "HuggingFaceTB/SmolLM2-135M", "markers"),
+        ("thought", thought, "Qwen/Qwen3-0.6B", "template"),
+    ):
+        rows = tmp_path / f"{name}.jsonl"
+        rows.write_text(
+            "".join(
+                json.dumps({"messages": [{**question, "content": f"{number}?"}, answer]}) + "\n"
+                for number in range(20)
+            )
+        )
+        (tmp_path / name).mkdir()
+        write(str(tmp_path / name), str(rows))
+        made = config_of(tmp_path / name)
+        assert (made.model.id, made.data.chat) == (base, chat)

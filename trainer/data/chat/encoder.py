@@ -19,7 +19,7 @@ from typing import Any, Literal
 from trainer.data.chat.answers import AnswerRenderer
 from trainer.data.chat.conversation import Conversation
 from trainer.data.chat.ends import TurnEnds
-from trainer.data.chat.markers import Segment, render_with_markers
+from trainer.data.chat.markers import Segment, render_with_markers, require_plain_turns
 from trainer.data.chat.template import ChatTemplate
 from trainer.data.chat.whole import WholeRenderer
 from trainer.data.chat.words import special_in
@@ -66,6 +66,7 @@ class ChatEncoder:
             conversation = replace(conversation, learnt=learnt)
         if self.style == "markers":
             return [self._fitting(conversation, row)]
+        self._check_template(conversation)
         self._check_control_tokens(conversation)
         rendering = self._appended(conversation)
         if rendering is not None:
@@ -206,13 +207,26 @@ class ChatEncoder:
             tokenizer = self.codec.tokenizer
             template = ChatTemplate.of(tokenizer, day=self.codec.day, tools=tools)
             if template is None:
-                raise MissingFieldError("the tokenizer has no chat template; use `chat: markers`")
+                raise MissingFieldError("the tokenizer has no chat template")
             eos = tokenizer.convert_ids_to_tokens(self.codec.eos_id)
             tokens = [*self.codec.special_tokens, *([eos] if eos else [])]
             self._wholes[tools] = WholeRenderer(
                 renderer=AnswerRenderer(template=template, ends=TurnEnds(template, tokens))
             )
         return self._wholes[tools]
+
+    def _check_template(self, conversation: Conversation) -> None:
+        """Refuse a base without a chat template, with what can be written without one."""
+        if self.codec.tokenizer.chat_template:
+            return
+        try:
+            require_plain_turns(conversation)
+        except MissingFieldError as error:
+            raise MissingFieldError(
+                "the tokenizer has no chat template, and these turns need one: take a base that "
+                "has one, such as an instruct model"
+            ) from error
+        raise MissingFieldError("the tokenizer has no chat template; use `chat: markers`")
 
     def _check_control_tokens(self, conversation: Conversation) -> None:
         """Refuse what people wrote if the tokenizer would act on it."""
