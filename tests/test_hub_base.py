@@ -223,8 +223,8 @@ def test_a_free_base_is_fetched_by_the_machine_at_one_commit(hub: ModelHub, tmp_
 
     assert again == first
     assert len(hub.requests) == before
-    wanted = {"id": "free/gpt", "revision": model_hub.COMMIT, "trust_remote_code": False}
-    assert pushed(loaded, tmp_path, again) == (wanted, None)
+    table, sent = pushed(loaded, tmp_path, again)
+    assert (table["id"], table["revision"], sent) == ("free/gpt", model_hub.COMMIT, None)
 
 
 def test_a_plan_of_a_run_that_began_shows_its_commit(hub: ModelHub, tmp_path: Path) -> None:
@@ -433,10 +433,8 @@ def test_a_named_token_lets_the_machine_fetch(
     assert account is not None
     assert account.token is not None
     assert (account.token.reveal(), account.endpoint) == (token, hub.endpoint)
-    assert (table, sent) == (
-        {"id": BASE, "revision": model_hub.COMMIT, "trust_remote_code": False},
-        None,
-    )
+    assert (table["id"], table["revision"], sent) == (BASE, model_hub.COMMIT, None)
+    assert "token_env" not in table
     assert "model.safetensors" not in hub.fetched()
 
 

@@ -242,6 +242,16 @@ def test_answers_of_the_same_tokens_are_reported(tmp_path: Path) -> None:
     )
 
 
+def test_texts_with_one_ending_are_not_the_same(tmp_path: Path) -> None:
+    """Of texts that are learnt whole, all tokens are compared."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"body": "Black text"}\n{"body": "White text"}\n', encoding="utf-8")
+    table = make_config(tmp_path / "model", path) | {"data": {"train": str(path), "text": "body"}}
+    config = TrainerConfig.model_validate(table)
+
+    assert audit(config, tmp_path, make_tokenizer(), seq2seq=False).warnings == []
+
+
 def test_line_breaks_that_a_tokenizer_drops_are_token_warnings(tmp_path: Path) -> None:
     """What comes back as one line was two."""
     (line,) = token_warnings(tmp_path, ["negative", "negative\npositive"], t5_like())

@@ -65,7 +65,8 @@ def _same_tokens(items: Sequence[Example]) -> Iterator[str]:
     for item in items:
         if len(first) > COMPARED_MAX:
             return
-        other = first.setdefault(item.labels[-item.answer_length :], item)
+        learnt = tuple(label for label in item.labels if label != NOT_TRAINED)
+        other = first.setdefault(learnt, item)
         if other.completion.split() != item.completion.split():
             yield (
                 f"the base's tokenizer writes {other.completion.strip()[:60]!r} (row {other.row}) "
