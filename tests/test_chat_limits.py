@@ -108,9 +108,9 @@ def test_a_file_of_rows_ends_at_the_first_that_does_not(tmp_path: Path) -> None:
     """The reason stands once, and no further row is tried."""
     tokenizer = trl_templates.byte_level(["<|im_end|>"], eos="<|im_end|>")
     tokenizer.chat_template = ENDLESS[0]
-    talk = [*MESSAGES, {"role": "assistant", "content": "b"}]
+    dialogue = [*MESSAGES, {"role": "assistant", "content": "b"}]
     path = tmp_path / "rows.jsonl"
-    path.write_text((json.dumps({"messages": talk}) + "\n") * 500, encoding="utf-8")
+    path.write_text((json.dumps({"messages": dialogue}) + "\n") * 500, encoding="utf-8")
     table = DataTable.model_validate({"train": "a", "messages": "messages"})
     with pytest.raises(DataError, match="does not end") as caught:
         load_examples(table, path, tokenizer, max_length=99)
@@ -121,12 +121,12 @@ def test_a_file_of_rows_ends_at_the_first_that_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", ["llama3_2", "gptoss", "muse_glimmer"])
 def test_a_template_sees_the_day_of_the_codec(base: str) -> None:
     """The same conversation has other tokens on another day, and the same on the same day."""
-    talk = [*MESSAGES, {"role": "assistant", "content": "b"}]
+    dialogue = [*MESSAGES, {"role": "assistant", "content": "b"}]
     codec = Codec.from_tokenizer(
         trl_templates.tokenizer(base), max_length=9999, seq2seq=False, day=date(2024, 2, 29)
     )
     found = [
-        ChatEncoder(codec=one, style="template").encode(parse_messages(talk), row=1)[0][0]
+        ChatEncoder(codec=one, style="template").encode(parse_messages(dialogue), row=1)[0][0]
         for one in (codec, replace(codec), replace(codec, day=date(2024, 3, 1)))
     ]
 
@@ -142,15 +142,15 @@ def test_the_work_grows_with_the_turns_or_with_the_tokens_made(base: str, agains
     codec = Codec.from_tokenizer(trl_templates.tokenizer(base), max_length=10**9, seq2seq=False)
     sizes, steps = [], []
     for exchanges in (10, 80):
-        talk = [
+        dialogue = [
             {"role": role, "content": f"{n} " + "word " * 19}
             for n in range(exchanges)
             for role in ("user", "assistant")
         ]
         encoder, spent = counted(ChatEncoder(codec=codec, style="template"))
-        items = encoder.encode(parse_messages(talk), row=1)
+        items = encoder.encode(parse_messages(dialogue), row=1)
         tokens = sum(len(item.input_ids) for item, _ in items)
-        sizes.append(len(talk) if against == "turns" else tokens)
+        sizes.append(len(dialogue) if against == "turns" else tokens)
         steps.append(sum(spent))
     slope = math.log(steps[1] / steps[0]) / math.log(sizes[1] / sizes[0])
 

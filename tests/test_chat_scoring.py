@@ -17,7 +17,7 @@ from trainer.results.generate import Generator
 from trainer.scoring.eval_set import load_eval_set
 
 MOODS = ["good", "bad"]
-TALK = [
+DIALOGUE = [
     {"role": "user", "content": "Is it late?"},
     {"role": "assistant", "content": "Let me see."},
     {"role": "user", "content": "And the mood?"},
@@ -37,7 +37,9 @@ MODEL: Any = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False))
 
 def config(tmp_path: Path) -> TrainerConfig:
     """A run that learns one conversation and scores its last answers."""
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": TALK}) + "\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"messages": DIALOGUE}) + "\n", encoding="utf-8"
+    )
     return TrainerConfig.model_validate(
         {
             "model": {"id": "m"},
@@ -66,12 +68,12 @@ def test_generation_asks_with_the_prompt_of_training(tmp_path: Path, base: str) 
     """The tokens are those before the last answer, and those that transformers would feed."""
     tokenizer, settings = trl_templates.tokenizer(base), config(tmp_path)
     learnt = load_examples(settings.data, tmp_path / "rows.jsonl", tokenizer, max_length=9999)
-    prompt = Generator(model=MODEL, tokenizer=tokenizer, config=settings).encode_chat(TALK[:3])
+    prompt = Generator(model=MODEL, tokenizer=tokenizer, config=settings).encode_chat(DIALOGUE[:3])
 
     assert prompt == learnt.items[-1].prompt_ids
     assert (
         list(prompt)
-        == tokenizer.apply_chat_template(TALK[:3], add_generation_prompt=True)["input_ids"]
+        == tokenizer.apply_chat_template(DIALOGUE[:3], add_generation_prompt=True)["input_ids"]
     )
 
 
