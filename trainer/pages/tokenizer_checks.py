@@ -19,6 +19,8 @@ COMPARED_MAX = 1000
 """So many different answers are compared; more are no labels, which must be told apart."""
 UNKNOWN_PROMPTS = 0.01
 """The share of unknown tokens in what is read from which on it is told."""
+LABEL_TOKENS_MAX = 64
+"""Longer answers are no labels, and are not compared."""
 CHARACTERS_SHOWN_MAX = 12
 
 
@@ -65,6 +67,8 @@ def _same_tokens(items: Sequence[Example]) -> Iterator[str]:
     for item in items:
         if len(first) > COMPARED_MAX:
             return
+        if item.targets > LABEL_TOKENS_MAX:
+            continue
         learnt = tuple(label for label in item.labels if label != NOT_TRAINED)
         other = first.setdefault(learnt, item)
         if other.completion.split() != item.completion.split():
