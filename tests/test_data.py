@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from support.tokenizers_built import KINDS, build
 from tokenizers import normalizers
 
-from trainer.data.codec import NOT_TRAINED, Example
+from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.examples import collate, encode_prompt, load_examples, padding_id
+from trainer.data.template import Template
 from trainer.data_table import DataTable
 from trainer.errors import DataError
 
@@ -223,3 +224,22 @@ def test_padding_takes_a_token_that_exists() -> None:
 
     assert with_pad.pad_token_id == padding_id(with_pad)
     assert without.unk_token_id == padding_id(without)
+
+
+@pytest.mark.parametrize("written", ["<s>", ""])
+def test_many_texts_are_tokenized_as_each_by_itself(written: str) -> None:
+    """A batch has the ids that transformers gives, whatever the tokenizer's own file would cut."""
+    tokenizer = build()
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=32)
+    texts = ["The bus is late.", "", "<s> is text</s>", "late " * 20]
+    template = Template.parse(written)
+    codec = Codec.from_tokenizer(tokenizer, max_length=64, seq2seq=False)
+
+    found = codec.encode(texts, template)
+
+    assert found == [codec.encode([text], template)[0] for text in texts]
+    assert found == [
+        tokenizer(text, add_special_tokens=False, split_special_tokens=not written)["input_ids"]
+        for text in texts
+    ]

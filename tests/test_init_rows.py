@@ -368,7 +368,7 @@ def test_a_name_with_an_invisible_mark_is_recognised(tmp_path: Path) -> None:
 
 def test_long_answers_raise_the_length_so_that_the_audit_accepts_them(tmp_path: Path) -> None:
     """`max_length` grows with the longest answer, and that is told."""
-    rows = [{"question": q, "answer": f"{n} " * 900} for n, q in enumerate(QUESTIONS)]
+    rows = [{"user": q, "answer": f"{n} " * 900} for n, q in enumerate(QUESTIONS)]
     made = started(tmp_path, rows)
 
     assert config_of(tmp_path).train.max_length == 4096
@@ -378,7 +378,7 @@ def test_long_answers_raise_the_length_so_that_the_audit_accepts_them(tmp_path: 
 
 def test_conversations_get_the_way_of_writing_that_takes_them(tmp_path: Path) -> None:
     """Plain turns stand under headings; others need a base with a chat template, which is named."""
-    question = {"role": "user", "content": "Where is my parcel?"}
+    user = {"role": "user", "content": "Where is my parcel?"}
     plain = {"role": "assistant", "content": "On its way."}
     thought = plain | {"reasoning_content": "Shipped on Monday."}
     for name, answer, base, chat in (
@@ -388,7 +388,7 @@ def test_conversations_get_the_way_of_writing_that_takes_them(tmp_path: Path) ->
         rows = tmp_path / f"{name}.jsonl"
         rows.write_text(
             "".join(
-                json.dumps({"messages": [{**question, "content": f"{number}?"}, answer]}) + "\n"
+                json.dumps({"messages": [{**user, "content": f"{number}?"}, answer]}) + "\n"
                 for number in range(20)
             )
         )

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Any
 
 from trainer.data.template import Template
@@ -159,14 +160,31 @@ class Codec:
     def _tokenize(self, texts: Sequence[str], *, split_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
+        by_library = texts[:1] if self._is_plain_backend else texts
         encoded = self.tokenizer(
-            list(texts),
+            list(by_library),
             add_special_tokens=False,
             split_special_tokens=split_special_tokens,
             return_attention_mask=False,
             verbose=False,
         )
-        return [list(ids) for ids in encoded["input_ids"]]
+        found = [list(ids) for ids in encoded["input_ids"]]
+        rest = list(texts[len(by_library) :])
+        if rest:  # as the library has just set the backend, without what it keeps beside the ids
+            backend = self.tokenizer.backend_tokenizer
+            found += [one.ids for one in backend.encode_batch_fast(rest, add_special_tokens=False)]
+        return found
+
+    @cached_property
+    def _is_plain_backend(self) -> bool:
+        """Whether transformers only hands texts to the Rust tokenizer, and changes none itself."""
+        from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+        kind = type(self.tokenizer)
+        if not issubclass(kind, PreTrainedTokenizerFast):
+            return False
+        unchanged = kind._encode_plus is PreTrainedTokenizerFast._encode_plus  # noqa: SLF001
+        return bool(unchanged and kind.__call__ is PreTrainedTokenizerBase.__call__)
 
     def special_tokens_in(self, text: str, template: Template) -> list[str]:
         """Return a problem for each special token in a row's text beside the template's own."""
