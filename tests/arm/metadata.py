@@ -65,3 +65,5 @@ def inside(path: str, headers: dict[str, str], port: int) -> tuple[int, bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read()
+    except OSError:  # the machine has ended since
+        return 503, b""
