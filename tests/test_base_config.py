@@ -44,9 +44,10 @@ def problem(config: dict[str, Any], name: str = "owner/base", **method: Any) -> 
 @pytest.mark.parametrize(
     ("stored", "word"),
     [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq"),  # unsloth#2057
+        # transformers#28193.
         ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq"),
-        # Qwen3-8B-FP8 and DeepSeek-V3.
+        # Qwen3-8B-FP8 and DeepSeek-V3 (transformers#41516).
         ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "fp8"),
         # gpt-oss.
         ({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, "mxfp4"),

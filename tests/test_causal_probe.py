@@ -67,7 +67,7 @@ def refusal(base: Any, precision: Precision = FP32) -> str:
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("precision", [FP32, BF16], ids=["fp32", "bf16"])
 def test_an_encoder_is_found_out(kind: str, precision: Precision) -> None:
-    """Its earlier logits move with the last token, by more than rounding, though it is random."""
+    """Its earlier logits move with the last token, by more than rounding (transformers#12704)."""
     base = built(ENCODERS[kind]()).to(models.DTYPES[precision.compute])
     with torch.no_grad():  # a model that has learnt looks around itself more than a fresh one
         for tensor in base.parameters():

@@ -200,7 +200,10 @@ def test_names_of_sharegpt_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["qwen2_5", "llama3_1", "gptoss", "qwen3_5_think", "deepseekv3"])
 def test_arguments_as_json_text_are_those_of_the_object(tmp_path: Path, base: str) -> None:
-    """OpenAI writes them as text; no template gets them quoted twice, or a text it cannot take."""
+    """No template gets them quoted twice, or a text that it cannot take.
+
+    OpenAI writes them as text: Qwen3#1894, Qwen3-Coder#444.
+    """
     rows = []
     for arguments in ({"city": "Rome"}, '{"city": "Rome"}'):
         row = json.loads(json.dumps({"messages": trl_templates.CONVERSATIONS["tools"]}))
@@ -302,6 +305,7 @@ def test_a_greeting_is_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("conversation", "problem"),
     [
+        # smol-course#260, alignment-handbook#93.
         ([USER, USER, ANSWER], r"must alternate.*message 2 by the user; join it with message 1"),
         ([ANSWER, USER, LAST], r"must alternate.*message 1 by the assistant; let the user begin"),
         (

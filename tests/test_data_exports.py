@@ -103,7 +103,7 @@ def test_an_object_without_one_list_of_rows_is_refused_by_its_keys(
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.parquet"])
 def test_nan_is_null_and_counted_by_column(tmp_path: Path, name: str) -> None:
-    """NaN, infinities and too large numbers are null (huggingface/accelerate#74)."""
+    """NaN, infinities and too large numbers are null (accelerate#74, vowpal_wabbit#3738)."""
     rows = [{"q": "a", "a": math.nan}, {"q": "b", "a": 1.5}, {"q": "c", "a": -math.inf}]
     path = tmp_path / name
     if name.endswith(".parquet"):

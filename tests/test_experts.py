@@ -202,7 +202,7 @@ def mamba(tmp_path: Path) -> Path:
 
 
 def test_layers_that_mamba_reads_past_an_adapter_are_left_out(mamba: Path) -> None:
-    """PEFT refuses `out_proj` with a traceback, and `dt_proj` would learn nothing: it is said."""
+    """PEFT raises on `out_proj` (peft#2556), and `dt_proj` would learn nothing: it is said."""
     lora = {"kind": "lora", "r": 2, "dropout": 0.0}
     run = tiny.make_run(mamba, rows=4, method=lora, train={"steps": 2})
     messages: list[str] = []

@@ -174,12 +174,12 @@ def test_a_revision_that_is_not_there_is_answered_with_those_that_are(hub: Model
 
 
 NO_BASES = {
-    "an adapter": (
+    "an adapter": (  # transformers#25215
         {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w"},
         "is an adapter, and no base: its base is `up/stream`",
         "method: {from: x/y}",
     ),
-    "GGUF": (
+    "GGUF": (  # transformers#30889
         {"model.Q4_K_M.gguf": b"GGUF", "config.json": b"{}"},
         "holds GGUF files only",
         "perhaps `up/stream`",
@@ -187,7 +187,7 @@ NO_BASES = {
     "diffusers": ({"model_index.json": b"{}"}, "pipeline of diffusers", ""),
     "no config": ({"model.safetensors": b"w"}, "has no config.json", "perhaps `up/stream`"),
     "in a folder": ({"hf/config.json": b"{}"}, "has no config.json", "folder `hf`"),
-    "Meta's format": (
+    "Meta's format": (  # llama-models#159
         {"config.json": b"{}", "consolidated.00.pth": b"p", "tokenizer.model": b"t"},
         "holds weights in the format of Meta's own code, and none that transformers trains from",
         "model.safetensors",

@@ -159,7 +159,7 @@ def test_the_tokenizer_comes_with_the_adapter_and_peft_loads_both(finished: Path
 
 
 def test_merge_and_export_have_the_rows_and_the_tokenizer(finished: Path, tmp_path: Path) -> None:
-    """The merged model is a plain one with a larger embedding, and a tokenizer that fits it."""
+    """The merged model is plain, with a larger embedding and its tokenizer (transformers#45127)."""
     adapter, out = run_in(finished) / "adapter", tmp_path / "merged"
     places = ["--base", str(finished / "model"), "--adapter", str(adapter), "--out", str(out)]
     assert main(["merge", *places]) == 0

@@ -47,7 +47,7 @@ def problems_of(project: Project) -> list[str]:
 def test_a_tokenizer_that_is_none_is_named(
     project: Project, name: str, content: bytes, message: str
 ) -> None:
-    """The vocabulary of any kind of tokenizer may be a pointer, too (transformers#13401)."""
+    """A vocabulary may be a pointer, too (transformers#13401, simpletransformers#873)."""
     (project.folder / "model" / name).write_bytes(content)
 
     (problem,) = problems_of(project)

@@ -114,7 +114,7 @@ def test_a_merge_has_the_trained_layers(architecture: str, tmp_path: Path) -> No
 
 
 def test_peft_without_tying_on_a_tied_base_is_not_merged(tmp_path: Path) -> None:
-    """Its head went on with the old matrix: one matrix cannot be both, and the message says so."""
+    """Its head went on with the old matrix, and one cannot be both (peft#2777, peft#2018)."""
     base = tiny.make_model(tmp_path / "model")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
