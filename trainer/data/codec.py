@@ -127,6 +127,9 @@ class Codec:
         if self._has_special_tokens(template):
             return self._tokenize(texts, split_special_tokens=False)
         encoded = self._tokenize(texts, split_special_tokens=True)
+        joined = "\0".join(texts)  # hardly anybody writes one, so all texts are searched at once
+        if not any(token in joined for token in self.special_tokens):
+            return encoded
         for at, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             # A Unigram vocabulary lists `</s>` as a piece, so asking for a split is not enough.
             special = self.special_tokens.items()

@@ -27,7 +27,8 @@ PYTHON_WORDS = {
 }
 
 
-SUSPICIOUS = re.compile(rb"\\u[dD]|NaN|Infinity|[eE]\+?[0-9]{2}|[0-9]{300}")
+ODD_WORDS = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
+HUGE_NUMBER = re.compile(rb"[0-9](?:[eE]\+?[0-9]{2}|[0-9]{300})")
 """What JSON needs for half of a character, for a value that is no number, and for an infinity."""
 
 
@@ -55,7 +56,7 @@ def read_lines(
         except (ValueError, RecursionError) as error:
             problems.append(f"{path}:{number}: {_unusable(error)}")
         else:
-            if isinstance(value, dict) and SUSPICIOUS.search(line) is None:
+            if isinstance(value, dict) and not _may_hold_odd_values(line):
                 yield Row(number=number, fields=value)  # no look at each of its values
             else:
                 yield from _row(path, number, value, problems, notes)
@@ -202,6 +203,11 @@ def _row(
         )
     else:
         yield Row(number=number, fields=cleaned(value, number, notes))
+
+
+def _may_hold_odd_values(line: bytes) -> bool:
+    """Return whether a line of JSON may hold half of a character, NaN or an infinity."""
+    return any(word in line for word in ODD_WORDS) or HUGE_NUMBER.search(line) is not None
 
 
 def has_lone_surrogate(value: object) -> bool:

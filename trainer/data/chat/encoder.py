@@ -270,12 +270,15 @@ class ChatEncoder:
         """Tokenize every segment by itself; special tokens count where the template wrote them."""
         tokens = [*self.codec.special_tokens]
         found: list[list[int]] = [[] for _ in segments]
+        holds_special = [
+            segment.by_template and any(one in segment.text for one in tokens)
+            for segment in segments
+        ]
         for special in (True, False):
             places = [
                 at
                 for at, segment in enumerate(segments)
-                if segment.text
-                and (segment.by_template and any(one in segment.text for one in tokens)) == special
+                if segment.text and holds_special[at] == special
             ]
             literal = (
                 Template.parse(_literal(tokens[0])) if special and tokens else Template.parse("")
