@@ -67,9 +67,7 @@ def test_an_interrupted_run_goes_on_from_its_recorded_checkpoint(finished: Finis
     log = (project.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert log[:HOME_STEP] == log_until(HOME_STEP).splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, STEPS + 1))
-    whole = (project.home / "runs" / RUN / "checkpoints").glob("*/fingerprint.json")
-    newest = max(whole).parent  # the torn one lies there until another comes home
-    base = read(newest / "fingerprint.json")["base"]
+    base = read(project.out / "adapter" / "qft.json")["base"]
     assert base == read(recorded / "fingerprint.json")["base"]
 
 
@@ -88,7 +86,7 @@ def test_a_run_finished_by_other_code_is_called_not_bit_for_bit(finished: Finish
     project, since = finished.project, HOME_STEP + 1
     words = f"not bit for bit from step {since}"
 
-    assert words in finished.train.stdout + finished.train.stderr
+    assert words in finished.train.stdout
     assert words in finished.train.stderr
     assert words in project.qft("status").stdout
     lines = finished.printed["logs"]["lines"]

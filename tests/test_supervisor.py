@@ -306,3 +306,19 @@ def test_a_timed_eviction_that_the_training_outran_is_reported(
     assert (
         dict(result.lines()).get("rehearsal", "").count("`vm.local.evict_after_s` did NOT") == never
     )
+
+
+@pytest.mark.parametrize("since", [None, 7])
+def test_a_training_that_is_not_fetched_yet_keeps_whether_it_is_exact(
+    tmp_path: Path, since: int | None
+) -> None:
+    """The trainer's last word stands in the journal, as its checkpoints may not have come home."""
+    folder = run_folder(tmp_path, "run")
+    folder.root.mkdir(parents=True)
+    story = Story(path=folder.journal, plan=RunPlan(goal=Goal.TRAIN))
+    story.work.inexact_from = since
+
+    assert story.go().outcome is Outcome.DONE
+    receipt = make_receipt(folder, tmp_path / "out", simulated=True)
+
+    assert (receipt.exact, receipt.inexact_from) == (since is None, since)

@@ -83,7 +83,11 @@ class RehearseEviction:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordTrained:
-    """Write down that the training is complete."""
+    """Write down that the training is complete, and whether it is bit for bit."""
+
+    exact: bool = True
+    inexact_from: int | None = None
+    """The first step that other hardware or versions computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -276,9 +276,14 @@ def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_
 def _fetch_untrained(job: JobView | None) -> Action:
     """Record a training that ended while nobody watched; else end the run as too early."""
     if job is not None and job.phase is JobPhase.EXITED and job.outcome is JobOutcome.DONE:
-        return RecordTrained()
+        return _record_trained(job)
     at = f"step {job.step} of {job.steps}" if job and job.steps else "no step yet"
     return Finish(ending=_too_early(f"the training is not done ({at})"))
+
+
+def _record_trained(job: JobView) -> RecordTrained:
+    beat = job.heartbeat
+    return RecordTrained(exact=beat.exact, inexact_from=beat.inexact_from)
 
 
 def _too_early(reason: str) -> RunEnd:
@@ -295,7 +300,7 @@ def _follow(state: RunState, job: JobView | None, plan: RunPlan) -> Action:
     if not state.launched:  # how an earlier start ended does not bind this one: config may differ
         return _launch_again(state, policy)
     if job.outcome is JobOutcome.DONE:
-        return RecordTrained()
+        return _record_trained(job)
     if job.outcome is JobOutcome.BAD_INPUT:
         reason = job.heartbeat.error or f"the trainer refused (exit {job.exit_code})"
         return Finish(ending=RunEnd(outcome=Outcome.BAD_INPUT, reason=reason))

@@ -278,6 +278,11 @@ def _trainer_exited(state: RunState, event: Event) -> RunState:
     )
 
 
+def _trained(state: RunState, event: Event) -> RunState:
+    exact, since = event.data.get("exact", True), event.data.get("inexact_from")
+    return replace(state, trained=True, exact=exact, inexact_from=since)
+
+
 def _trainer_hung(state: RunState, event: Event) -> RunState:
     return replace(
         state,
@@ -372,7 +377,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.TRAINER_EXITED: _trainer_exited,
     Kind.TRAINER_HUNG: _trainer_hung,
     Kind.MACHINE_UNREACHABLE: _machine_unreachable,
-    Kind.TRAINED: lambda state, _: replace(state, trained=True),
+    Kind.TRAINED: _trained,
     Kind.FETCHED: lambda state, event: replace(state, fetched=event.data["path"]),
     Kind.DEALLOCATE_INTENDED: _intended,
     Kind.DEALLOCATED: _deallocated,

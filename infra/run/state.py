@@ -142,6 +142,10 @@ class RunState:
     rehearsed: frozenset[int] = frozenset()
     rehearsing: int | None = None
     trained: bool = False
+    exact: bool = True
+    """Whether the finished training is bit for bit, as its trainer said at its end."""
+    inexact_from: int | None = None
+    """The first step that is not."""
     fetched: str = ""
     """Where the adapter lies at home; empty until it does."""
     deleted: bool = False

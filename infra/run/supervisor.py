@@ -141,8 +141,9 @@ class Supervisor:
                 self._record_stop(seen)
             case act.AbandonBoot(reason=reason):
                 return self._abandon_boot(reason, plan)
-            case act.RecordTrained():
-                self._record(Kind.TRAINED)
+            case act.RecordTrained(exact=exact, inexact_from=since):
+                inexact = {} if exact else {"exact": False, "inexact_from": since}
+                self._record(Kind.TRAINED, **inexact)
             case act.RecordExit(exit_code=code, step=step, crash=crash, error=error):
                 words = {"error": error} if error else {}
                 self._record(Kind.TRAINER_EXITED, exit_code=code, step=step, crash=crash, **words)

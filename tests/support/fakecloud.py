@@ -258,6 +258,8 @@ class FakeWorkload:
     stranger: bool = False
     """Whether another machine answers in its place."""
     launches: int = 0
+    inexact_from: int | None = None
+    """The step from which its trainer calls the training not bit for bit."""
     limits: list[float] = field(default_factory=list)
 
     def connect(self, vm: Vm) -> None:
@@ -301,7 +303,10 @@ class FakeWorkload:
             disk.running_since = None
         self.home = max(self.home, disk.saved)
         beat = "frozen" if self.cloud.hung else str(self.world.now_s)
-        heartbeat = Heartbeat(updated_at=beat, phase="training")
+        since = self.inexact_from
+        heartbeat = Heartbeat(
+            updated_at=beat, phase="training", exact=since is None, inexact_from=since
+        )
         view = JobView(phase=JobPhase.ABSENT, step=disk.step, steps=self.steps, heartbeat=heartbeat)
         if disk.done:
             return replace(view, phase=JobPhase.EXITED, outcome=JobOutcome.DONE, exit_code=0)
