@@ -11,7 +11,11 @@ import typer
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
 from commands.runs.config import check_data_and_model
-from commands.runs.estimate import (
+from commands.runs.extras import missing_packages_text, needed_here
+from commands.runs.find_config import find_config
+from commands.runs.home import environment, qft_home, run_folder
+from commands.runs.parent_adapter import resolve_parent
+from commands.runs.planning.estimates import (
     cores,
     estimate_line,
     estimate_local_run,
@@ -22,10 +26,6 @@ from commands.runs.estimate import (
     require_embedded_tokens,
     why_unknown,
 )
-from commands.runs.extras import missing_packages_text, needed_here
-from commands.runs.find_config import find_config
-from commands.runs.home import environment, qft_home, run_folder
-from commands.runs.parent_adapter import resolve_parent
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
@@ -70,7 +70,7 @@ class PlanPage:
     worst_case_usd: float | None
     simulated: bool
     estimate: dict[str, Any] | None = None
-    """What `trainer.device.memory` estimates; None if the sizes of the model are unknown."""
+    """What `trainer.estimate` estimates; None if the sizes of the model are unknown."""
     unknown: str = ""
     """Why they are, and what to do; empty if they are known, or the card is not."""
     too_long: str = ""

@@ -27,8 +27,8 @@ from trainer.config import TrainerConfig
 from trainer.data.convert import convert
 from trainer.data.converters import ConvertOptions
 from trainer.data.rows import read_rows
-from trainer.device.gpus import GPUS
-from trainer.device.memory import HOURS_FACTOR, estimate_training
+from trainer.estimate.gpus import GPUS
+from trainer.estimate.training import HOURS_FACTOR, estimate_training
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00

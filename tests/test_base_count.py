@@ -11,9 +11,10 @@ import pytest
 from support.empty_models import build_empty, count
 
 from commands.plan import make_plan
-from commands.runs import base_shape, estimate
+from commands.runs import base_shape
 from commands.runs.config import load
 from commands.runs.extras import Lack
+from commands.runs.planning import estimates
 from trainer.__main__ import main
 from trainer.device.count import count_shape, find_shape
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
@@ -156,12 +157,12 @@ def project(folder: Path, config: dict[str, Any]) -> Path:
 def test_a_plan_counts_once_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma 3n's widths in a list get figures where torch is here, from one count for all plans."""
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(estimate, "DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(estimates, "DRIVER", tmp_path / "no driver")
     config = {"model_type": "gemma3n_text", **GEMMA_3N}
     page = make_plan(str(project(tmp_path / "project", config)))
     base_shape._counted.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
-    again = estimate.estimate_run(load(tmp_path / "project" / "run.yaml"))
+    again = estimates.estimate_run(load(tmp_path / "project" / "run.yaml"))
 
     assert page.estimate is not None
     assert page.estimate["parameters"] == count(build_empty(config)).total

@@ -11,7 +11,7 @@ from support.tiny import make_config, make_model, make_rows, make_tokenizer, wri
 
 from commands.runs.base_tokens import token_faults
 from commands.runs.config import check_data_and_model, load
-from commands.runs.estimate import length_warning
+from commands.runs.planning.estimates import length_warning
 from commands.ui.errors import UsageError
 from trainer.__main__ import main
 from trainer.base_limits import (

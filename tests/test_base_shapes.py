@@ -12,15 +12,12 @@ from support.public_configs import MIXTURES, MULTIMODAL, Published
 from support.tiny import make_config
 
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.device.gpus import GPUS
-from trainer.device.memory import (
-    TrainingSetup,
-    adapter_parameters,
-    base_bytes,
-    estimate,
-    estimate_training,
-)
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
+from trainer.estimate.gpus import GPUS
+from trainer.estimate.memory import estimate
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.training import estimate_training
+from trainer.estimate.weights import adapter_parameters, base_bytes
 from trainer.method_table import MethodKind, MethodTable
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,10 +20,10 @@ from support.runs import Project, make_project
 
 from commands.runs import config_diff, session
 from commands.runs.config import check_data_and_model, load
-from commands.runs.estimate import _usual_tokens
 from commands.runs.home import RunFolder
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
+from commands.runs.planning.row_lengths import usual_tokens
 from commands.runs.result_files import STEPS_MAX, expected
 from commands.ui.errors import UsageError
 from trainer.__main__ import main
@@ -416,7 +416,7 @@ def test_what_comes_home_is_limited_by_all_files(project: Project) -> None:
 
     assert unknown == STEPS_MAX
     assert 2 * steps[0] < steps[1] < 3 * steps[0]
-    assert _usual_tokens(load(project.config)) is not None
+    assert usual_tokens(load(project.config)) is not None
 
 
 def test_a_table_with_several_files_names_each() -> None:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from commands.plan import make_plan
-from commands.runs import estimate
 from commands.runs.config import LoadedConfig, load
+from commands.runs.planning import estimates
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -51,7 +51,7 @@ def project(folder: Path, *, words: int = 8, **tables: Any) -> LoadedConfig:
 def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A computer without a card, with 8 GB of free memory."""
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(estimate, "DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(estimates, "DRIVER", tmp_path / "no driver")
     free(monkeypatch, 8e9)
 
 
@@ -81,15 +81,15 @@ def test_a_rehearsal_is_foretold_for_this_computer_and_for_the_card(tmp_path: Pa
 def test_a_rented_card_is_foretold_alone(tmp_path: Path) -> None:
     """Where this computer does not train, its cores are nobody's business."""
     loaded = project(tmp_path, vm={"provider": "azure", "gpu": "T4", "max_price": 0.25})
-    reported = estimate.estimate_run(loaded)
+    reported = estimates.estimate_run(loaded)
 
-    assert estimate.estimate_line(reported).startswith("memory: ")
+    assert estimates.estimate_line(reported).startswith("memory: ")
 
 
 def test_time_follows_the_rows_and_memory_the_longest_allowed(tmp_path: Path) -> None:
     """Rows a tenth as long as `max_length` are not foretold to take ten times too long."""
-    short = estimate.estimate_local_run(project(tmp_path / "short", words=80))
-    long = estimate.estimate_local_run(project(tmp_path / "long", words=8000))
+    short = estimates.estimate_local_run(project(tmp_path / "short", words=80))
+    long = estimates.estimate_local_run(project(tmp_path / "long", words=8000))
 
     assert short is not None
     assert long is not None
@@ -114,7 +114,7 @@ def test_a_computer_with_a_card_is_not_judged_by_its_cores(
     """There the trainer takes the card, whose speed is not known here."""
     project(tmp_path)
     (tmp_path / "driver").touch()
-    monkeypatch.setattr(estimate, "DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(estimates, "DRIVER", tmp_path / "driver")
 
     plan = make_plan(str(tmp_path / "run.yaml"))
 
@@ -137,7 +137,7 @@ def test_rows_that_cannot_be_read_spoil_no_estimate(tmp_path: Path) -> None:
     loaded = project(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"other": 1}\n')
 
-    reported = estimate.estimate_run(loaded)
+    reported = estimates.estimate_run(loaded)
 
     assert reported is not None
     assert reported["usual_tokens"] == 1024

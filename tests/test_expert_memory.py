@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from trainer.config import PrecisionChoice, TrainTable
-from trainer.device.memory import TrainingSetup, adapter_parameters, estimate
 from trainer.device.precision import Precision
 from trainer.device.shapes import read_shape
+from trainer.estimate.memory import estimate
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.weights import adapter_parameters
 from trainer.method_table import MethodTable
 
 TOKENS, RANK = 4, 4

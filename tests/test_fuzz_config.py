@@ -18,10 +18,10 @@ from support.runs import make_project
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig, RunConfig, check, check_data_and_model, load, schema
-from commands.runs.estimate import estimate_line, estimate_local_run, estimate_run
 from commands.runs.find_config import find_config
 from commands.runs.home import pick_run, run_folder
 from commands.runs.payload import build_payload
+from commands.runs.planning.estimates import estimate_line, estimate_local_run, estimate_run
 from commands.runs.run_to_goal import worst_case_text
 from commands.runs.session import policy_of
 from commands.ui.errors import UsageError

@@ -16,19 +16,12 @@ from support.memory_points import MODELS, POINTS
 from support.tiny import make_config
 
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.device.gpus import GPUS
-from trainer.device.memory import (
-    HOURS_FACTOR,
-    TrainingSetup,
-    adapter_parameters,
-    base_bytes,
-    dora_bytes,
-    estimate,
-    estimate_training,
-    largest_micro_batch,
-    step_seconds,
-)
 from trainer.device.shapes import Linear, UnknownShapeError, read_shape
+from trainer.estimate.gpus import GPUS
+from trainer.estimate.memory import dora_bytes, estimate, largest_micro_batch
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.training import HOURS_FACTOR, estimate_training, step_seconds
+from trainer.estimate.weights import adapter_parameters, base_bytes
 from trainer.method_table import OptimizerKind, Quant
 
 T5_3B = {
@@ -283,7 +276,7 @@ def test_an_unknown_architecture_is_reported() -> None:
 def test_the_estimate_needs_no_torch() -> None:
     """The laptop plans without the trainer's libraries: importing loads none of them."""
     code = (
-        "import sys, trainer.device.memory; "
+        "import sys, trainer.estimate.memory; "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     root = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from support.trainer_here import in_here
 
 from commands import merge
 from commands.runs import python_program
-from commands.runs.estimate import cached
+from commands.runs.base_description import cached
 from commands.runs.home import run_folder
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind

@@ -19,9 +19,10 @@ from support.rig import Rig, outcome, outcome_tensors, restored, rig
 from trainer import model as models
 from trainer.__main__ import main
 from trainer.adapters.settings import read_settings
-from trainer.device.memory import TrainingSetup, adapter_parameters
 from trainer.device.shapes import read_shape
 from trainer.errors import ConfigError
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.weights import adapter_parameters
 from trainer.method_table import MethodTable
 from trainer.results.export import export
 

@@ -25,9 +25,10 @@ from commands.runs.result_files import Expected
 from trainer import model as models
 from trainer.__main__ import main
 from trainer.config import TrainerConfig, load_config
-from trainer.device.memory import TrainingSetup, estimate
 from trainer.device.shapes import read_shape
 from trainer.errors import ConfigError
+from trainer.estimate.memory import estimate
+from trainer.estimate.setup import TrainingSetup
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.method_table import MethodKind, MethodTable

@@ -20,9 +20,10 @@ from trainer import model as models
 from trainer.__main__ import main
 from trainer.adapters.dylora import DyLora
 from trainer.config import TrainerConfig
-from trainer.device.memory import TrainingSetup, adapter_parameters
 from trainer.device.shapes import read_shape
 from trainer.errors import ConfigError
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.weights import adapter_parameters
 from trainer.method_table import MethodTable
 from trainer.results.export import export
 from trainer.rundir.fingerprint import flatten_config

@@ -6,8 +6,8 @@ import pytest
 
 from infra.catalog.gpus import GPUS as RENTED
 from trainer.config import PrecisionChoice
-from trainer.device.gpus import GIB, GPUS
 from trainer.device.precision import BF16_SINCE
+from trainer.estimate.gpus import GIB, GPUS
 
 
 @pytest.mark.parametrize("name", sorted(RENTED))

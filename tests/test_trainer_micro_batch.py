@@ -10,8 +10,8 @@ from support import tiny
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
-from trainer.device.gpus import GPUS
-from trainer.device.micro_batch import choose_micro_batch
+from trainer.estimate.gpus import GPUS
+from trainer.estimate.micro_batch import choose_micro_batch
 
 LLAMA_7B = {
     "model_type": "llama",

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from commands.runs.base_description import described
 from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
-from commands.runs.estimate import described
 from commands.ui.errors import UsageError
 from trainer.adapters.expert_methods import expert_problem
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.base_config import base_problems, expert_count, stored_quantisation
-from trainer.device.memory import TrainingSetup, quantised_parameters
 from trainer.device.model_shape import Shape
 from trainer.device.shapes import UnknownShapeError
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.weights import quantised_parameters
 from trainer.method_table import MethodTable, Quant
 
 

@@ -47,6 +47,11 @@ class RunFolder:
         return self.root / "run.json"
 
     @property
+    def plan(self) -> Path:
+        """What was planned when the run began."""
+        return self.root / "plan.json"
+
+    @property
     def lock(self) -> Path:
         """Held by whoever drives the run."""
         return self.root / "lock"

@@ -10,13 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from commands.runs.base_description import described
 from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
-from commands.runs.estimate import described
 from remote.sync.manifest import Limits
 from trainer.config import TrainerConfig
-from trainer.device.memory import TrainingSetup, adapter_parameters
 from trainer.device.shapes import UnknownShapeError
+from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.weights import adapter_parameters
 from trainer.method_table import MethodKind, MethodTable
 from trainer.saving.manifest import FILES, LOG, MANIFEST, MANIFEST_BYTES_MAX, TEXT_BYTES_MAX
 

@@ -18,12 +18,12 @@ from commands.runs.advice import (
 from commands.runs.attach import follow
 from commands.runs.config import LoadedConfig
 from commands.runs.config_diff import is_changed
-from commands.runs.estimate import warn_before_renting
 from commands.runs.extras import demand, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import RunBusyError, environment, qft_home
 from commands.runs.hub_base import name_sent_base
 from commands.runs.parent_adapter import resolve_parent
+from commands.runs.planning.estimates import warn_before_renting
 from commands.runs.receipt import make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.result import RunResult, result_of

@@ -12,6 +12,7 @@ from typing import Any
 
 from commands.runs import factory
 from commands.runs.base_checks import require_trainable
+from commands.runs.base_description import described
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, require_weights
 from commands.runs.config_diff import (
@@ -22,7 +23,6 @@ from commands.runs.config_diff import (
     remembered,
     require_same_machine,
 )
-from commands.runs.estimate import described, warn_if_too_large
 from commands.runs.home import (
     RunFolder,
     is_locked,
@@ -36,6 +36,7 @@ from commands.runs.home import (
 from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
+from commands.runs.planning.estimates import warn_if_too_large
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
 from commands.runs.result_files import expected

@@ -76,8 +76,9 @@ def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Fig
     import torch
 
     from trainer.config import PrecisionChoice
-    from trainer.device.memory import TrainingSetup, base_bytes
     from trainer.device.shapes import read_shape
+    from trainer.estimate.setup import TrainingSetup
+    from trainer.estimate.weights import base_bytes
 
     model = empty(name)
     head = model.get_output_embeddings()
@@ -117,8 +118,8 @@ def quantised_bytes(rows: int, columns: int) -> float:
 def estimate(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str, Figure]]:
     """Return what `qft plan` would say of this training on a card; nothing is measured."""
     from trainer.config import TrainerConfig
-    from trainer.device.gpus import GPUS
-    from trainer.device.memory import estimate_training
+    from trainer.estimate.gpus import GPUS
+    from trainer.estimate.training import estimate_training
 
     scale = Scale()
     estimated = estimate_training(

@@ -79,7 +79,7 @@ def begin_to_measure(notes: Notes, config: Any, prepared: Any) -> None:
     """Take the forecast for this card and this run, and let the peaks begin anew."""
     import torch
 
-    from trainer.device.memory import estimate_training
+    from trainer.estimate.training import estimate_training
     from trainer.job.stages import _gpu
 
     card = _gpu(prepared)

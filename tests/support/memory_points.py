@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import PrecisionChoice
-from trainer.device.memory import TrainingSetup
+from trainer.estimate.setup import TrainingSetup
 from trainer.method_table import OptimizerKind, Quant
 
 LITGPT = "litgpt 26857050, config_hub/finetune/README.md and tutorials/resource-tables.md"

@@ -18,9 +18,9 @@ from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.causal_probe import require_causal
-from trainer.device.gpus import TrainingGpu
-from trainer.device.micro_batch import choose_micro_batch
 from trainer.errors import ConfigError, Preempted
+from trainer.estimate.gpus import TrainingGpu
+from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.rundir.fingerprint import compare

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from commands.runs.base_description import base_folder, described
 from commands.runs.base_shape import base_shape
 from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
+from commands.runs.planning.row_lengths import usual_tokens
 from commands.ui.errors import UsageError
 from infra.catalog.gpus import resolve_gpu
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.data.rows import Row, stream_rows
-from trainer.data.template import MissingFieldError, Template, TemplateError
-from trainer.device.gpus import GPUS, TrainingGpu
-from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
-from trainer.errors import DataError
-from trainer.hub_models import cached_repository
+from trainer.estimate.gpus import GPUS, TrainingGpu
+from trainer.estimate.training import estimate_training
 from trainer.text import MINUTE_S, duration
-from trainer.untrusted import NotPlain, parse
 
 CORE_FLOPS = 3e10
 """Per second and core, in float32: what SmolLM2-135M reaches on two shared cores
 (docs/benchmarks.md); others differ by more than the factor that is told."""
-BYTES_PER_TOKEN = 4
-"""Of English prose, with the tokenizers of today's models; code and other scripts take fewer."""
-ROWS_LOOKED_AT = 500
-DESCRIPTION_BYTES_MAX = 16 << 20
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -40,7 +32,7 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     """Memory and time on the card that is named; None if it or the base is unknown.
 
     From the base's own description, the catalog and the first rows. The keys are those of
-    `trainer.device.memory.estimate_training`, and `usual_tokens`, of a row.
+    `trainer.estimate.training.estimate_training`, and `usual_tokens`, of a row.
     """
     gpu = loaded.config.vm.gpu
     card = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
@@ -98,20 +90,6 @@ def cores(loaded: LoadedConfig) -> int:
         return wanted
     threads = environment().get("OMP_NUM_THREADS", "")
     return int(threads) if threads.isdecimal() and int(threads) else os.cpu_count() or 1
-
-
-def cached(model: str, revision: str, env: Mapping[str, str]) -> Path | None:
-    """Where the hub's library keeps what it fetched of a base, None if its config is not there.
-
-    Only files are looked at, in the library's own layout, so a plan asks no network.
-    """
-    repo = cached_repository(model, env)
-    try:
-        commit = (repo / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        commit = revision
-    folder = repo / "snapshots" / commit
-    return folder if (folder / "config.json").is_file() else None
 
 
 def why_unknown(loaded: LoadedConfig) -> str:
@@ -195,24 +173,6 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
     return TrainerConfig.model_validate(loaded.config.trainer_tables)
 
 
-def base_folder(loaded: LoadedConfig) -> Path | None:
-    """Return where the base's config and tokenizer lie on this computer, None if they do not."""
-    model = loaded.config.model
-    return loaded.model_folder or cached(model.id, model.revision, environment())
-
-
-def described(loaded: LoadedConfig) -> dict[str, Any] | None:
-    """Return the base's own description, its config.json; None if it is not here or is none."""
-    folder = base_folder(loaded)
-    if folder is None:
-        return None
-    try:
-        found = parse((folder / "config.json").read_bytes(), bytes_max=DESCRIPTION_BYTES_MAX)
-    except (OSError, NotPlain):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _estimate(
     loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu
 ) -> dict[str, Any] | None:
@@ -224,44 +184,7 @@ def _estimate(
     except UnknownShapeError:
         return None
     estimate = estimate_training(tables, shape, gpu=gpu)
-    usual = _usual_tokens(loaded) or tables.train.max_length
+    usual = usual_tokens(loaded) or tables.train.max_length
     step_s = estimate_training(tables, shape, gpu=gpu, lengths=[usual])["step_seconds"]
     hours = None if estimate["steps"] is None else estimate["steps"] * step_s / 3600
     return {**estimate, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}
-
-
-def _usual_tokens(loaded: LoadedConfig) -> int | None:
-    """About how many tokens a row has, by the bytes of the first ones; None if that is unknown.
-
-    Only time is foretold from it: memory depends on the longest row, which may be any.
-    """
-    files = [path for key, path in loaded.data_files.items() if key != "eval"]
-    if not files:  # on a hub
-        return None
-    each = -(-ROWS_LOOKED_AT // len(files))
-    try:
-        rows = [row for file in files for row in islice(stream_rows(file, []), each)]
-        total = sum(len(text.encode()) for text in _row_texts(loaded, rows))
-    except (DataError, MissingFieldError, TemplateError):  # `check_data_and_model` tells of it
-        return None
-    usual = round(total / max(1, len(rows)) / BYTES_PER_TOKEN)
-    return max(1, min(loaded.config.train.max_length, usual))
-
-
-def _row_texts(loaded: LoadedConfig, rows: Sequence[Row]) -> list[str]:
-    table = loaded.config.data
-    fields = [row.fields for row in rows]
-    if table.messages is not None:
-        field = Template.parse("{" + table.messages + "}")
-        talks = [field.value(one) for one in fields]
-        return [
-            "".join(str(turn.get("content") or "") for turn in turns if isinstance(turn, Mapping))
-            if isinstance(turns, list)
-            else ""
-            for turns in talks
-        ]
-    if table.text is not None:
-        return [Template.parse("{" + table.text + "}").render(one) for one in fields]
-    texts = (table.prompt, table.completion)
-    templates = [Template.parse(text).for_rows(fields) for text in texts]
-    return ["".join(template.render(one) for template in templates) for one in fields]

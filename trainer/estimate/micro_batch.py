@@ -9,9 +9,9 @@ from typing import Any
 from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.device.count import find_shape
-from trainer.device.gpus import TrainingGpu
-from trainer.device.memory import estimate_training
 from trainer.device.shapes import UnknownShapeError
+from trainer.estimate.gpus import TrainingGpu
+from trainer.estimate.training import estimate_training
 
 
 @dataclass(frozen=True)

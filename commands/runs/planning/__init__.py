@@ -1,0 +1,1 @@
+"""What a run will need, shown before anything is rented: memory, hours, dollars."""

@@ -1,0 +1,58 @@
+"""What a whole job needs on one card: memory, and the hours of each of its parts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.estimate.span import NOTHING, Span
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPart:
+    """One part of a job, such as `train` or `send`, in the order in which they happen."""
+
+    name: str
+    hours: Span
+    source: str = ""
+    """Where the rate comes from, with its date; empty if nobody has measured it for our loop."""
+    billed: bool = True
+    """Whether a machine is rented meanwhile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEstimate:
+    """Memory and hours of a job on one card; what is not known is None, and `problem` says why."""
+
+    card: str
+    card_bytes: float
+    memory_bytes: Span | None = None
+    """The need on the card at the worst moment of a step, allocator and context included."""
+    fits: bool | None = None
+    micro_batch: int | None = None
+    trained_tokens: float | None = None
+    """Tokens of all steps together, prompts included."""
+    parts: tuple[JobPart, ...] = ()
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the figures were found, each a sentence."""
+
+    @property
+    def hours(self) -> Span | None:
+        """The hours of all parts; None if there are none."""
+        return sum((part.hours for part in self.parts), NOTHING) if self.parts else None
+
+    @property
+    def billed_hours(self) -> Span | None:
+        """The hours in which a machine is rented; None if there are none."""
+        billed = [part.hours for part in self.parts if part.billed]
+        return sum(billed, NOTHING) if self.parts else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, with both sums."""
+        hours, billed = self.hours, self.billed_hours
+        return {
+            **asdict(self),
+            "hours": None if hours is None else hours.to_json(),
+            "billed_hours": None if billed is None else billed.to_json(),
+        }

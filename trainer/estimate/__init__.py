@@ -1,0 +1,1 @@
+"""Says before money is spent what a training needs: memory, time, and whether it fits a card."""

@@ -1,0 +1,37 @@
+"""What decides how much memory and time a step of a training takes, besides the base's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from trainer.config import PrecisionChoice
+from trainer.method_table import OptimizerKind, Quant
+
+BYTES: Mapping[PrecisionChoice, int] = MappingProxyType(
+    {PrecisionChoice.FP32: 4, PrecisionChoice.BF16: 2, PrecisionChoice.FP16: 2}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSetup:
+    """What is trained and how; `tokens` is the length of the sequences, prompt and answer."""
+
+    tokens: int
+    micro_batch: int = 1
+    quant: Quant = Quant.NF4
+    double_quant: bool = True
+    r: int = 8
+    targets: tuple[str, ...] | None = None  # None: every linear layer of the blocks
+    dropout: bool = False
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    precision: PrecisionChoice = PrecisionChoice.FP16
+    checkpointing: bool = True
+    loss_tokens: int | None = None  # tokens per sequence that reach the head; None: all of them
+    adapter_bytes: int = 4  # of one trained number; ours are always float32
+    dora: bool = False
+    bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
+    miss: bool = False
+    new_tokens: bool = False  # PEFT puts their rows into a copy of the embedding in every pass
+    saved: int = 0  # embedding and head, as far as they are trained whole
