@@ -167,6 +167,7 @@ def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits
         for role in {role_of(one, block) for one in block.linears}:
             shared[role] = widths[role] * loop.frozen_inputs
     kept, copied, padded = 0.0, _copy_bytes(work), 0
+    reads = not work.miss and work.variant != "vera"  # whether an adapter keeps what it reads
     adapted = block.linears if work.full else adapted_layers(block, work)
     seen: set[Role] = set()
     for one in adapted:
@@ -178,6 +179,9 @@ def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits
         seen.add(role)
         if work.full:
             shared[role] = max(shared.get(role, 0.0), widths[role] * stream)
+            continue
+        if not reads:
+            kept += 0 if work.miss else 4 * one.rows  # VeRA scales what its matrices gave
             continue
         kept += work.r * (copied or stream)
         if work.dropout:

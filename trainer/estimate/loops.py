@@ -68,6 +68,10 @@ class Loop:
     """Of each number of a quantised matrix while it is computed with."""
     accumulates: bool = True
     """Gradients of an earlier micro-batch are there during the forward pass."""
+    static_slack: float = 1.01
+    """What torch's allocator reserves over what is allocated once and stays."""
+    slack: float = 1.15
+    """And over what comes and goes in every step."""
     context_bytes: float = 0.5e9
     """What the driver and libraries take beside torch's allocator."""
 
@@ -111,17 +115,21 @@ QWEN = Loop(
 """Two buckets of 2e8 gradients (`ds_config_zero2.json`), weights and moments in float32 beside the
 adapter's 16 bits; GPTQ kernels do not write out the matrix that they unpack."""
 
+QWEN_GPTQ = replace(
+    QWEN, head_bytes=8.0, buffer_bytes=QWEN.buffer_bytes + 0.4e9, name="Qwen finetune.py, GPTQ"
+)
+
 UNSLOTH = Loop(
     name="unsloth notebook",
     checkpoints_on_host=True,
     slow_activations=False,
     fused_norms=True,
-    gated_kept=2,
+    gated_kept=1,
     head_bytes=8.0,
-    head_chunk_bytes=1e9,
+    head_chunk_bytes=0.8e9,
     buffer_bytes=0.3e9,
 )
-UNSLOTH_SOFTCAP = replace(UNSLOTH, head_bytes=10.0, head_chunk_bytes=None)
+UNSLOTH_SOFTCAP = replace(UNSLOTH, head_bytes=9.0, head_chunk_bytes=None)
 
 TORCHTUNE = Loop(
     name="torchtune",
@@ -133,6 +141,10 @@ TORCHTUNE = Loop(
     head_bytes=14.0,
     dequantised_bytes=16.0,
 )
+TORCHTUNE_FULL = replace(
+    TORCHTUNE, gradient_bytes=0.0, moment_bytes=2.0, head_bytes=6.0, head_parts=8
+)
+"""A full training on one card steps inside the backward pass, with moments of 8 bits."""
 TORCHTUNE_COMPILED = replace(TORCHTUNE, head_bytes=6.0, head_parts=8)
 
 PEFT_COMPARISON = Loop(

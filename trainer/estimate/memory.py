@@ -26,8 +26,6 @@ from trainer.estimate.weights import (
 )
 from trainer.method_table import OptimizerKind, Quant
 
-STATIC_SLACK = 1.01  # what torch's allocator reserves over what is allocated once
-SLACK = 1.15  # and over what comes and goes in every step
 LOW, HIGH = 0.85, 1.15  # of the need: between them lie nine of ten published peaks
 SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
 
@@ -57,19 +55,24 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     Raises:
         UnknownShapeError: the architecture's matrices are not known.
     """
-    shape = read_shape(config)
+    shape, loop = read_shape(config), work.loop
     trained = adapter_parameters(shape, work)
     base = 0.0 if work.full else base_bytes(shape, work)
     adapter, moments = _trained_bytes(shape, work, trained)
     kept, backward = _activations(shape, work, work.tokens * work.micro_batch)
+    if work.variant == "loha":  # the change of every weight is computed, and kept
+        kept += 4 * sum(
+            block.count * sum(one.weights for one in adapted_layers(block, work))
+            for block in shape.text_blocks
+        )
     logits = logits_bytes(shape, work)
-    step = work.loop.step_bytes * trained
+    step = loop.step_bytes * trained
     workspace = _unpacked_bytes(shape, work)
     if work.dora:
         adapted = (one for block in shape.text_blocks for one in adapted_layers(block, work))
         workspace = max([workspace, *(dora_bytes(one, work) for one in adapted)])
-    if not work.loop.accumulates:  # gradients appear while what was kept for them goes
-        gradients = trained * work.loop.gradient_bytes
+    if not loop.accumulates:  # gradients appear while what was kept for them goes
+        gradients = trained * loop.gradient_bytes
         adapter -= gradients
         step += gradients
     # The head's moment is over before the backward pass of the last layer, and that before the
@@ -80,7 +83,7 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
         activations = kept
     else:
         activations, logits = kept + backward, 0.0
-    static = base + adapter + moments + work.loop.buffer_bytes
+    static = base + adapter + moments + loop.buffer_bytes
     passing = activations + logits + workspace
     return Memory(
         base=base,
@@ -88,9 +91,9 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
         optimizer=moments,
         activations=activations,
         logits=logits,
-        workspace=workspace + work.loop.buffer_bytes,
+        workspace=workspace + loop.buffer_bytes,
         allocated=static + passing,
-        reserved=static * STATIC_SLACK + passing * SLACK + work.loop.context_bytes,
+        reserved=static * loop.static_slack + passing * loop.slack + loop.context_bytes,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from trainer.config import PrecisionChoice
 from trainer.estimate.loops import OURS, Loop
@@ -33,6 +34,7 @@ class TrainingSetup:
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
     miss: bool = False
+    variant: Literal["lora", "vera", "loha"] = "lora"  # which none of our methods is, but the first
     new_tokens: bool = False  # PEFT puts their rows into a copy of the embedding in every pass
     saved: int = 0  # embedding and head, as far as they are trained whole
     head: bool = False  # the head has an adapter, too

@@ -86,9 +86,15 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
             block.count * sum(work.r * one.rows for one in adapted_layers(block, work))
             for block in shape.text_blocks
         )
+    if work.variant == "vera":  # two vectors a layer beside matrices that all layers share
+        return sum(
+            block.count * sum(work.r + one.rows for one in adapted_layers(block, work))
+            for block in shape.text_blocks
+        )
+    pairs = 2 if work.variant == "loha" else 1
     saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
     head = work.r * (shape.vocabulary + shape.hidden) if work.head else 0
-    return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved + head
+    return pairs * matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved + head
 
 
 def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:
