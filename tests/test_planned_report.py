@@ -63,8 +63,8 @@ def test_the_report_of_a_run_with_a_plan_shows_each_part(run_dir: Path) -> None:
         "train6 h 30 min4 h 48 min to 9 h 00 min5 h 30 min",
         "release36 s",
         "time in all6 h 48 min4 h 54 min to 9 h 30 min5 h 54 min",
-        "disk$0.1000",
-        "dollars in all$1.10$0.8000 to $1.60$0.9000",
+        "disk$0.10",
+        "dollars in all$1.10$0.80 to $1.60$0.90",
     ):
         assert row in text
 

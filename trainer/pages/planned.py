@@ -95,4 +95,4 @@ def _gigabytes(number: float) -> str:
 
 
 def _dollars(usd: float) -> str:
-    return f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
+    return f"${usd:.2f}" if usd >= 0.1 else f"${usd:.4f}"
