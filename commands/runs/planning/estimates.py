@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from commands.runs.base_description import base_folder, described
+from commands.runs.base_description import base_folder, config_for_plan, described, did_you_mean
 from commands.runs.base_shape import base_shape
 from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
@@ -109,9 +109,10 @@ def cores(loaded: LoadedConfig) -> int:
 
 def why_unknown(loaded: LoadedConfig) -> str:
     """Why a base has no forecast, and what to do; empty if the reason is another."""
-    model = described(loaded)
+    model = config_for_plan(loaded)
     if model is None:
-        return "unknown until the base's config.json lies here (`hf download` brings it)"
+        meant = did_you_mean(loaded.config.model.id, after="; ")
+        return f"unknown until the base's config.json lies here (`hf download` brings it){meant}"
     try:
         base_shape(model)
     except UnknownShapeError as error:
@@ -135,7 +136,7 @@ def require_embedded_tokens(loaded: LoadedConfig) -> None:
 
 def length_warning(loaded: LoadedConfig) -> str:
     """What to warn of if rows may be longer than the texts that the base was made for."""
-    limit, longest = places(described(loaded) or {}), loaded.config.train.max_length
+    limit, longest = places(config_for_plan(loaded) or {}), loaded.config.train.max_length
     if limit is None or longest <= limit.count:
         return ""
     able = "has places for" if limit.learnt else "was made for texts of up to"
@@ -191,7 +192,7 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
 def _estimate(
     loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu
 ) -> dict[str, Any] | None:
-    model = described(loaded)
+    model = config_for_plan(loaded)
     if model is None:
         return None
     try:
