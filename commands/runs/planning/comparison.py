@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from commands.runs.planning import figures
 from commands.runs.planning.actual import PARTS, Actual
+from commands.runs.planning.figures import GB
 from commands.runs.planning.planned import Planned
 from trainer.estimate.span import NOTHING, Span
-
-GB = 1e9
-UNITS = ((1.0, "h"), (1 / 60, "min"), (1 / 3600, "s"))
-"""Hours of each, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +25,17 @@ class Comparison:
         hours, usd = _total(planned.hours), _total(planned.usd)
         rows = []
         if planned.memory_bytes is not None:
-            card = f" on a {planned.card}" if planned.card else ""
-            text = _against(planned.memory_bytes, actual.memory_bytes, gigabytes)
-            rows.append(("memory", f"{text}{card}"))
+            real = actual.memory_bytes
+            peak = None if real is None else _gigabytes(Span.exactly(real))
+            rows.append(("memory", _against(_gigabytes(planned.memory_bytes), peak)))
         if hours is not None:
-            rows.append(("hours", _against(hours, actual.total_h or None, hours_text)))
+            rows.append(
+                ("hours", _against(figures.hours_span(hours), figures.hours(actual.total_h)))
+            )
         if usd is not None:
             mark = ", simulated" if simulated else ""
-            rows.append(("dollars", _against(usd, actual.total_usd, dollars) + mark))
+            spent = _against(figures.dollars_span(usd), figures.dollars(actual.total_usd))
+            rows.append(("dollars", f"{spent}{mark}"))
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -71,33 +71,11 @@ def _total(parts: dict[str, Span]) -> Span | None:
     return sum(parts.values(), NOTHING) if parts else None
 
 
-def _against(planned: Span, real: float | None, show: Callable[[float], str]) -> str:
-    """Say a planned figure with its range, and the real one; alike figures have no range.
-
-    A unit that all share stands once: `planned 6.8 h (4.9 to 9.5), real 5.9 h`.
-    """
-    low, likely, high = show(planned.low), show(planned.likely), show(planned.high)
-    unit = likely.partition(" ")[2]
-    if unit and {low.partition(" ")[2], high.partition(" ")[2]} == {unit}:
-        low, high = low.partition(" ")[0], high.partition(" ")[0]
-    span = f" ({low} to {high})" if planned.low < planned.high else ""
-    return f"planned {likely}{span}, " + (
-        f"real {show(real)}" if real is not None else "not measured"
-    )
+def _against(planned: str, real: str | None) -> str:
+    return f"planned {planned}, " + ("not measured" if real is None else f"real {real}")
 
 
-def gigabytes(number: float) -> str:
-    """Return bytes as `6.8 GB`; small ones as megabytes."""
-    return f"{number / GB:.1f} GB" if number >= GB / 2 else f"{number / 1e6:.0f} MB"
-
-
-def hours_text(hours: float) -> str:
-    """Return hours as `6.8 h`, `12 min` or `40 s`, in the largest unit of which there is one."""
-    size, unit = next((one for one in UNITS if hours >= one[0]), UNITS[-1])
-    count = hours / size
-    return f"{count:.1f} {unit}" if unit == "h" else f"{count:.0f} {unit}"
-
-
-def dollars(usd: float) -> str:
-    """Return dollars with cents, or as many digits as a small sum needs."""
-    return f"${usd:.2f}" if usd >= 0.1 else f"${usd:.4f}"
+def _gigabytes(span: Span) -> str:
+    """Return `7.0 GB (6.0 to 8.0)`."""
+    low, likely, high = (f"{one / GB:.1f}" for one in (span.low, span.likely, span.high))
+    return f"{likely} GB" if low == likely == high else f"{likely} GB ({low} to {high})"
