@@ -27,6 +27,8 @@ class RunRequest:
     """Whether to set the earlier record aside and begin anew."""
     attach: bool = False
     """Whether to follow, rather than refuse, when another process drives the run."""
+    ask: bool = False
+    """Whether somebody is there to be asked before a run that begins rents a machine."""
     account: Account | None = None
     """As whom the trainer on the machine fetches a base that not everybody may have."""
 
