@@ -30,6 +30,8 @@ class RunRequest:
     """Whether to follow, rather than refuse, when another process drives the run."""
     page_offer: JobOffer | None = None
     """The first offer of the plan that was just shown, priced; None if none was shown."""
+    ask: bool = False
+    """Whether somebody is there to be asked before a run that begins rents a machine."""
     account: Account | None = None
     """As whom the trainer on the machine fetches a base that not everybody may have."""
 
