@@ -68,6 +68,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("glm", DENSE), ("glm", {**DENSE, "attention_bias": False}), ("glm4", DENSE),
     ("phi3", DENSE), ("stablelm", DENSE),
     ("stablelm", {**DENSE, "use_qkv_bias": True, "use_parallel_residual": True}),
+    ("stablelm", {**DENSE, "qk_layernorm": True, "use_parallel_residual": True}),
     ("starcoder2", DENSE), ("starcoder2", {**DENSE, "use_bias": False}),
     ("cohere", DENSE), ("cohere", {**DENSE, "use_qk_norm": True}), ("cohere2", DENSE),
     ("arcee", DENSE), ("arcee", {**DENSE, "mlp_bias": True}), ("apertus", DENSE),

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from commands.runs.base_description import base_folder, described
-from commands.runs.base_shape import base_shape
+from commands.runs.base_description import base_folder, config_for_plan, described
 from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
@@ -23,7 +22,6 @@ from infra.catalog.gpus import UnknownGpu, resolve_gpu
 from infra.provider import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.device.shapes import UnknownShapeError
 from trainer.estimate.gpus import GPUS, TrainingGpu
 from trainer.estimate.span import Span
 from trainer.estimate.training import RowTokens, estimate_rows
@@ -117,14 +115,7 @@ def cores(loaded: LoadedConfig) -> int:
 
 def why_unknown(loaded: LoadedConfig) -> str:
     """Why a base has no forecast, and what to do; empty if the reason is another."""
-    model = described(loaded)
-    if model is None:
-        return "unknown until the base's config.json lies here (`hf download` brings it)"
-    try:
-        base_shape(model)
-    except UnknownShapeError as error:
-        return f"not known: {error}"
-    return ""
+    return job_inputs(loaded).problem
 
 
 def require_embedded_tokens(loaded: LoadedConfig) -> None:
@@ -143,7 +134,7 @@ def require_embedded_tokens(loaded: LoadedConfig) -> None:
 
 def length_warning(loaded: LoadedConfig) -> str:
     """What to warn of if rows may be longer than the texts that the base was made for."""
-    limit, longest = places(described(loaded) or {}), loaded.config.train.max_length
+    limit, longest = places(config_for_plan(loaded) or {}), loaded.config.train.max_length
     if limit is None or longest <= limit.count:
         return ""
     able = "has places for" if limit.learnt else "was made for texts of up to"

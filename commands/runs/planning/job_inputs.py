@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import base_files
-from commands.runs.base_description import base_folder, described
+from commands.runs.base_description import base_folder, config_for_plan, did_you_mean
 from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
 from commands.runs.hub_base import HubAnswer
@@ -95,8 +95,8 @@ def _read(held: _Held, marks: tuple[object, ...]) -> JobInputs:
     del marks
     loaded = held.loaded
     tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
-    folder, description = base_folder(loaded), described(loaded)
-    shape, problem = _shape(description)
+    folder, description = base_folder(loaded), config_for_plan(loaded)
+    shape, problem = _shape(description, loaded.config.model.id)
     tokenizer = folder / TOKENIZER if folder and (folder / TOKENIZER).is_file() else None
     weights = base_files.weights_bytes(folder) if folder else 0
     if not weights and shape is not None:
@@ -118,10 +118,12 @@ def _read(held: _Held, marks: tuple[object, ...]) -> JobInputs:
     )
 
 
-def _shape(description: Mapping[str, Any] | None) -> tuple[Shape | None, str]:
+def _shape(description: Mapping[str, Any] | None, model: str) -> tuple[Shape | None, str]:
     """Return the sizes of the base, or why they are unknown and what to do."""
     if description is None:
-        return None, "unknown until the base's config.json lies here (`hf download` brings it)"
+        meant = did_you_mean(model, after="; ")
+        there = f"unknown until the base's config.json lies here (`hf download` brings it){meant}"
+        return None, there
     try:
         return base_shape(description), ""
     except UnknownShapeError as error:
