@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,27 @@ from commands.runs.base_shape import base_shape
 from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
+from commands.runs.planning.job_estimate import JobEstimate, JobPart
+from commands.runs.planning.job_parts import (
+    DOWNLOAD_BYTES_PER_S,
+    DOWNLOAD_SOURCE,
+    FETCH_H,
+    READ_BYTES_PER_S,
+    Machine,
+    at_rate,
+    evictions_part,
+    rent_part,
+    set_up_part,
+)
 from commands.runs.planning.row_lengths import usual_tokens
 from commands.ui.errors import UsageError
 from infra.catalog.gpus import resolve_gpu
+from infra.provider import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import UnknownShapeError
 from trainer.estimate.gpus import GPUS, TrainingGpu
+from trainer.estimate.span import Span
 from trainer.estimate.training import estimate_training
 from trainer.text import MINUTE_S, duration
 
@@ -189,3 +204,55 @@ def _estimate(
     step_s = estimate_training(tables, shape, gpu=gpu, lengths=[usual])["step_seconds"]
     hours = None if estimate["steps"] is None else estimate["steps"] * step_s / 3600
     return {**estimate, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}
+
+
+def estimate_job(loaded: LoadedConfig, card: str, *, offer: Offer | None = None) -> JobEstimate:
+    """Return what the whole job needs on one card: memory, and the hours of each part.
+
+    `card` is a name of the catalog; `offer` says how often machines there are evicted. What is not
+    gpu is None, and `problem` says what to do. Cheap when asked again for another offer.
+    """
+    gpu = GPUS.get(resolve_gpu(card).gpu.name) if card else None
+    if gpu is None:
+        return JobEstimate(
+            card=card, card_bytes=0.0, problem=f"no figures are known for a card `{card}`"
+        )
+    tables = _tables(loaded)
+    found = _estimate(loaded, tables, gpu)
+    if found is None:
+        return JobEstimate(card=card, card_bytes=gpu.memory_bytes, problem=why_unknown(loaded))
+    machine = Machine(rented=loaded.config.vm.provider != "ssh", evicted_per_h=evicted_per_h(offer))
+    parts = [rent_part(machine), set_up_part(machine)] if machine.rented else []
+    base = found["parameters"] * 2.0
+    load = at_rate(base, DOWNLOAD_BYTES_PER_S) + at_rate(base, READ_BYTES_PER_S)
+    parts.append(JobPart(name="load", hours=load, source=DOWNLOAD_SOURCE, billed=machine.rented))
+    problem = ""
+    if found["hours"] is None:
+        problem = "the number of steps is not known until the rows are counted"
+    else:
+        train = Span.within_factor(found["hours"], found["hours_factor"])
+        parts.append(JobPart(name="train", hours=train, billed=machine.rented))
+    parts.append(evictions_part(parts, machine, redone=Span(low=0.04, likely=0.06, high=0.17)))
+    parts.append(JobPart(name="fetch", hours=FETCH_H, billed=machine.rented))
+    steps = found["steps"] or 0
+    return JobEstimate(
+        card=gpu.name,
+        card_bytes=gpu.memory_bytes,
+        memory_bytes=Span.exactly(found["memory_bytes"]["reserved"]),
+        fits=found["fits"],
+        micro_batch=found["micro_batch"],
+        trained_tokens=float(steps * tables.train.batch_size * found["usual_tokens"]),
+        parts=() if problem else tuple(parts),
+        problem=problem,
+    )
+
+
+def evicted_per_h(offer: Offer | None) -> Span:
+    """Return how many machines of an offer are evicted in an hour, by the vendor's band."""
+    band = offer.eviction_band if offer is not None else ""
+    found = re.fullmatch(r"(\d+)(?:-(\d+)|\+)", band)
+    if found is None:
+        return Span(low=0.0, likely=0.05, high=0.25)
+    low = int(found[1]) / 100
+    high = int(found[2]) / 100 if found[2] else 0.25
+    return Span(low=low, likely=(low + high) / 2, high=high)
