@@ -8,6 +8,7 @@ machine), then `trainer/__main__.py` there. `result.py` and `advice.py` put the 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from commands.runs.advice import (
     after_interrupt,
@@ -85,7 +86,7 @@ def run_to_goal(request: RunRequest) -> RunResult:
     if request.goal is not Goal.FETCH:  # what is done already needs nothing to come home
         demand(needed_here(loaded.config), "training on this computer", request.home)
     warn_before_renting(loaded, console.log)
-    confirm_renting(request)
+    request = replace(request, page_offer=confirm_renting(request))
     try:
         while True:
             began = len(read(folder.journal))

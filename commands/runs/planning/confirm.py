@@ -9,6 +9,7 @@ from commands.runs.config import check_data_and_model
 from commands.runs.hub_base import inspect_base
 from commands.runs.planning.make_page import plan_of
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.ranking import JobOffer
 from commands.runs.request import RunRequest
 from commands.ui.ask import ask_yes
 from commands.ui.errors import CloudError, StoppedError
@@ -22,23 +23,27 @@ TIME_CELLS = 9
 QUESTION = "rent it and go ahead?"
 
 
-def confirm_renting(request: RunRequest, *, ask: Callable[[str], bool] = ask_yes) -> None:
+def confirm_renting(
+    request: RunRequest, *, ask: Callable[[str], bool] = ask_yes
+) -> JobOffer | None:
     """Show the plan of a run that begins on a cloud that bills; ask if the request says so.
 
-    Silent for a run that has begun before, and where nothing is charged. A plan that cannot be
-    made is a warning. Raises StoppedError if the answer is no; nothing was rented or written then.
+    Return the offer that was shown as the first, None if none was. Silent for a run that has begun
+    before, and where nothing is charged. A plan that cannot be made is a warning. Raises
+    StoppedError if the answer is no; nothing was rented or written then.
     """
     if not _rents_now(request):
-        return
-    show = request.console.log
+        return None
+    show, first = request.console.log, None
     try:
         page = _plan(request)
+        first = page.first
         for line in confirmation(page, output_width() - TIME_CELLS):
             show(line)
     except CloudError as error:
         show(f"warning: what this will cost cannot be said now: {error.message}")
     if not request.ask:
-        return
+        return first
     try:
         agreed = ask(QUESTION)
     except KeyboardInterrupt:
@@ -49,6 +54,7 @@ def confirm_renting(request: RunRequest, *, ask: Callable[[str], bool] = ask_yes
             "nothing was rented: the answer was no",
             hint="`qft plan --all` shows all offers; `--yes` goes ahead without asking",
         )
+    return first
 
 
 def confirmation(page: PlanPage, width: int) -> list[str]:
