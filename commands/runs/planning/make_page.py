@@ -84,7 +84,7 @@ def plan_of(
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
-    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_weights(loaded))
+    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = (estimate or {}).get("parameters")
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
@@ -146,13 +146,15 @@ def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) 
     return found
 
 
-def _missing_weights(loaded: LoadedConfig) -> list[str]:
-    """Return what a run would refuse for if the base here is only described."""
+def _missing_files(loaded: LoadedConfig) -> list[str]:
+    """Return what a run would refuse for: rows that are not here, a base that is only described."""
+    names = ", ".join(f"`{path.name}`" for path in absent_files(loaded))
+    absent = [f"rows are not here yet: {names}"] if names else []
     try:
         require_weights(loaded)
     except UsageError as error:
-        return [f"{error.message.removesuffix('; nothing was rented')}: {error.hint}"]
-    return []
+        absent.append(f"{error.message.removesuffix('; nothing was rented')}: {error.hint}")
+    return absent
 
 
 def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
