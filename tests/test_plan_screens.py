@@ -1,4 +1,4 @@
-"""The screens of `qft plan` in docs/plan.md are what it prints, on the simulated Azure.
+"""The screens of `qft plan` in docs/plan.md and the README are what it prints, on a simulated cloud.
 
 `make screens` writes them anew.
 """
@@ -17,6 +17,7 @@ from arm.runner import CliRunner, cli_runner
 from support.tiny import ROOT
 
 PAGE = ROOT / "docs" / "plan.md"
+README = ROOT / "README.md"
 WRITE = "QFT_WRITE_SCREENS"
 """Set to write the screens into the page instead of comparing them."""
 SCREEN = re.compile(
@@ -24,6 +25,8 @@ SCREEN = re.compile(
     r"(?P<shown>.*?)```",
     re.DOTALL,
 )
+SUMMARY = re.compile(r"^memory   .*\nhours    .*\ndollars  .*\n", re.MULTILINE)
+"""The three lines with which a wide screen begins."""
 
 
 @pytest.fixture
@@ -61,8 +64,19 @@ def plan(runner: CliRunner, screen: re.Match[str]) -> str:
         return runner.qft("plan", *(one for one in options if "=" not in one)).out
 
 
+def summary(screens: list[re.Match[str]]) -> str:
+    """Return the three lines of the first screen that is wide enough for them."""
+    wide = next(one["shown"] for one in screens if one["columns"] == "100")
+    found = SUMMARY.search(wide)
+    assert found
+    return found[0]
+
+
 def test_the_page_shows_what_the_program_prints(runner: CliRunner) -> None:
-    """Each block after a comment `screen: RECIPE COLUMNS` is that plan; none is wider than that."""
+    """Each block after a comment `screen: RECIPE COLUMNS` is that plan, and none is wider.
+
+    The README has the three lines of one.
+    """
     page = PAGE.read_text(encoding="utf-8")
     screens = list(SCREEN.finditer(page))
     printed = {screen.start(): plan(runner, screen) for screen in screens}
@@ -71,6 +85,10 @@ def test_the_page_shows_what_the_program_prints(runner: CliRunner) -> None:
         PAGE.write_text(page, encoding="utf-8")
         screens = list(SCREEN.finditer(page))
 
+        readme = README.read_text(encoding="utf-8")
+        README.write_text(SUMMARY.sub(summary(screens), readme), encoding="utf-8")
+
+    assert SUMMARY.findall(README.read_text(encoding="utf-8")) == [summary(screens)]
     assert {int(one["columns"]) for one in screens} == {80, 100}
     for screen, text in zip(screens, printed.values(), strict=True):
         lines = [line for line in text.splitlines() if len(line.split()) > 1]
