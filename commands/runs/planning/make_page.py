@@ -25,6 +25,7 @@ from commands.runs.planning.estimates import (
     require_embedded_tokens,
     why_unknown,
 )
+from commands.runs.planning.make_advice import advice_on
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.ranking import (
     JobOffer,
@@ -100,6 +101,7 @@ def plan_of(
             lacks=lacks,
             fits_here=here is None or bool(here["fits"]),
         ),
+        advice=advice_on(loaded, offers, cards, hub=base),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
