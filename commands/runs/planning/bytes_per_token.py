@@ -10,9 +10,9 @@ from pathlib import Path
 SAMPLE_CHARS = 200_000
 TOKENIZER_BYTES_MAX = 64 << 20
 TOKENS_PER_CHARACTER = (
-    # Today's tokenizers, of 32 to 256 thousand tokens: published counts differ by a quarter or so.
+    # Assumed, for today's tokenizers of 32 to 256 thousand tokens, which differ by a quarter or so.
     (re.compile(r"[A-Za-z ]"), 0.25),
-    (re.compile(r"[\x00-\x1f!-/0-9:-@\[-`{-~]"), 0.35),  # figures, marks, line breaks: code, tables
+    (re.compile(r"[\x00-\x1f!-/0-9:-@\[-`{-~]"), 0.7),  # figures, marks, line breaks: code, tables
     (re.compile(r"[\u0080-\u024f]"), 0.5),  # letters of Latin with marks
     (re.compile(r"[\u0370-\u052f]"), 0.4),  # Greek, Cyrillic
     (re.compile(r"[\u0590-\u06ff]"), 0.5),  # Hebrew, Arabic
