@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from commands.runs.config import load
+from commands.runs.planning.advice import Advice
 from commands.runs.planning.job_inputs import job_inputs
 from commands.runs.planning.make_advice import inputs_with, smaller_bases
 from commands.runs.planning.make_page import make_plan
@@ -71,27 +73,10 @@ def plan_with(path: Path, change: str) -> PlanPage:
     return make_plan(str(path.with_name("other.yaml")))
 
 
-@pytest.mark.parametrize(
-    ("tables", "wanted"),
-    [
-        ({"train": {"micro_batch": 8, "gradient_checkpointing": False}},
-         {"train.gradient_checkpointing", "train.max_length"}),
-        ({"method": {"kind": "lora"}, "train": {"max_length": 1536}},
-         {"method.kind", "train.max_length", "vm.gpu"}),
-        ({"budget": {"usd": 0.3}}, {"budget.usd", "train.epochs", "train.max_length"}),
-        ({"budget": {"hours": 2.0}}, {"budget.hours", "train.epochs"}),
-        ({"vm": {"max_price": 0.05}}, {"vm.max_price"}),
-    ],
-    ids=["memory", "unquantised", "dollars", "hours", "cap"],
-)  # fmt: skip
-def test_a_plan_with_the_advice_typed_in_goes_ahead(
-    tmp_path: Path, tables: dict[str, Any], wanted: set[str]
-) -> None:
-    """Every advice of the page makes the whole plan, made again, fit, be paid for and be free."""
-    path, page = planned(tmp_path, **tables)
+def check_advice(path: Path, page: PlanPage, wanted: set[str]) -> None:
+    """Fail unless each advice makes the whole plan, made again, fit, be paid for and be free."""
     keys = {key for one in page.advice for key in re.findall(r"`([\w.]+):", one.change)}
 
-    assert page.advice
     assert wanted <= keys
     for one in page.advice:
         first = plan_with(path, one.change).first
@@ -99,6 +84,41 @@ def test_a_plan_with_the_advice_typed_in_goes_ahead(
         assert first.is_free, one
         assert first.cost is not None
         assert first.cost.budget_suffices, one
+
+
+@pytest.mark.parametrize(
+    ("tables", "wanted"),
+    [
+        ({"train": {"micro_batch": 8, "gradient_checkpointing": False}},
+         {"train.gradient_checkpointing"}),
+        ({"method": {"kind": "lora", "r": 64}}, {"method.kind", "vm.gpu"}),
+        ({"vm": {"max_price": 0.05}}, {"vm.max_price"}),
+    ],
+    ids=["memory", "unquantised", "cap"],
+)  # fmt: skip
+def test_a_plan_with_the_advice_typed_in_goes_ahead(
+    tmp_path: Path, tables: dict[str, Any], wanted: set[str]
+) -> None:
+    """Every advice on memory and on the cap holds where the file has its lines."""
+    path, page = planned(tmp_path, **tables)
+
+    check_advice(path, page, wanted)
+
+
+@pytest.mark.parametrize("key", ["usd", "hours"])
+def test_a_budget_that_is_changed_as_advised_pays_for_the_job(tmp_path: Path, key: str) -> None:
+    """A budget that ends the run in its training gets advice on both, and all of it holds."""
+    first = planned(tmp_path)[1].first
+    assert first is not None
+    assert first.cost is not None
+    assert first.job is not None
+    hours = {part.name: part.hours.likely for part in first.job.parts}
+    enough_h = sum(hours.values()) - hours["train"] / 2
+    limit = enough_h * (first.offer.spot_usd_per_h if key == "usd" else 1.0)
+
+    path, page = planned(tmp_path, budget={key: round(limit, 3)})
+
+    check_advice(path, page, {f"budget.{key}", "train.epochs"})
 
 
 def test_a_plan_that_goes_ahead_has_no_advice(tmp_path: Path) -> None:
@@ -111,16 +131,16 @@ def test_a_plan_that_goes_ahead_has_no_advice(tmp_path: Path) -> None:
 
 def test_the_page_has_the_first_ways_and_json_all(tmp_path: Path) -> None:
     """Three ways stand above the last line, the others behind --all; programs get each whole."""
-    _, page = planned(tmp_path, method={"kind": "lora", "r": 64}, train={"max_length": 1280})
-    shown = [line for line in page.lines(200) if line.startswith("advice: ")]
+    ways = tuple(
+        Advice(change=f"`train.steps: {at}`", effect="it is paid for", keeps_result=False)
+        for at in range(5)
+    )
+    page = replace(planned(tmp_path)[1], advice=ways)
     every = [line for line in page.lines(200, all_of_them=True) if line.startswith("advice: ")]
 
-    assert len(page.advice) > 3
-    assert shown[:3] == every[:3]
-    assert shown[3] == f"advice: {len(page.advice) - 3} more with `qft plan --all`"
-    assert len(every) == len(page.advice)
-    assert page.lines(200)[-2] == shown[3]
-    assert page.to_json()["advice"] == [one.to_json() for one in page.advice]
+    assert every == [f"advice: {one.text}" for one in ways]
+    assert page.lines(200)[-5:-1] == [*every[:3], "advice: 2 more with `qft plan --all`"]
+    assert page.to_json()["advice"] == [one.to_json() for one in ways]
 
 
 def test_rows_are_cut_as_if_they_were_read_again(tmp_path: Path) -> None:
