@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from commands.runs import factory, hub_base
@@ -16,7 +16,6 @@ from commands.runs.parent_adapter import resolve_parent
 from commands.runs.planning.answer import Answer, answer
 from commands.runs.planning.estimates import (
     cores,
-    estimate_job,
     estimate_local_run,
     estimate_run,
     has_card,
@@ -27,12 +26,11 @@ from commands.runs.planning.estimates import (
 )
 from commands.runs.planning.make_advice import advice_on
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.pricing import budget_of, priced_offer
 from commands.runs.planning.ranking import (
     JobOffer,
-    as_tried,
     cheapest_by_card,
     in_order_of_cost,
-    job_offer,
     reference_offers,
 )
 from commands.runs.planning.services import service_costs
@@ -41,7 +39,7 @@ from commands.ui.output import log
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.errors import ProviderError
-from infra.provider import Offer, Provider, Safeguard, Want
+from infra.provider import Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 
@@ -115,33 +113,6 @@ def plan_of(
         base=base,
         offers_at_s=time.time(),
     )
-
-
-def budget_of(loaded: LoadedConfig) -> Budget:
-    """Return the limits that run.yaml sets."""
-    table = loaded.config.budget
-    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
-
-
-def priced_offer(loaded: LoadedConfig, offer: Offer) -> JobOffer:
-    """Put what the job needs and costs beside an offer."""
-    card = offer.gpu or loaded.config.vm.gpu
-    return job_offer(
-        offer,
-        estimate_job(loaded, card, offer=offer),
-        cap=loaded.config.vm.max_price,
-        budget=budget_of(loaded),
-    )
-
-
-def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
-    """Return how a run orders what its provider offers: as it is, if run.yaml names the card.
-
-    Where any card will do, by what the job costs on it, and cards that are too small are blocked.
-    """
-    if loaded.config.vm.gpu:
-        return list
-    return lambda offers: as_tried(priced_offer(loaded, one) for one in offers)
 
 
 def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, ...]:

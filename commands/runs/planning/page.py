@@ -8,7 +8,7 @@ from typing import Any
 
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.advice import Advice
-from commands.runs.planning.answer import Answer
+from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.ranking import JobOffer
@@ -24,8 +24,6 @@ from commands.ui.wrap import WIDTH_WITHOUT_TERMINAL, wrapped
 from infra.provider import Safeguard
 from infra.run.budget import Budget
 
-CAP_MARGIN = 1.2
-"""A cap less than a fifth above the market is passed by ordinary moves of the price."""
 MARGIN = "  "
 ADVICE_SHOWN = 3
 
