@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from commands.runs.config import LoadedConfig, RunConfig
+from commands.runs.planning.answer import CAP_MARGIN
 from commands.runs.planning.figures import GB, dollars, hourly
 from commands.runs.planning.ranking import JobOffer
 from infra.provider import Offer
@@ -23,8 +24,6 @@ from trainer.config import TrainerConfig
 from trainer.device.shapes import Shape
 from trainer.estimate.advice import LENGTH_STEP, Estimate, Override, Value, advise_memory
 
-CAP_MARGIN = 1.2
-"""A cap that much above the market is not passed by ordinary moves of the price."""
 MEMORY_ADVICE_MAX = 4
 """More ways than anybody compares."""
 CENTS = 100
