@@ -109,7 +109,7 @@ def test_a_budget_too_small_reaches_a_share_of_the_steps(hours: float, share: fl
     assert not by_usd.budget_suffices
 
 
-def test_hours_that_are_not_known_have_no_cost() -> None:
+def test_unknown_hours_have_no_cost() -> None:
     """Without the parts of a job there are no dollars, and no guess."""
     assert cost_of_job(T4, job(parts=()), cap=0.25, budget=FREE) is None
 

@@ -181,7 +181,7 @@ def test_output_is_as_wide_as_its_terminal_within_reason(monkeypatch: pytest.Mon
     assert widths == [80, 100, 100, 40]
 
 
-def test_what_is_not_known_is_called_so() -> None:
+def test_unknown_figures_are_called_so() -> None:
     """A job without figures has its reason in each line, and no dollars."""
     unknown = JobEstimate(card="T4", card_bytes=15.8e9, problem="the base's sizes are not known")
     lines = three_lines(job_offer(offer("eastus"), unknown, cap=None, budget=BUDGET), 80)
@@ -236,7 +236,7 @@ def test_the_last_line_names_the_first_obstacle() -> None:
     )
 
 
-def test_what_is_not_known_does_not_stop_a_run() -> None:
+def test_unknown_figures_do_not_stop_a_run() -> None:
     """Whether it fits is then open, and said to be."""
     unknown = JobEstimate(card="T4", card_bytes=15.8e9, problem="not known")
     offers = [job_offer(offer("eastus"), unknown, cap=None, budget=BUDGET)]

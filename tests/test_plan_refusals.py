@@ -38,6 +38,9 @@ LARGE = LLAMA | {
 }
 """Those of LLaMA-33B: 17 GB in 4 bits, more than a T4 has."""
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without any: what a plan looks for is only that weights are there."""
+
 
 @pytest.fixture
 def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRunner]:
@@ -54,6 +57,7 @@ def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[CliRu
 def write_config(*, model: dict[str, Any] = LLAMA, **tables: Any) -> None:
     """Write the run.yaml of 1000 steps on a T4, changed by `tables`, and what it names."""
     Path("model/config.json").write_text(json.dumps(model))
+    Path("model/model.safetensors").write_bytes(NO_TENSORS)
     row = json.dumps({"text": "it came late " * 40, "label": "bad"})
     Path("train.jsonl").write_text(f"{row}\n" * 50)
     config: dict[str, Any] = {
@@ -116,7 +120,7 @@ def likely(runner: CliRunner) -> tuple[float, float]:
     return page["costs"]["total"]["likely"], page["job"]["billed_hours"]["likely"]
 
 
-def test_a_budget_too_small_is_told_where_it_ends(runner: CliRunner) -> None:
+def test_a_budget_too_small_says_where_it_ends(runner: CliRunner) -> None:
     """Exit code 6: the step at which the money is gone, and how much would do."""
     write_config()
     usd = round(0.7 * likely(runner)[0], 2)
@@ -135,7 +139,7 @@ def test_a_budget_too_small_is_told_where_it_ends(runner: CliRunner) -> None:
     assert plan(runner)[0].code == 0
 
 
-def test_hours_too_few_are_told_like_dollars(runner: CliRunner) -> None:
+def test_too_few_hours_are_like_too_few_dollars(runner: CliRunner) -> None:
     """Exit code 6, too: `budget.hours` ends a run as `budget.usd` does."""
     write_config()
     hours = round(0.7 * likely(runner)[1], 2)

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
-from commands.runs.config import LoadedConfig, absent_files, check_data_and_model
+from commands.runs.config import (
+    LoadedConfig,
+    absent_files,
+    check_data_and_model,
+    require_weights,
+)
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
@@ -34,7 +39,7 @@ from commands.runs.planning.ranking import (
     reference_offers,
 )
 from commands.runs.planning.services import service_costs
-from commands.ui.errors import CloudError, Exit
+from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
@@ -80,7 +85,7 @@ def plan_of(
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
-    lacks = tuple(missing_packages_text(needed_here(loaded.config)))
+    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_weights(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = (estimate or {}).get("parameters")
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
@@ -141,6 +146,15 @@ def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) 
     if lacks:
         return Answer(text="nothing was created; `qft run` goes ahead once that is there")
     return found
+
+
+def _missing_weights(loaded: LoadedConfig) -> list[str]:
+    """Return what a run would refuse for if the base here is only described."""
+    try:
+        require_weights(loaded)
+    except UsageError as error:
+        return [f"{error.message.removesuffix('; nothing was rented')}: {error.hint}"]
+    return []
 
 
 def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:

@@ -62,7 +62,7 @@ class PlanPage:
     safeguards: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
-    """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
+    """What `qft run` would refuse for, such as packages that this computer lacks, with the fix."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     base: HubAnswer | None = None
