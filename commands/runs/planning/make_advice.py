@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from commands.runs.config import LoadedConfig
-from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.advice import Advice, Pricing, advise
-from commands.runs.planning.estimates import estimate_job, find_gpu, rows_of
+from commands.runs.planning.estimates import find_gpu, rows_of
 from commands.runs.planning.job_inputs import JobInputs, job_inputs
-from commands.runs.planning.ranking import JobOffer, job_offer
+from commands.runs.planning.pricing import budget_of, priced_offer
+from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.row_lengths import RowLengths
 from infra.provider import Offer
-from infra.run.budget import Budget
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.estimate.advice import Estimate, MemoryNeed
 from trainer.estimate.common_bases import COMMON_BASES, find_common_base
@@ -25,41 +24,29 @@ from trainer.estimate.weights import adapter_parameters
 
 
 def advice_on(
-    loaded: LoadedConfig,
-    offers: Sequence[JobOffer],
-    cards: Sequence[JobOffer],
-    *,
-    hub: HubAnswer | None = None,
+    loaded: LoadedConfig, offers: Sequence[JobOffer], cards: Sequence[JobOffer]
 ) -> tuple[Advice, ...]:
     """Return what would make a planned run go ahead; empty if it does, or nothing helps.
 
-    `offers` and `cards` are those of the plan, `hub` is what the hub said of the base.
+    `offers` and `cards` are those of the plan.
     """
-    inputs, table = job_inputs(loaded), loaded.config.budget
+    inputs = job_inputs(loaded)
     if inputs.shape is None:
         return ()
 
     def price(changed: LoadedConfig, offer: Offer) -> JobOffer:
         same_base = changed.config.model == loaded.config.model
-        given = inputs_with(inputs, _tables(changed)) if same_base else job_inputs(changed)
-        card = offer.gpu or changed.config.vm.gpu
-        known = hub if same_base else None
-        job = estimate_job(changed, card, offer=offer, hub=known, inputs=given)
-        limits = changed.config.budget
-        budget = Budget(usd=limits.usd, hours=limits.hours, evictions=limits.evictions)
-        return job_offer(offer, job, cap=changed.config.vm.max_price, budget=budget)
-
-    def need(card: str) -> Estimate | None:
-        return memory_estimate(loaded, card, inputs)
+        given = inputs_with(inputs, _tables(changed)) if same_base else None
+        return priced_offer(changed, offer, inputs=given)
 
     return advise(
         loaded,
         offers,
         cards,
-        budget=Budget(usd=table.usd, hours=table.hours, evictions=table.evictions),
+        budget=budget_of(loaded),
         pricing=Pricing(
             price=price,
-            need=need,
+            need=lambda card: memory_estimate(loaded, card, inputs),
             shape=inputs.shape,
             longer_share=None if inputs.lengths is None else _longer_share(inputs.lengths),
             other_bases=smaller_bases(loaded.config.model.id),

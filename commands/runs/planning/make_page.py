@@ -104,7 +104,7 @@ def plan_of(
             lacks=lacks,
             fits_here=here is None or bool(here["fits"]),
         ),
-        advice=advice_on(loaded, offers, cards, hub=base),
+        advice=advice_on(loaded, offers, cards),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",

@@ -11,12 +11,12 @@ from commands.runs.planning.actual import COMPUTE, DISK
 from commands.runs.planning.estimates import HERE, estimate_job, has_card
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.planned import Planned, write_planned
+from commands.runs.planning.pricing import budget_of, priced_offer
 from commands.runs.planning.ranking import JobOffer, job_offer
 from commands.runs.request import RunRequest
 from commands.ui.errors import QftError
 from infra.errors import ProviderError
 from infra.provider import Offer, Provider
-from infra.run.budget import Budget
 
 UNPLANNED = (ProviderError, QftError, OSError, ValueError, LookupError, ArithmeticError)
 """What may go wrong with a plan: prices that nobody gives, files that changed meanwhile."""
@@ -73,11 +73,10 @@ def first_offer(loaded: LoadedConfig, provider: Provider) -> JobOffer | None:
     offer = next((one for one in offers if not one.blocked_by), None)
     if offer is None:
         return None
-    card = offer.gpu or vm.gpu
-    job = _job_here(loaded, offer) if loaded.simulated else estimate_job(loaded, card, offer=offer)
-    table = loaded.config.budget
-    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
-    return job_offer(offer, job, cap=vm.max_price, budget=budget)
+    if not loaded.simulated:
+        return priced_offer(loaded, offer)
+    job = _job_here(loaded, offer)
+    return job_offer(offer, job, cap=vm.max_price, budget=budget_of(loaded))
 
 
 def _job_here(loaded: LoadedConfig, offer: Offer) -> JobEstimate:
