@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import answer, budget_end
 from commands.runs.planning.figures import dollars, hourly, hours, hours_span, memory
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
@@ -94,7 +95,7 @@ def page(*, cap: float = 0.25, budget: Budget = BUDGET, **changes: Any) -> PlanP
         worst_case_usd=5.0,
         simulated=False,
         answer=answer(offers, cards, cap=cap, budget=budget, steps=1000),
-        advice=("`train.micro_batch: 2` would take 1.2 GB less.",),
+        advice=(Advice(change="train.micro_batch: 2", effect="1.2 GB less", keeps_result=True),),
         too_long="`train.max_length` is 4096, and the base was made for texts of 2048 tokens",
         note="A10G is the name of a card that only AWS rents out; here it means the A10",
         safeguards=(
@@ -129,8 +130,9 @@ def test_the_answer_comes_first_and_last() -> None:
     assert lines[3].startswith("hours    6.2 h (4.1 to 9.3): set-up 12 min, train 6.0 h")
     assert lines[4] == "dollars  $1.04 ($0.69 to $1.55), worst case $2.49"
     assert "3 of 9, in the order they are tried; `qft plan --all` shows the others" in lines
-    assert lines[-2:] == [
-        "`train.micro_batch: 2` would take 1.2 GB less.",
+    assert lines[-3:] == [
+        "advice: train.micro_batch: 2: 1.2 GB less; the result stays the same",
+        "",
         "nothing was created; `qft run` goes ahead",
     ]
 
