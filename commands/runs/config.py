@@ -23,7 +23,7 @@ from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
-from infra.config import BudgetTable, VmTable
+from infra.config import BudgetTable, VmTable, region_faults
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub
@@ -128,7 +128,8 @@ def load(path: Path) -> LoadedConfig:
     """Read and check a `run.yaml`. Raises UsageError with every fault at once."""
     content = read_tables(path)
     # The way may lead through a folder that goes later; the file itself may be a link.
-    return check(content.tables, path.parent.resolve() / path.name, faults=content.faults)
+    faults = [*content.faults, *region_faults(content.tables.get("vm"))]
+    return check(content.tables, path.parent.resolve() / path.name, faults=faults)
 
 
 def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) -> LoadedConfig:
