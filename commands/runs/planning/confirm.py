@@ -20,7 +20,7 @@ from infra.run.plan import Goal
 
 TIME_CELLS = 9
 """What a plain line begins with: the time of day and a space."""
-QUESTION = "rent it and go ahead?"
+PROMPT = "rent it and go ahead?"
 
 
 def confirm_renting(
@@ -45,7 +45,7 @@ def confirm_renting(
     if not request.ask:
         return first
     try:
-        agreed = ask(QUESTION)
+        agreed = ask(PROMPT)
     except KeyboardInterrupt:
         show("\nnothing was rented")
         raise

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.answer import Answer
+from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.ranking import JobOffer
@@ -23,8 +23,6 @@ from commands.ui.wrap import WIDTH_WITHOUT_TERMINAL, wrapped
 from infra.provider import Safeguard
 from infra.run.budget import Budget
 
-CAP_MARGIN = 1.2
-"""A cap less than a fifth above the market is passed by ordinary moves of the price."""
 MARGIN = "  "
 
 
@@ -62,7 +60,7 @@ class PlanPage:
     safeguards: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
-    """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
+    """What `qft run` would refuse for, such as packages that this computer lacks, with the fix."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     base: HubAnswer | None = None
