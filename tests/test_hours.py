@@ -291,7 +291,7 @@ def test_validation_between_the_steps_takes_time(tmp_path: Path) -> None:
     assert part(estimate_job(checked, "T4"), "train") > part(estimate_job(plain, "T4"), "train")
 
 
-def test_what_is_not_known_says_what_to_do(tmp_path: Path) -> None:
+def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:
     """An unknown base, an unknown card and absent rows leave no parts, but a sentence."""
     base = estimate_job(project(tmp_path / "a", model={"id": "owner/name"}), "T4")
     card = estimate_job(project(tmp_path / "b"), "K80")

@@ -65,7 +65,7 @@ def confirmation(page: PlanPage, width: int) -> list[str]:
         place = f"{first.offer.size} in {first.offer.place}"
         lines += wrapped(f"machine  {place}, the first of {len(page.offers)} offers", width)
     if not page.answer.goes_ahead:
-        texts = [*page.advice, f"warning: {page.answer.obstacle}"]
+        texts = [*page.advice_lines(), f"warning: {page.answer.obstacle}"]
         lines += [line for text in texts for line in wrapped(text, width, indent="  ")]
     return lines
 

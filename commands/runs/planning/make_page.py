@@ -29,6 +29,7 @@ from commands.runs.planning.estimates import (
     require_embedded_tokens,
     why_unknown,
 )
+from commands.runs.planning.make_advice import advice_on
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.pricing import budget_of, priced_offer
 from commands.runs.planning.ranking import (
@@ -103,6 +104,7 @@ def plan_of(
             lacks=lacks,
             fits_here=here is None or bool(here["fits"]),
         ),
+        advice=advice_on(loaded, offers, cards),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",

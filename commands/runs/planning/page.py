@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from commands.runs.hub_base import HubAnswer
+from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
@@ -24,6 +25,7 @@ from infra.provider import Safeguard
 from infra.run.budget import Budget
 
 MARGIN = "  "
+ADVICE_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +44,8 @@ class PlanPage:
     """The most that budget and cap allow, whatever happens; None if neither limits it."""
     simulated: bool
     answer: Answer
-    advice: tuple[str, ...] = ()
-    """What would make it fit, or cost less, each a sentence."""
+    advice: tuple[Advice, ...] = ()
+    """What would make it fit, or cost less, the least change first."""
     services: tuple[ServiceCost, ...] = ()
     estimate: dict[str, Any] | None = None
     """What `trainer.estimate` estimates; None if the sizes of the model are unknown."""
@@ -109,7 +111,7 @@ class PlanPage:
             "costs": None if cost is None else cost.to_json(),
             "ranking": [one.to_json() for one in self.cards],
             "services": [asdict(one) for one in self.services],
-            "advice": list(self.advice),
+            "advice": [one.to_json() for one in self.advice],
             "answer": {"text": self.answer.text, "exit_code": int(self.answer.exit_code)},
         }
 
@@ -134,7 +136,7 @@ class PlanPage:
             *_wrap(self._limit_lines(all_of_them=all_of_them), width),
             *_wrap(self._warnings(all_of_them=all_of_them), width),
             "",
-            *_wrap([*self.advice, self.answer.text], width),
+            *_wrap([*self.advice_lines(all_of_them=all_of_them), self.answer.text], width),
         ]
 
     def summary(self, width: int) -> list[str]:
@@ -145,6 +147,14 @@ class PlanPage:
             *three_lines(first, width, simulated=self.simulated),
             *(wrapped(INDENT + prices, width, indent=INDENT) if prices else []),
         ]
+
+    def advice_lines(self, *, all_of_them: bool = False) -> list[str]:
+        """Return what would make the run go ahead, the first ways of it or all."""
+        shown = self.advice if all_of_them else self.advice[:ADVICE_SHOWN]
+        lines = [f"advice: {one.text}" for one in shown]
+        if more := len(self.advice) - len(shown):
+            lines.append(f"advice: {more} more with `qft plan --all`")
+        return lines
 
     def _here_lines(self) -> list[str]:
         return [self.here] if self.here else []
@@ -205,7 +215,7 @@ class PlanPage:
             *self._base_lines(),
             f"limit: {limit}",
             *(f"warning: {text}" for text in warnings if text),
-            *self.advice,
+            *self.advice_lines(),
             self.answer.text,
         ]
 

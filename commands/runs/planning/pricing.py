@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.estimates import estimate_job
+from commands.runs.planning.job_inputs import JobInputs
 from commands.runs.planning.ranking import JobOffer, as_tried, job_offer
 from infra.provider import Offer
 from infra.run.budget import Budget
@@ -17,12 +18,14 @@ def budget_of(loaded: LoadedConfig) -> Budget:
     return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
 
 
-def priced_offer(loaded: LoadedConfig, offer: Offer) -> JobOffer:
-    """Put what the job needs and costs beside an offer."""
+def priced_offer(
+    loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
+) -> JobOffer:
+    """Put what the job needs and costs beside an offer; `inputs` are given where they are known."""
     card = offer.gpu or loaded.config.vm.gpu
     return job_offer(
         offer,
-        estimate_job(loaded, card, offer=offer),
+        estimate_job(loaded, card, offer=offer, inputs=inputs),
         cap=loaded.config.vm.max_price,
         budget=budget_of(loaded),
     )
