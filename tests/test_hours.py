@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from support.hours_points import POINTS, SIZES, quantile
+from support.hours_tables import PAGE, written
 from support.memory_points import llama
 
 from commands.runs.config import LoadedConfig, load
@@ -362,3 +363,33 @@ def test_float32_layers_of_a_t5_are_slow_in_float16() -> None:
     assert half.float32_flops > 0
     assert brain.float32_flops == 0
     assert half.flops + half.float32_flops == pytest.approx(brain.flops)
+
+
+def test_the_articles_hours_lie_in_the_range_of_the_rows_that_they_allow() -> None:
+    """7 h of Phi-1.5 on a T4 and 18 h of OpenLLaMA-7B on an A10G are neither foreign nor fitted."""
+    toxic = TrainingSetup(tokens=1024, dropout=True)
+    chat = TrainingSetup(
+        tokens=900,
+        targets=("q_proj", "k_proj", "v_proj"),
+        dropout=True,
+        precision=PrecisionChoice.BF16,
+    )
+    t4, a10g = GPUS["T4"], GPUS["A10G"]
+    longest = step_seconds(read_shape(SIZES["phi-1.5"]), toxic, gpu=t4, batch_size=8) * 1000
+    usual = step_seconds(read_shape(SIZES["llama-2-7b"]), chat, gpu=a10g, batch_size=4) * 8750
+    short = replace(chat, tokens=400)
+    least = step_seconds(read_shape(SIZES["llama-2-7b"]), short, gpu=a10g, batch_size=4) * 8750
+
+    assert longest / 3600 == pytest.approx(4.2, abs=0.05)  # as docs/hours.md says
+    assert longest / 3600 * t4.factor > 7
+    assert least / 3600 < 18 < usual / 3600
+
+
+def test_the_page_on_hours_has_the_tables_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every figure of docs/hours.md is computed; `make hours` writes them anew."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    page = PAGE.read_text(encoding="utf-8")
+
+    assert written(page) == page
