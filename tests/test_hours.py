@@ -19,6 +19,7 @@ from commands.runs.config import LoadedConfig, load
 from commands.runs.planning.estimates import HERE, estimate_job
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.job_inputs import job_inputs
+from commands.runs.upload_rate import record_upload, upload_file
 from infra.provider import Offer
 from trainer.config import PrecisionChoice
 from trainer.device.shapes import read_shape
@@ -34,6 +35,13 @@ RECIPES = sorted(
 )
 SMALL = llama(64, 160, 6, 4, 4, 320)
 FITTED = sorted({point.card for point in POINTS})
+
+
+@pytest.fixture(autouse=True)
+def clean_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has never run anything, nor fetched a base."""
+    monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
 
 def setup(**changes: Any) -> TrainingSetup:
@@ -281,6 +289,28 @@ def test_the_bytes_that_travel_decide_how_long_sending_takes(tmp_path: Path) -> 
     assert part(estimate_job(there, "T4"), "load") > part(estimate_job(here, "T4"), "load")
 
 
+def test_a_rate_that_was_measured_takes_the_place_of_the_assumed_one(
+    tmp_path: Path,
+) -> None:
+    """A run that sent enough leaves its rate and its day for the next plan on that provider."""
+    loaded, cache = project(tmp_path / "a"), tmp_path / "home" / "cache"
+    assumed = estimate_job(loaded, "T4")
+    record_upload(cache, "azure", sent_bytes=1000, seconds=1.0)
+    record_upload(cache, "local", sent_bytes=10_000_000, seconds=1.0)
+
+    assert estimate_job(loaded, "T4") == assumed
+
+    record_upload(cache, "azure", sent_bytes=10_000_000, seconds=20.0)
+    sent = next(one for one in estimate_job(loaded, "T4").parts if one.name == "send")
+
+    assert sent.hours.likely == pytest.approx(job_inputs(loaded).sent_bytes / 5e5 / 3600)
+    assert sent.measured
+    assert "0.5 MB/s from here on 2" in sent.source
+
+    upload_file(cache, "azure").write_text('{"bytes_per_s": "fast"}')
+    assert estimate_job(loaded, "T4") == assumed
+
+
 def test_validation_between_the_steps_takes_time(tmp_path: Path) -> None:
     """A held-out loss every step is a forward pass over the held-out rows each time."""
     data = {"train": "train.jsonl", "eval": "train.jsonl", "prompt": "{text}",
@@ -337,11 +367,8 @@ def test_files_are_read_once_for_all_offers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_planned_from_its_config_alone(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_is_planned_from_its_config_alone(name: str, tmp_path: Path) -> None:
     """In a clean clone, without a network, rows or base, every recipe has memory and hours."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     (tmp_path / "run.yaml").write_text((EXAMPLES / name / "run.yaml").read_text())
     loaded = load(tmp_path / "run.yaml")
     job = estimate_job(loaded, loaded.config.vm.gpu, offer=offer("0-5"))
@@ -385,11 +412,8 @@ def test_the_articles_hours_lie_in_the_range_of_the_rows_that_they_allow() -> No
     assert least / 3600 < 18 < usual / 3600
 
 
-def test_the_page_on_hours_has_the_tables_of_the_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_on_hours_has_the_tables_of_the_program() -> None:
     """Every figure of docs/hours.md is computed; `make hours` writes them anew."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     page = PAGE.read_text(encoding="utf-8")
 
     assert written(page) == page
