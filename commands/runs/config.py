@@ -20,6 +20,7 @@ from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
+from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
 from infra.config import BudgetTable, VmTable, region_faults
@@ -201,6 +202,9 @@ def _explain(details: ErrorDetails, message: str) -> str:
     got = details["input"]
     if isinstance(got, Misread):
         return got.why
+    if details["type"] in {"float_parsing", "int_parsing"} and isinstance(got, str):
+        whole = details["type"] == "int_parsing"
+        return number_problem(got, shown=shorten(got, SHOWN_MAX), whole=whole)
     message = _shown(message)
     if isinstance(got, bool) and details["type"] == "string_type":
         return f"{message}: YAML reads yes, no, on and off as true and false; put it in quotes"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
+from commands.runs.base_description import table_base
 from commands.runs.config import LoadedConfig, check_data_and_model
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
@@ -99,6 +100,7 @@ def plan_of(
             own=bool(own),
             lacks=lacks,
             fits_here=here is None or bool(here["fits"]),
+            account=provider.account_problem(),
         ),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
@@ -111,6 +113,7 @@ def plan_of(
         safeguards=safeguards,
         lacks=lacks,
         base=base,
+        table_base=table_base(loaded),
         offers_at_s=time.time(),
     )
 
@@ -155,13 +158,24 @@ def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, 
     return cheapest_by_card(offers, others)
 
 
-def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) -> Answer:
-    """Take into account what only this computer, or an own machine, lacks."""
+def _answer(
+    found: Answer,
+    *,
+    own: bool,
+    lacks: Sequence[str],
+    fits_here: bool,
+    account: ProviderError | None,
+) -> Answer:
+    """Take into account what this computer, an own machine or the account at the cloud lacks."""
     if own and found.goes_ahead:
         text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
         return Answer(text=text)
     if not found.goes_ahead:
         return found
+    if account is not None:
+        remedy = f": {account.hint}" if account.hint else ""
+        why = str(account).rstrip(".")
+        return Answer(text=f"nothing was created: {why}{remedy}", exit_code=Exit.CLOUD)
     if not fits_here:
         text = "nothing was created, and this computer has too little free memory to rehearse it"
         return Answer(text=text, exit_code=Exit.USAGE)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.answer import Answer
 from commands.runs.planning.figures import dollars, hourly
@@ -67,6 +68,8 @@ class PlanPage:
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     base: HubAnswer | None = None
     """What the hub said of the base; None if it is a directory, or nobody answered."""
+    table_base: TableBase | None = None
+    """The row of the table of common bases whose sizes stand for the base; None if its own are."""
     offers_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -90,6 +93,7 @@ class PlanPage:
             "note": self.note or None,
             "lacks": list(self.lacks),
             "base": self.base.to_json() if self.base else None,
+            "table_base": self.table_base.base.id if self.table_base else None,
             "forecast": self.estimate,
             "forecast_problem": self.unknown or None,
             "length_warning": self.too_long or None,
@@ -152,7 +156,7 @@ class PlanPage:
         return [self.here] if self.here else []
 
     def _base_lines(self) -> list[str]:
-        return [self.base.line] if self.base else []
+        return [one.line for one in (self.base, self.table_base) if one is not None]
 
     def _card_lines(self, width: int) -> list[str]:
         """Return the cards by what the job costs on them, if there is more than one to compare."""
