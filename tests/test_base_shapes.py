@@ -217,7 +217,7 @@ def test_time_follows_the_experts_that_are_chosen(tmp_path: Any) -> None:
     dense = {**MIXTURES["Mixtral-8x7B"].config, "model_type": "mistral"}
     one = read_shape(dense)
     table = TrainerConfig.model_validate(
-        make_config(tmp_path, tmp_path, method={"kind": "qlora"}, train={"max_length": 512})
+        make_config(tmp_path, tmp_path, method={"kind": "lora"}, train={"max_length": 512})
     )
     seconds = [
         estimate_training(table, shape, gpu=GPUS["A100"])["step_seconds"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,14 @@ def test_rows_have_planned_and_real_figures_in_units_that_read_well() -> None:
         ("hours", "planned 2.1 h (1.1 to 4.1), real 1.9 h"),
         ("dollars", "planned $0.44 ($0.24 to $0.84), real $0.37"),
     ]
+
+
+def test_runs_of_seconds_are_compared_in_seconds() -> None:
+    """A rehearsal of a minute says more than that both were under an hour."""
+    planned = replace(PLANNED, hours={"train": Span.within_factor(20 / 3600, 2.0)})
+    rows = dict(Comparison(planned=planned, actual=Actual(hours={"train": 31 / 3600})).lines())
+
+    assert rows["hours"] == "planned 20 s (10 to 40), real 31 s"
 
 
 def test_what_was_not_planned_or_not_measured_is_not_invented() -> None:

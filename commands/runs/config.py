@@ -20,6 +20,7 @@ from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
+from commands.runs.plan_table import PlanTable
 from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
@@ -66,6 +67,11 @@ class RunConfig(BaseModel):
     train: TrainTable = Field(default_factory=TrainTable)
     checkpoint: CheckpointTable = Field(default_factory=CheckpointTable)
     eval: EvalTable | None = None
+    plan: PlanTable | None = Field(
+        default=None,
+        description="What `qft plan` counts with while the data files are not here; `qft run` "
+        "needs the files.",
+    )
 
     @property
     def trainer_tables(self) -> dict[str, Any]:
@@ -218,10 +224,18 @@ def _shown(message: str) -> str:
     return message if len(message) < MESSAGE_CHARS_MAX else shorten(message, MESSAGE_CHARS_MAX)
 
 
-def check_data_and_model(loaded: LoadedConfig) -> None:
+def absent_files(loaded: LoadedConfig) -> list[Path]:
+    """Return the data files that are named and not here, and that the table `plan` stands for."""
+    if loaded.config.plan is None:
+        return []
+    return [path for path in loaded.data_files.values() if not path.exists()]
+
+
+def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -> None:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
-    Raises UsageError with every fault at once. Reads the data files whole; loads no model.
+    Raises UsageError with every fault at once. Reads the data files whole, but those in `absent`,
+    which a plan goes on without; loads no model.
     """
     from trainer.data.header import header_problem
     from trainer.data.row import Notes
@@ -238,6 +252,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         except TemplateError as error:
             faults.append(f"data.{field}: {error}")
     for key, file in loaded.data_files.items():
+        if file in absent:
+            continue
         if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe would wait
             faults.append(f"data.{key}: {file}: is a pipe or a device, not a data file")
             continue

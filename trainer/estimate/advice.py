@@ -27,7 +27,7 @@ QUERY_VALUE = (
 )  # fmt: skip
 """What the layers of queries and values are called; LoRA was published on these two alone."""
 
-Value = bool | int | str | list[str]
+Value = bool | int | float | str | list[str] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,15 @@ class Override:
     """One key of run.yaml with a new value."""
 
     key: str
-    """With its table, such as `train.max_length`."""
+    """With its table, such as `train.max_length`; or a whole table."""
     value: Value
 
     def __str__(self) -> str:
         """Return the line as YAML spells it."""
         if isinstance(self.value, bool):
             return f"{self.key}: {str(self.value).lower()}"
+        if self.value is None:
+            return f"{self.key}: null"
         if isinstance(self.value, list):
             return f"{self.key}: [{', '.join(self.value)}]"
         return f"{self.key}: {self.value}"

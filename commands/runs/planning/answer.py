@@ -14,6 +14,8 @@ from commands.runs.planning.ranking import JobOffer
 from commands.ui.errors import Exit
 from infra.run.budget import Budget
 
+NOTHING_CREATED = "nothing was created: "
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -21,6 +23,11 @@ class Answer:
 
     text: str
     exit_code: Exit = Exit.DONE
+
+    @property
+    def obstacle(self) -> str:
+        """What stands in the way, without the words on what a plan has not done."""
+        return self.text.removeprefix(NOTHING_CREATED)
 
     @property
     def goes_ahead(self) -> bool:
@@ -64,7 +71,7 @@ def _refused(offers: Sequence[JobOffer], cards: Sequence[JobOffer], cap: float |
     if not fitting:
         remedy = f": take {other}" if other else ""
         return Answer(
-            text=f"nothing was created, and this cannot work: {offers[0].too_small}{remedy}",
+            text=f"{NOTHING_CREATED}{offers[0].too_small}{remedy}",
             exit_code=Exit.USAGE,
         )
     dear = [one for one in fitting if one.too_dear]
@@ -108,7 +115,7 @@ def _too_little(first: JobOffer, budget: Budget, steps: int | None) -> Answer:
         limits.append(f"of {budget.hours:g} machine hours")
         remedies.append(f"`budget.hours` to {_upwards(job.billed_hours.high)}")
     return Answer(
-        text=f"nothing was created: the budget {' and '.join(limits)} ends the run {where}; "
+        text=f"{NOTHING_CREATED}the budget {' and '.join(limits)} ends the run {where}; "
         f"raise {' and '.join(remedies)}",
         exit_code=Exit.BUDGET,
     )

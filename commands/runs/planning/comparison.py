@@ -9,7 +9,9 @@ from commands.runs.planning import figures
 from commands.runs.planning.actual import PARTS, Actual
 from commands.runs.planning.figures import GB
 from commands.runs.planning.planned import Planned
+from infra.run.budget import SECONDS_PER_H
 from trainer.estimate.span import NOTHING, Span
+from trainer.text import MINUTE_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +31,7 @@ class Comparison:
             peak = None if real is None else _gigabytes(Span.exactly(real))
             rows.append(("memory", _against(_gigabytes(planned.memory_bytes), peak)))
         if hours is not None:
-            rows.append(
-                ("hours", _against(figures.hours_span(hours), figures.hours(actual.total_h)))
-            )
+            rows.append(("hours", _against(_times(hours), _times(Span.exactly(actual.total_h)))))
         if usd is not None:
             mark = ", simulated" if simulated else ""
             spent = _against(figures.dollars_span(usd), figures.dollars(actual.total_usd))
@@ -73,6 +73,14 @@ def _total(parts: dict[str, Span]) -> Span | None:
 
 def _against(planned: str, real: str | None) -> str:
     return f"planned {planned}, " + ("not measured" if real is None else f"real {real}")
+
+
+def _times(span: Span) -> str:
+    """Return `6.8 h (4.9 to 9.5)`, or `20 s (7 to 60)` where all are under a minute or so."""
+    if span.high * SECONDS_PER_H >= 2 * MINUTE_S:
+        return figures.hours_span(span)
+    low, likely, high = (f"{one * SECONDS_PER_H:.0f}" for one in (span.low, span.likely, span.high))
+    return f"{likely} s" if low == likely == high else f"{likely} s ({low} to {high})"
 
 
 def _gigabytes(span: Span) -> str:

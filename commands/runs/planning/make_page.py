@@ -9,7 +9,7 @@ from pathlib import Path
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
 from commands.runs.base_description import table_base
-from commands.runs.config import LoadedConfig, check_data_and_model
+from commands.runs.config import LoadedConfig, absent_files, check_data_and_model
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
@@ -50,7 +50,7 @@ def make_plan(wanted: str) -> PlanPage:
     """Check a run's config and base, and plan it. Raises a class of `commands.ui.errors`."""
     home = qft_home(environment())
     loaded, _ = resolve_parent(find_config(wanted, home), home)
-    check_data_and_model(loaded)
+    check_data_and_model(loaded, absent=absent_files(loaded))
     begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
     base = hub_base.inspect_base(loaded, log, begun)
     require_trainable(loaded)
