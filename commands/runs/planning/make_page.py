@@ -50,18 +50,24 @@ def make_plan(wanted: str) -> PlanPage:
     """Check a run's config and base, and plan it. Raises a class of `commands.ui.errors`."""
     home = qft_home(environment())
     loaded, _ = resolve_parent(find_config(wanted, home), home)
-    check_data_and_model(loaded, absent=absent_files(loaded))
+    warnings = check_data_and_model(loaded, absent=absent_files(loaded))
     begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
     base = hub_base.inspect_base(loaded, log, begun)
     require_trainable(loaded)
     require_embedded_tokens(loaded)
-    return plan_of(loaded, home, base=base)
+    return plan_of(loaded, home, base=base, warnings=warnings)
 
 
 def plan_of(
-    loaded: LoadedConfig, home: Path, *, base: hub_base.HubAnswer | None = None
+    loaded: LoadedConfig,
+    home: Path,
+    *,
+    base: hub_base.HubAnswer | None = None,
+    warnings: Sequence[str] = (),
 ) -> PlanPage:
     """Plan a checked run: ask its provider for offers and price the job on each.
+
+    `warnings` are what the check of its rows found.
 
     Raises CloudError where the provider refuses to answer; creates nothing.
     """
@@ -106,6 +112,7 @@ def plan_of(
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
         too_long=length_warning(loaded),
+        row_warnings=tuple(warnings),
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",

@@ -54,6 +54,8 @@ class PlanPage:
     """Why they are, and what to do; empty if they are known, or the card is not."""
     too_long: str = ""
     """What to warn of if rows may be longer than the base's texts."""
+    row_warnings: tuple[str, ...] = ()
+    """What to warn of in the rows."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -97,6 +99,7 @@ class PlanPage:
             "forecast": self.estimate,
             "forecast_problem": self.unknown or None,
             "length_warning": self.too_long or None,
+            "row_warnings": list(self.row_warnings),
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -187,7 +190,7 @@ class PlanPage:
         first = self.first
         cap = _cap_warning(self.offers, self.max_price_usd_per_h)
         notes = first.job.notes if first is not None and first.job is not None else ()
-        texts = (cap, self.too_long, *self.lacks)
+        texts = (cap, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {self.note}"] if self.note else []),
@@ -203,7 +206,7 @@ class PlanPage:
         limit = "none: set `budget.hours`"
         if self.budget.hours is not None:
             limit = _counted(self.budget.hours, "machine hour")
-        warnings = (self.too_long, *self.lacks)
+        warnings = (self.too_long, *self.row_warnings, *self.lacks)
         return [
             f"run `{self.run}` on your own machine {self.own}, which costs nothing here",
             "",
