@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help demo test system check format lint types install slow chaos fuzz recipes gpu lock clean
+.PHONY: help demo test system check format lint types install slow chaos fuzz recipes memory gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -59,6 +59,9 @@ fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values
 
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
+
+memory: $(STAMP)  ## how far the memory formula is from published peaks, also with each left out
+	$(BIN)/python tests/memory.py
 
 HAS_TORCH := import importlib.util as u, sys; \
   sys.exit(u.find_spec("torch") is None or sys.version_info < (3, 11))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.ui.options import AllowChange, Json, Plain, Run, examples
+from commands.ui.ask import can_ask
+from commands.ui.options import AllowChange, Json, Plain, Run, Yes, examples
 from commands.ui.output import columns, log, print_data, print_json
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ app = typer.Typer()
 
 
 @app.command(epilog=examples(EXAMPLES))
-def command(
+def command(  # noqa: PLR0913  (an argument is an option)
     run: Run = "",
     *,
     allow_change: AllowChange = None,
@@ -30,6 +31,7 @@ def command(
         bool,
         typer.Option("--fresh", help="Begin anew; the record of an earlier run is set aside."),
     ] = False,
+    yes: Yes = False,
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
@@ -39,6 +41,7 @@ def command(
         run,
         allow_change=tuple(allow_change or ()),
         fresh=fresh,
+        yes=yes,
         plain=plain,
         as_json=as_json,
     )
@@ -46,13 +49,21 @@ def command(
         log(f"\nnext: {next_steps(result.name)}")
 
 
-def run_and_print(goal: str, run: str, *, plain: bool, as_json: bool, **options: Any) -> RunResult:
-    """Bring a run to a goal and print the result; what `up`, `train`, `fetch` and `run` share."""
+def run_and_print(
+    goal: str, run: str, *, plain: bool, as_json: bool, yes: bool = False, **options: Any
+) -> RunResult:
+    """Bring a run to a goal and print the result; what `up`, `train`, `fetch` and `run` share.
+
+    Whoever sits at a terminal is asked before a run that begins rents, unless `yes` is given.
+    """
     # Late, since it loads every room, and help needs none of them.
     from commands.runs.run_to_goal import request_run, run_to_goal
     from infra.run.plan import Goal
 
-    request = request_run(Goal(goal), run, plain=plain or as_json, **options)
+    plain = plain or as_json
+    request = request_run(
+        Goal(goal), run, plain=plain, ask=not (yes or plain) and can_ask(), **options
+    )
     result = run_to_goal(request)
     if as_json:
         print_json(result.to_json())

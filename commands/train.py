@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.run import run_and_print
-from commands.ui.options import AllowChange, Json, Plain, Run, examples
+from commands.ui.options import AllowChange, Json, Plain, Run, Yes, examples
 
 EXAMPLES = {
     "qft train": "start, go on, or follow a training; the machine stays",
@@ -18,13 +18,14 @@ app = typer.Typer()
 
 
 @app.command(epilog=examples(EXAMPLES))
-def command(
+def command(  # noqa: PLR0913  (an argument is an option)
     run: Run = "",
     *,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or anew.")
     ] = True,
     allow_change: AllowChange = None,
+    yes: Yes = False,
     plain: Plain = False,
     as_json: Json = False,
 ) -> None:
@@ -34,6 +35,7 @@ def command(
         run,
         allow_change=tuple(allow_change or ()),
         fresh=not resume,
+        yes=yes,
         plain=plain,
         attach=True,
         as_json=as_json,

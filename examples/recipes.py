@@ -28,7 +28,8 @@ from trainer.data.convert import convert
 from trainer.data.converters import ConvertOptions
 from trainer.data.rows import read_rows
 from trainer.estimate.gpus import GPUS
-from trainer.estimate.training import HOURS_FACTOR, estimate_training
+from trainer.estimate.training import RowTokens, estimate_rows
+from trainer.schedule import Share
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
@@ -91,7 +92,7 @@ def load(name: str) -> ModuleType:
 def foretold(name: str) -> str:
     """Return what the real run needs, as lines for its page; asks nobody and loads no model.
 
-    The base's sizes and the usual length of a row are those that the recipe states; the price is
+    The base's sizes are those that the recipe states, the rows those of its `plan`; the price is
     the catalog's dated one.
     """
     recipe = load(name)
@@ -100,7 +101,7 @@ def foretold(name: str) -> str:
     gpu, cap, budget = settings["vm"]["gpu"], settings["vm"]["max_price"], settings["budget"]
     catalog, size = cheapest_size(gpu)
     price = catalog.reference_spot(size)
-    hours = [estimate["hours"] * factor for factor in (1.0, 1 / HOURS_FACTOR, HOURS_FACTOR)]
+    hours = [estimate["hours_span"][end] for end in ("likely", "low", "high")]
     usual, low, high = (_span(each) for each in hours)
     spent = [f"{max(0.01, each * price):.2f}" for each in hours]
     memory = estimate["memory_bytes"]["reserved"] / 1e9
@@ -110,7 +111,7 @@ def foretold(name: str) -> str:
         f"{memory:.1f} GB of the {gpu}'s {estimate['gpu_bytes'] / 1e9:.1f}",
         f"{rows} of {estimate['tokens']:,} tokens at once",
         f"{usual} ({low} to {high})",
-        f"{estimate['steps']:,} steps, {recipe.USUAL_TOKENS} tokens in a usual row",
+        f"{_steps(estimate['steps'])}, {settings['plan']['tokens']} tokens in a usual row",
         f"{spent[0]} ({spent[1]} to {spent[2]})",
         f"{price:.3f} an hour, spot, {catalog.spot_date}; {limits}",
     )
@@ -122,19 +123,26 @@ def foretold(name: str) -> str:
     )
 
 
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"
+
+
 def _span(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(hours * 60))} min"
 
 
 def estimate_recipe(recipe: ModuleType, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `estimate_training` of a recipe's real run, on the GPU that it names."""
+    """Return `estimate_rows` of a recipe's real run, with its `plan`, on the GPU that it names."""
     tables = {key: settings[key] for key in TrainerConfig.model_fields if key in settings}
     config = TrainerConfig.model_validate(tables)
-    longest = config.train.max_length
-    return estimate_training(
-        config, recipe.BASE, gpu=GPUS[settings["vm"]["gpu"]],
-        lengths=[longest, *([recipe.USUAL_TOKENS] * (recipe.ROWS - 1))],
-    )  # fmt: skip
+    plan, longest = settings["plan"], config.train.max_length
+    rows = RowTokens(
+        longest=longest,
+        usual=plan["tokens"],
+        usual_target=plan.get("answer_tokens"),
+        shares=(Share(rows=plan["rows"]),),
+    )
+    return estimate_rows(config, recipe.BASE, rows, gpu=GPUS[settings["vm"]["gpu"]])
 
 
 def tiny(name: str, target: Path) -> Path:
@@ -184,6 +192,7 @@ def tiny_settings(settings: dict[str, Any]) -> dict[str, Any]:
         "model": {"id": "model"},
         "train": train,
         "checkpoint": {"every": 10, "keep": 2},
+        "plan": None,
     }
 
 

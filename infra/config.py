@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver, resolve_gpu
+from infra.catalog.vendors import CATALOGS
+from infra.errors import BadRequest
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
 
@@ -55,8 +64,10 @@ class VmTable(BaseModel):
 
     @field_validator("regions")
     @classmethod
-    def _check_regions(cls, value: list[str]) -> list[str]:
-        return [_require_valid(region, cloud_name_error) for region in value]
+    def _check_regions(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        catalog = CATALOGS.get(str(info.data.get("provider")))
+        codes = value if catalog is None else map(catalog.region_list.code, value)
+        return [_require_valid(region, cloud_name_error) for region in codes]
 
     @field_validator("max_price")
     @classmethod
@@ -239,6 +250,41 @@ class BudgetTable(BaseModel):
     usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
     hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
+
+
+def region_faults(vm: object) -> list[str]:
+    """Return what is wrong with the regions of a table `vm` as its user wrote it, with the keys.
+
+    A region that the vendor does not have, or where it sells no machine with the GPU, is found
+    here without asking anybody. It is no part of the table's own check, since a run that rents
+    already must be read again whatever its regions are called.
+    """
+    if not isinstance(vm, dict) or not isinstance(vm.get("regions"), list):
+        return []
+    catalog = CATALOGS.get(str(vm.get("provider")))
+    if catalog is None:
+        return []
+    regions, named = catalog.region_list, [one for one in vm["regions"] if isinstance(one, str)]
+    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default))
+    unknown = [regions.name_problem(one) for one in named]
+    found = [problem for problem in unknown if problem]
+    if not found and gpu and (unsold := regions.sale_problem(gpu, named)):
+        found = [unsold]
+    if found:
+        list_of_regions = regions.where(gpu)
+        if found[-1].endswith("?"):
+            found[-1] += f" {list_of_regions[0].upper()}{list_of_regions[1:]}"
+        else:
+            found[-1] += f"; {list_of_regions}"
+    return [f"vm.regions: {problem}" for problem in found]
+
+
+def _gpu_of(name: object) -> str:
+    """Return the catalog's name of a GPU, empty if there is none or it is not in the catalog."""
+    try:
+        return resolve_gpu(name).gpu.name if isinstance(name, str) and name else ""
+    except BadRequest:  # told where the table itself is checked
+        return ""
 
 
 def _require_valid(value: str, find_error: Callable[[str], str]) -> str:

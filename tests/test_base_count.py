@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from support.empty_models import build_empty, count
 
-from commands.plan import make_plan
 from commands.runs import base_shape
 from commands.runs.config import load
 from commands.runs.extras import Lack
 from commands.runs.planning import estimates
+from commands.runs.planning.make_page import make_plan
 from trainer.__main__ import main
 from trainer.device.count import count_shape, find_shape
 from trainer.device.shapes import SUPPORTED, Shape, UnknownShapeError, read_shape
@@ -180,7 +180,7 @@ def test_a_plan_without_figures_has_the_reason(
 
     assert page.estimate is None
     assert "not known: " in page.to_json()["forecast_problem"]
-    assert any("does not know a `made-up` model" in line for line in page.lines())
+    assert any("does not know a `made-up` model" in line for line in page.lines(1000))
 
 
 def test_a_plan_of_a_mixture_is_no_fit_for_a_t4(
@@ -199,4 +199,4 @@ def test_a_plan_of_a_mixture_is_no_fit_for_a_t4(
 
     assert page.estimate is not None
     assert page.estimate["memory_bytes"]["base"] > 16e9
-    assert any("does NOT fit a T4" in line for line in page.lines())
+    assert any("does NOT fit a T4" in line for line in page.lines(1000))

@@ -68,6 +68,7 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("glm", DENSE), ("glm", {**DENSE, "attention_bias": False}), ("glm4", DENSE),
     ("phi3", DENSE), ("stablelm", DENSE),
     ("stablelm", {**DENSE, "use_qkv_bias": True, "use_parallel_residual": True}),
+    ("stablelm", {**DENSE, "qk_layernorm": True, "use_parallel_residual": True}),
     ("starcoder2", DENSE), ("starcoder2", {**DENSE, "use_bias": False}),
     ("cohere", DENSE), ("cohere", {**DENSE, "use_qk_norm": True}), ("cohere2", DENSE),
     ("arcee", DENSE), ("arcee", {**DENSE, "mlp_bias": True}), ("apertus", DENSE),
@@ -216,7 +217,7 @@ def test_time_follows_the_experts_that_are_chosen(tmp_path: Any) -> None:
     dense = {**MIXTURES["Mixtral-8x7B"].config, "model_type": "mistral"}
     one = read_shape(dense)
     table = TrainerConfig.model_validate(
-        make_config(tmp_path, tmp_path, method={"kind": "qlora"}, train={"max_length": 512})
+        make_config(tmp_path, tmp_path, method={"kind": "lora"}, train={"max_length": 512})
     )
     seconds = [
         estimate_training(table, shape, gpu=GPUS["A100"])["step_seconds"]

@@ -163,6 +163,7 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
     did: list[str] = []
     config = SimpleNamespace(
         changed=changed,
+        clock=lambda: 0.0,
         on_message=lambda _text: None,
         helper_python="python3",
         layout=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),

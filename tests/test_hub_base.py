@@ -18,7 +18,6 @@ from support.model_hub import ModelHub, Repository
 
 from commands.audit import audit
 from commands.doctor import examine
-from commands.plan import make_plan
 from commands.runs import hub_base, session
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig, check_data_and_model, load
@@ -27,6 +26,7 @@ from commands.runs.home import RunFolder, make_private
 from commands.runs.hub_base import choose_base, inspect_base, name_sent_base, require_token
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.payload import build_payload
+from commands.runs.planning.make_page import make_plan
 from commands.runs.request import RunRequest
 from commands.runs.session import _saved
 from commands.ui.console import PlainConsole
@@ -153,7 +153,7 @@ def test_a_plan_of_an_accepted_base_estimates_it(
     monkeypatch.setenv("HF_TOKEN", hub.sign_up("ann"))
     page = make_plan(str(project(tmp_path).path))
 
-    line = next(line for line in page.lines() if line.startswith("base: "))
+    line = next(line for line in page.lines(1000) if line.startswith("base: "))
     assert "gated, and you may have it: it is fetched here and sent" in line
     assert page.estimate is not None
     assert page.to_json()["base"] == {

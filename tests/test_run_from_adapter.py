@@ -17,7 +17,6 @@ from support import tiny
 from support.models import make_adapter
 from support.runs import Project, make_project
 
-from commands import plan
 from commands.runs import config_diff
 from commands.runs.config import check_data_and_model, load
 from commands.runs.fetched_run import gather_facts
@@ -26,6 +25,7 @@ from commands.runs.home import run_folder
 from commands.runs.local_trainer import local_run_dir
 from commands.runs.parent_adapter import resolve_parent
 from commands.runs.payload import build_payload
+from commands.runs.planning.make_page import make_plan
 from commands.runs.receipt import make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.result_files import expected
@@ -194,7 +194,7 @@ def test_what_the_machine_would_refuse_is_refused_here(
     go_on_from(project, "mine", **method)
 
     with pytest.raises(UsageError, match="nothing was rented") as caught:
-        plan.make_plan("")
+        make_plan("")
     assert words in str(caught.value.problems)
 
 

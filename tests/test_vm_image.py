@@ -14,9 +14,9 @@ from arm.replies import Reply, Request
 from azure.mgmt.compute import models
 from pydantic import ValidationError
 
-from commands.plan import _notes
 from commands.runs import factory
 from commands.runs.config import check
+from commands.runs.planning.make_page import notes_on_names
 from commands.ui.errors import UsageError
 from infra.azure.registration import settings_of
 from infra.azure.vm import PLAIN, WITH_DRIVER, image_for, security_for
@@ -281,7 +281,7 @@ def test_set_up_learns_whether_the_image_brings_the_driver(driver: str) -> None:
 )
 def test_plan_says_what_the_image_means(given: dict[str, Any], words: str) -> None:
     """`qft plan` tells beforehand that a driver will be installed; of unknown images nothing."""
-    notes = "; ".join(filter(None, _notes(table(**given))))
+    notes = "; ".join(filter(None, notes_on_names(table(**given))))
 
     assert words in notes
     assert bool(notes) == bool(words)

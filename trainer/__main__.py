@@ -44,6 +44,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "probe": Command("device.probe", "print versions and device as JSON", headings=True),
         "convert": Command("data.convert", "turn a published data set into rows"),
         "shape": Command("device.count", "count the parameters that a config.json describes"),
+        "forecast": Command("estimate.points", "predict published peaks of memory from a CSV"),
+        "step-memory": Command("step_memory.command", "count the memory of a training step"),
         "audit": Command("pages.audit", "show what would be trained"),
         "generate": Command("results.generate", "let the base or the adapter answer"),
         "report": Command("pages.report", "write the page of a run"),

@@ -31,7 +31,7 @@ from trainer.hub import PLACE, hub_is_silent
 from trainer.hub_files import description_names, model_problem, weights_bytes
 from trainer.secret import Secret
 
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 """That a hub may take over one answer."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TRUE_WORDS = frozenset({"1", "ON", "YES", "TRUE"})

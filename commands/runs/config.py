@@ -20,9 +20,10 @@ from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
+from commands.runs.plan_table import PlanTable
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
-from infra.config import BudgetTable, VmTable
+from infra.config import BudgetTable, VmTable, region_faults
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub
@@ -65,6 +66,11 @@ class RunConfig(BaseModel):
     train: TrainTable = Field(default_factory=TrainTable)
     checkpoint: CheckpointTable = Field(default_factory=CheckpointTable)
     eval: EvalTable | None = None
+    plan: PlanTable | None = Field(
+        default=None,
+        description="What `qft plan` counts with while the data files are not here; `qft run` "
+        "needs the files.",
+    )
 
     @property
     def trainer_tables(self) -> dict[str, Any]:
@@ -122,7 +128,8 @@ def load(path: Path) -> LoadedConfig:
     """Read and check a `run.yaml`. Raises UsageError with every fault at once."""
     content = read_tables(path)
     # The way may lead through a folder that goes later; the file itself may be a link.
-    return check(content.tables, path.parent.resolve() / path.name, faults=content.faults)
+    faults = [*content.faults, *region_faults(content.tables.get("vm"))]
+    return check(content.tables, path.parent.resolve() / path.name, faults=faults)
 
 
 def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) -> LoadedConfig:
@@ -213,10 +220,18 @@ def _shown(message: str) -> str:
     return message if len(message) < MESSAGE_CHARS_MAX else shorten(message, MESSAGE_CHARS_MAX)
 
 
-def check_data_and_model(loaded: LoadedConfig) -> None:
+def absent_files(loaded: LoadedConfig) -> list[Path]:
+    """Return the data files that are named and not here, and that the table `plan` stands for."""
+    if loaded.config.plan is None:
+        return []
+    return [path for path in loaded.data_files.values() if not path.exists()]
+
+
+def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -> None:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
-    Raises UsageError with every fault at once. Reads the data files whole; loads no model.
+    Raises UsageError with every fault at once. Reads the data files whole, but those in `absent`,
+    which a plan goes on without; loads no model.
     """
     from trainer.data.header import header_problem
     from trainer.data.row import Notes
@@ -233,6 +248,8 @@ def check_data_and_model(loaded: LoadedConfig) -> None:
         except TemplateError as error:
             faults.append(f"data.{field}: {error}")
     for key, file in loaded.data_files.items():
+        if file in absent:
+            continue
         if file.exists() and not (file.is_file() or file.is_dir()):  # to open a pipe would wait
             faults.append(f"data.{key}: {file}: is a pipe or a device, not a data file")
             continue

@@ -80,6 +80,7 @@ def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
         "data": loaded.config.data.model_dump(mode="json", include={"train", "eval"}),
         "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
         **_parent(folder, loaded),
+        **({"plan": receipt.comparison.to_json()} if receipt.comparison else {}),
     }
 
 

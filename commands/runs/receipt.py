@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from commands.runs.home import RunFolder
-from infra.durable import read_json
+from commands.runs.measured import read_measured, read_result
+from commands.runs.planning.actual import actual_of
+from commands.runs.planning.comparison import Comparison
+from commands.runs.planning.planned import read_planned
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
@@ -69,11 +72,16 @@ class Receipt:
     """Whether it was the user's own machine, which costs nothing here."""
     parent: str = ""
     """The adapter that the training went on from, by `method.from`; empty if it began anew."""
+    comparison: Comparison | None = None
+    """What was planned against what it took; None for a run that began without a plan."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `parent` is there only if there was one."""
-        values = asdict(self)
-        return values if self.parent else {k: v for k, v in values.items() if k != "parent"}
+        """Plain values; `parent`, `planned` and `actual` are there only if there is one."""
+        values = asdict(replace(self, comparison=None))
+        del values["comparison"]
+        if not self.parent:
+            del values["parent"]
+        return values | (self.comparison.to_json() if self.comparison else {})
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
@@ -96,6 +104,8 @@ class Receipt:
             *[("redone", again)] * (apart and show_redone),
             ("steps", str(self.steps)),
         ]
+        if self.comparison:
+            rows += self.comparison.lines(simulated=self.simulated)
         if self.before:
             rows.append(("before", str(self.before)))
         if self.after:
@@ -117,7 +127,7 @@ def _is_own(event: Event) -> bool:
 def _day(adapter: Path) -> str | None:
     """The day that the trainer noted beside the adapter; None if there is none yet."""
     try:
-        return date.fromisoformat(str(_table(adapter / RECEIPT).get("day"))).isoformat()
+        return date.fromisoformat(str(read_result(adapter / RECEIPT).get("day"))).isoformat()
     except ValueError:
         return None
 
@@ -156,18 +166,30 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         after=read_score(out / "eval-after.json"),
         adapter=str(adapter) if state.fetched and adapter.is_dir() else "",
         parent=_parent(folder),
+        comparison=compare(folder, events, out, redone_steps=status.redone_steps + lost),
     )
+
+
+def compare(
+    folder: RunFolder, events: list[Event], out: Path, *, redone_steps: int
+) -> Comparison | None:
+    """Hold what a run took until its last event against its plan; None if it has none."""
+    planned = read_planned(folder)
+    if planned is None:
+        return None
+    measured = read_measured(out, redone_steps=redone_steps)
+    return Comparison(planned=planned, actual=actual_of(events, measured))
 
 
 def _parent(folder: RunFolder) -> str:
     """The adapter that the run goes on from, as its config names it; empty if there is none."""
-    method = table(table(_table(folder.config).get("config")).get("method"))
+    method = table(table(read_result(folder.config).get("config")).get("method"))
     return text(method.get("from")) or ""
 
 
 def read_score(path: Path) -> Score | None:
     """The score in an evaluation's JSON; None if there is none or it is not one."""
-    found = _table(path)
+    found = read_result(path)
     metric, n = text(found.get("metric"), most=60), whole(found.get("n"))
     value, low, high = (number(found.get(key), most=1e9) for key in ("value", "low", "high"))
     if metric is None or n is None or value is None or low is None or high is None:
@@ -207,20 +229,13 @@ def _interrupted(events: list[Event]) -> tuple[int, int]:
     return downs, lost
 
 
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        return table(read_json(path))
-    except (ValueError, OSError):  # it came from the machine; a receipt must not fail on it
-        return {}
-
-
 def _last_status(folder: RunFolder, out: Path) -> Heartbeat:
     """The trainer's status; until that is fetched, the counters of the newest checkpoint here."""
     with contextlib.suppress(OSError):  # not fetched yet
         return read_heartbeat((out / "status.json").read_bytes())
     for step in steps_present(folder.checkpoints):
         state = folder.checkpoints / directory_name(step) / "state.json"
-        if counters := table(_table(state).get("counters")):
+        if counters := table(read_result(state).get("counters")):
             exact = counters.get("inexact_from") is None
             return read_heartbeat(json.dumps({**counters, "exact": exact}))
     return SILENCE

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, run_folder
+from commands.runs.planning.ranking import JobOffer
 from commands.ui.console import Console
 from infra.run.plan import Goal
 from trainer.hub_models import Account
@@ -27,6 +28,10 @@ class RunRequest:
     """Whether to set the earlier record aside and begin anew."""
     attach: bool = False
     """Whether to follow, rather than refuse, when another process drives the run."""
+    page_offer: JobOffer | None = None
+    """The first offer of the plan that was just shown, priced; None if none was shown."""
+    ask: bool = False
+    """Whether somebody is there to be asked before a run that begins rents a machine."""
     account: Account | None = None
     """As whom the trainer on the machine fetches a base that not everybody may have."""
 

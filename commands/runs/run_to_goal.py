@@ -8,6 +8,7 @@ machine), then `trainer/__main__.py` there. `result.py` and `advice.py` put the 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from commands.runs.advice import (
     after_interrupt,
@@ -23,6 +24,7 @@ from commands.runs.find_config import find_config
 from commands.runs.home import RunBusyError, environment, qft_home
 from commands.runs.hub_base import name_sent_base
 from commands.runs.parent_adapter import resolve_parent
+from commands.runs.planning.confirm import confirm_renting
 from commands.runs.planning.estimates import warn_before_renting
 from commands.runs.receipt import make_receipt
 from commands.runs.request import RunRequest
@@ -54,6 +56,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
     fresh: bool = False,
     plain: bool = False,
     attach: bool = False,
+    ask: bool = False,
 ) -> RunRequest:
     """Make the request that a command line stands for. Raises UsageError for a config with faults.
 
@@ -72,6 +75,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
         allow_change=allow_change,
         fresh=fresh,
         attach=attach,
+        ask=ask,
         parent=parent,
     )
 
@@ -82,6 +86,7 @@ def run_to_goal(request: RunRequest) -> RunResult:
     if request.goal is not Goal.FETCH:  # what is done already needs nothing to come home
         demand(needed_here(loaded.config), "training on this computer", request.home)
     warn_before_renting(loaded, console.log)
+    request = replace(request, page_offer=confirm_renting(request))
     try:
         while True:
             began = len(read(folder.journal))

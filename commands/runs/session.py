@@ -37,6 +37,7 @@ from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.planning.estimates import warn_if_too_large
+from commands.runs.planning.start_plan import keep_plan
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
 from commands.runs.result_files import expected
@@ -141,6 +142,8 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         write_json(folder.config, _saved(loaded, request.allow_change, base))
         if request.parent is not None:
             keep_parent(request.parent, folder.payload)
+        if request.goal is not Goal.FETCH and (not state.run_id or (changed and not bound)):
+            keep_plan(request, clock=time.time)
         if not state.run_id:
             run_id = f"{loaded.config.name}-{secrets.token_hex(2)}"
             journal.append(Kind.RUN_STARTED, run_id=run_id, name=loaded.config.name)
@@ -327,6 +330,7 @@ def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> 
     for path in (
         folder.journal,
         folder.config,
+        folder.plan,
         folder.checkpoints,
         folder.payload,
         folder.root / "scores",

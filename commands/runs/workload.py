@@ -85,10 +85,11 @@ class SshWorkload:
         with self._translated():
             self._open(vm)
 
-    def prepare(self, vm: Vm) -> None:
+    def prepare(self, vm: Vm) -> float | None:
         """Set up, then push code, model, data, config, and what is ahead at home.
 
-        A trainer that runs is left in peace: nothing is changed under its feet.
+        A trainer that runs is left in peace: nothing is changed under its feet. Returns how many
+        seconds the pushing took, None if nothing was pushed.
         """
         config = self._config
         with self._watched(vm), self._tried_again():
@@ -97,12 +98,14 @@ class SshWorkload:
             connection = self._make_ready(connection, vm)
             if self._job(vm).status().state is job.JobState.RUNNING:
                 if not config.changed:
-                    return
+                    return None
                 config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
+            began_s = config.clock()
             for item in config.payload.items(config.layout.base):
                 self._push(connection, item)
             self._checkpoint_sync.push_newest(connection)
+            return config.clock() - began_s
 
     def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(

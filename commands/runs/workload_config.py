@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,3 +75,5 @@ class WorkloadConfig:
     """Tell people what is being done, one line at a time."""
     progress: Callable[[str, int, int], None]
     """Tell how far a transfer is: what, bytes done, bytes in all."""
+    clock: Callable[[], float] = time.monotonic
+    """Times how long transfers take."""

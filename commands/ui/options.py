@@ -20,6 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Plain = Annotated[
     bool, typer.Option("--plain", help="Plain lines instead of a live view, as in a pipe.")
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Rent without asking; only a terminal is asked at all.")
+]
 AllowChange = Annotated[
     list[str] | None,
     typer.Option(

@@ -14,7 +14,6 @@ BASE = {
     "model_type": "falcon", "hidden_size": 4544, "num_hidden_layers": 32,
     "num_attention_heads": 71, "vocab_size": 65024, "multi_query": True,
 }  # fmt: skip
-ROWS, USUAL_TOKENS = 3_160, 300  # nine tenths of 3,512 pairs
 
 
 def write_tiny(directory: Path) -> Path:

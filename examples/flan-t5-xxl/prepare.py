@@ -15,7 +15,6 @@ BASE = {
     "num_decoder_layers": 24, "num_heads": 64, "vocab_size": 32128,
     "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
 }  # fmt: skip
-ROWS, USUAL_TOKENS = 46_800, 120  # nine tenths of 52,000 instructions
 
 
 def write_tiny(directory: Path) -> Path:

@@ -15,7 +15,6 @@ BASE = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000,
     "tie_word_embeddings": False,
 }  # fmt: skip
-ROWS, USUAL_TOKENS = 31_500, 900  # nine tenths of 35,000 conversations
 
 
 def write_tiny(directory: Path) -> Path:

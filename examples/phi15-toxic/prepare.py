@@ -14,7 +14,6 @@ BASE = {
     "model_type": "phi", "hidden_size": 2048, "intermediate_size": 8192,
     "num_hidden_layers": 24, "num_attention_heads": 32, "vocab_size": 51200,
 }  # fmt: skip
-ROWS, USUAL_TOKENS = 27_900, 100  # nine tenths of 16,000 malicious and 15,000 benign comments
 
 
 def write_tiny(directory: Path) -> Path:

@@ -14,7 +14,6 @@ BASE = {
     "model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240,
     "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 51200,
 }  # fmt: skip
-ROWS, USUAL_TOKENS = 25_000, 280  # of film reviews
 
 
 def write_tiny(directory: Path) -> Path:

@@ -14,7 +14,6 @@ BASE = {
     "model_type": "t5", "d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24,
     "num_decoder_layers": 24, "num_heads": 32, "vocab_size": 32128,
 }  # fmt: skip
-ROWS, USUAL_TOKENS = 1, 512  # one step is enough
 
 
 if __name__ == "__main__":

@@ -151,10 +151,13 @@ class Offers:
             priced_at=quote.priced_at,
         )
         past = self.refusal_cache.against(size.size, region, quota_is_listed=quota is not None)
-        unsold = quote.spot_usd_per_h is None and "catalog" not in quote.source
+        listed = "catalog" not in quote.source
+        unsold = quote.spot_usd_per_h is None and listed
+        # Without the price list the catalog still says where a card is not sold at all.
+        absent = "" if listed else AZURE.region_list.sale_problem(size.gpu, [region])
         stays = (
             found.restricted.get(region, {}).get(size.size.lower(), "")
-            or ("the price list has no spot price for it there" if unsold else "")
+            or ("the price list has no spot price for it there" if unsold else absent)
             or _quota_obstacle(size, region, quota)
             or (past.detail if past and not past.clears else "")
         )

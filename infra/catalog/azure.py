@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from infra.catalog import azure_regions
 from infra.catalog.gpus import GPUS, Driver
+from infra.catalog.regions import RegionList
 from infra.catalog.vendor import GpuSize, VendorCatalog
 
 SPOT_QUOTA = "lowPriorityCores"
@@ -94,6 +96,12 @@ AZURE = VendorCatalog(
     provider="azure",
     sizes=SIZES,
     regions=REGIONS,
+    region_list=RegionList(
+        vendor="Azure",
+        regions=azure_regions.PUBLIC_REGIONS,
+        by_gpu=azure_regions.GPU_REGIONS,
+        date=azure_regions.DATE,
+    ),
     on_demand_date="2026-06-18",
     on_demand_source="public price lists collected by karpenter's Azure provider",
     spot_date="2026-09-21",

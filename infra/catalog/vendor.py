@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from infra.catalog.gpus import Driver, resolve_gpu
+from infra.catalog.regions import RegionList
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class VendorCatalog:
     sizes: tuple[GpuSize, ...]
     regions: tuple[str, ...]
     """In the order to try when the user names none."""
+    region_list: RegionList
+    """All that there are, and where each GPU has a price."""
     on_demand_date: str
     on_demand_source: str
     spot_date: str

@@ -158,8 +158,9 @@ class Supervisor:
             case act.SetSafeguards():
                 self._set_safeguards(vm, plan)
             case act.Prepare():
-                workload.prepare(vm)
-                self._record(Kind.PREPARED)
+                sent_s = workload.prepare(vm)
+                sent = {} if sent_s is None else {"sent_s": round(sent_s, 3)}
+                self._record(Kind.PREPARED, **sent)
             case act.Launch():
                 self._record(Kind.LAUNCH_INTENDED)
                 workload.launch(vm)

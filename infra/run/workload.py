@@ -62,8 +62,11 @@ class Workload(Protocol):
         """Connect to the machine; quick when it is connected."""
         ...
 
-    def prepare(self, vm: Vm) -> None:
-        """Set the machine up and push data, code and the newest checkpoint to it."""
+    def prepare(self, vm: Vm) -> float | None:
+        """Set the machine up and push data, code and the newest checkpoint to it.
+
+        Return how many seconds the pushing took; None if nothing was pushed.
+        """
         ...
 
     def set_time_limit(self, vm: Vm, left_s: float) -> None:

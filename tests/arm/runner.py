@@ -15,8 +15,9 @@ import pytest
 
 import cli
 from arm.harness import AzureHarness
-from commands import down, plan
+from commands import down
 from commands.runs import session
+from commands.runs.planning import make_page
 from infra.azure.registration import AzureRegistration
 from infra.provider import Vm
 from infra.run.fold import fold
@@ -84,7 +85,7 @@ def cli_runner(
             lambda _self, _vm, state_dir, _environment: harness.provider(state_dir=state_dir),
         ),
         mock.patch.object(session, "time", clock),
-        mock.patch.object(plan, "time", clock),
+        mock.patch.object(make_page, "time", clock),
         mock.patch.object(down, "time", clock),
         mock.patch.object(session, "build_workload", return_value=ObedientWorkload(harness)),
         pytest.MonkeyPatch.context() as patch,

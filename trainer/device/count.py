@@ -51,7 +51,7 @@ def count_shape(config: Mapping[str, Any]) -> Shape:
     Raises:
         UnknownShapeError: it does not know the architecture, or cannot build it from this config.
     """
-    _check_numbers(config)
+    check_numbers(config)
     try:
         model = build_empty(config)
         return _Counted(model).shape(str(config.get("model_type")))
@@ -62,8 +62,11 @@ def count_shape(config: Mapping[str, Any]) -> Shape:
         raise UnknownShapeError(f"{named(config)} cannot be built here: {reason}") from error
 
 
-def build_empty(config: Mapping[str, Any]) -> Any:
-    """Return the class that would be trained, without weights, with none of a repository's code."""
+def build_empty(config: Mapping[str, Any], *, attention: str | None = None) -> Any:
+    """Return the class that would be trained, without weights, with none of a repository's code.
+
+    `attention` is transformers' name of an implementation (`sdpa`, `eager`), None for its choice.
+    """
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -80,8 +83,9 @@ def build_empty(config: Mapping[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         described = CONFIG_MAPPING[kind].from_dict(ours)
+        wanted = {} if attention is None else {"attn_implementation": attention}
         with torch.device("meta"):
-            return _family(transformers, described).from_config(described)
+            return _family(transformers, described).from_config(described, **wanted)
 
 
 def _family(transformers: Any, described: Any) -> Any:
@@ -95,7 +99,7 @@ def _family(transformers: Any, described: Any) -> Any:
     return transformers.AutoModelForImageTextToText
 
 
-def _check_numbers(value: object, depth: int = 0) -> None:
+def check_numbers(value: object, depth: int = 0) -> None:
     """Raise UnknownShapeError if a config has a number that no model has."""
     if depth > 8:
         raise UnknownShapeError("its config.json is nested too deep")
@@ -104,10 +108,10 @@ def _check_numbers(value: object, depth: int = 0) -> None:
             is_count = type(inner) is int and re.search(r"layers?$|depth|blocks", str(key))
             if is_count and inner > LAYERS_MAX:
                 raise UnknownShapeError(f"its config.json has {inner} as `{key}`")
-            _check_numbers(inner, depth + 1)
+            check_numbers(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check_numbers(inner, depth + 1)
+            check_numbers(inner, depth + 1)
     elif type(value) is int and value > NUMBER_MAX:
         raise UnknownShapeError(f"its config.json has {value}, which is no size")
 

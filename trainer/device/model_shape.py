@@ -76,6 +76,8 @@ class Block:
     """Layers that transformers never quantises, and keeps in float32 in a float16 model."""
     unadapted: tuple[str, ...] = ()
     """Layers that PEFT cannot adapt beside experts, since it takes their names for those."""
+    heads: int = 0
+    """Heads of attention, 0 if that is not known: each has scores of its own."""
     idle: bool = False
     """It lies in memory, but no text passes it, nor is it adapted: the tower that sees."""
 

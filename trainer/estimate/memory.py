@@ -1,7 +1,7 @@
-"""Estimates, before money is spent, whether a training fits a GPU, and about how long it takes.
+"""Estimates, before money is spent, the peak memory of one step of a training on a GPU.
 
 Nothing heavy is imported and no weight is loaded: the model's `config.json` is enough. Sizes are
-decimal bytes. The formula is written out in `docs/evaluation.md`, with its errors against published
+decimal bytes. The formula is written out in `docs/memory.md`, with its errors against published
 measurements; it estimates the peak that torch allocates, to which the allocator's slack and the
 CUDA context are added. The trainer itself measures the truth in its first seconds.
 """
@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.device.shapes import Block, Experts, Linear, Shape, read_shape
+from trainer.device.shapes import Experts, Linear, Shape, read_shape
+from trainer.estimate.activations import brief_bytes, kept_bytes, stream_bytes
 from trainer.estimate.setup import BYTES, TrainingSetup
+from trainer.estimate.span import Span
 from trainer.estimate.weights import (
     adapted_layers,
     adapter_parameters,
@@ -24,8 +26,7 @@ from trainer.estimate.weights import (
 )
 from trainer.method_table import OptimizerKind, Quant
 
-SLACK = 1.08  # reserved over allocated, the low end of what is seen in training (1.08 to 1.41)
-CONTEXT_BYTES = 0.55e9  # CUDA context and workspaces: 0.36 to 0.65 GB are reported
+LOW, HIGH = 0.85, 1.15  # of the need: between them lie nine of ten published peaks
 SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
 
 
@@ -42,6 +43,11 @@ class Memory:
     allocated: float
     reserved: float
 
+    @property
+    def need(self) -> Span:
+        """The need with the range in which nine of ten published peaks lie."""
+        return Span(low=self.reserved * LOW, likely=self.reserved, high=self.reserved * HIGH)
+
 
 def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     """Return the peak of one training step of the model that `config` (its config.json) describes.
@@ -49,55 +55,91 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     Raises:
         UnknownShapeError: the architecture's matrices are not known.
     """
-    shape = read_shape(config)
-    size = BYTES[work.precision]
-    rows = work.tokens * work.micro_batch
+    shape, loop = read_shape(config), work.loop
     trained = adapter_parameters(shape, work)
-    base = base_bytes(shape, work)
-    adapter = trained * work.adapter_bytes * 2  # weights and gradients
-    moments = trained * (8 if work.optimizer is OptimizerKind.ADAMW else 2.03)
-    if work.bases is not None:  # made of coefficients, the matrices and their gradients are there
-        adapter += matrix_parameters(shape, work) * work.adapter_bytes * 2
-        # Tensors under 4096 elements keep 32-bit moments in every optimizer.
-        moments = trained * (8 if work.bases < SMALL_TENSOR else moments / trained)
-    if work.new_tokens:  # the copies of embedding and head, and the gradient of one of them
-        adapter += 3 * shape.vocabulary * shape.hidden * size
-    kept, live, brief = _activations(shape, work, rows)
-    heads = work.micro_batch * (work.tokens if work.loss_tokens is None else work.loss_tokens)
-    # Logits in the compute type, their float32 copy, and its gradient.
-    logits = float(heads * shape.vocabulary * (size + 4 + 4))
+    base = 0.0 if work.full else base_bytes(shape, work)
+    adapter, moments = _trained_bytes(shape, work, trained)
+    kept, backward = _activations(shape, work, work.tokens * work.micro_batch)
+    if work.variant == "loha":  # the change of every weight is computed, and kept
+        kept += 4 * sum(
+            block.count * sum(one.weights for one in adapted_layers(block, work))
+            for block in shape.text_blocks
+        )
+    logits = logits_bytes(shape, work)
+    step = loop.step_bytes * trained
     workspace = _unpacked_bytes(shape, work)
     if work.dora:
         adapted = (one for block in shape.text_blocks for one in adapted_layers(block, work))
         workspace = max([workspace, *(dora_bytes(one, work) for one in adapted)])
-    # The head's moment is over before the backward pass of the last layer: the two never add up.
-    if logits > live + brief:
+    if not loop.accumulates:  # gradients appear while what was kept for them goes
+        gradients = trained * loop.gradient_bytes
+        adapter -= gradients
+        step += gradients
+    # The head's moment is over before the backward pass of the last layer, and that before the
+    # optimizer's step: the three never add up.
+    if step > kept + max(logits, backward) + workspace:
+        activations, logits, workspace = 0.0, 0.0, step
+    elif logits > backward:
         activations = kept
     else:
-        activations, logits = kept + live + brief, 0.0
-    allocated = base + adapter + moments + activations + logits + workspace
+        activations, logits = kept + backward, 0.0
+    static = base + adapter + moments + loop.buffer_bytes
+    passing = activations + logits + workspace
     return Memory(
         base=base,
         adapter=adapter,
         optimizer=moments,
         activations=activations,
         logits=logits,
-        workspace=workspace,
-        allocated=allocated,
-        reserved=allocated * SLACK + CONTEXT_BYTES,
+        workspace=workspace + loop.buffer_bytes,
+        allocated=static + passing,
+        reserved=static * loop.static_slack + passing * loop.slack + loop.context_bytes,
     )
+
+
+def _trained_bytes(shape: Shape, work: TrainingSetup, trained: int) -> tuple[float, float]:
+    """Return the bytes of trained weights with their gradients, and those of their moments."""
+    loop = work.loop
+    each = loop.trained_bytes + loop.gradient_bytes + loop.master_bytes
+    adapter = trained * each
+    eight_bit = work.optimizer is not OptimizerKind.ADAMW
+    moment = 2.03 if eight_bit else 8 if loop.moment_bytes is None else loop.moment_bytes
+    if loop.paged_moments:
+        moment = 0
+    moments = trained * moment
+    if work.bases is not None:  # made of coefficients, the matrices and their gradients are there
+        adapter += matrix_parameters(shape, work) * each
+        # Tensors under 4096 elements keep 32-bit moments in every optimizer.
+        moments = trained * (8 if work.bases < SMALL_TENSOR else moment)
+    if work.new_tokens:  # the copies of embedding and head, and the gradient of one of them
+        adapter += 3 * shape.vocabulary * shape.hidden * BYTES[work.precision]
+    return adapter, moments
+
+
+def logits_bytes(shape: Shape, work: TrainingSetup) -> float:
+    """Return what the logits take at the worst moment of the loss."""
+    loop = work.loop
+    tokens = work.tokens if work.loss_tokens is None else work.loss_tokens
+    rows = work.micro_batch * tokens
+    rows = -(-rows // loop.head_parts)
+    if loop.head_chunk_bytes is not None:
+        rows = min(rows, int(loop.head_chunk_bytes / (4 * shape.vocabulary)))
+    return float(rows * shape.vocabulary * loop.head_bytes)
 
 
 def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
     """Return what weights take that exist in the compute type while they are computed with.
 
-    A quantised linear layer unpacks itself, and again for its backward pass. The experts of a layer
-    are unpacked all at once, as are unquantised ones with their adapter added: with checkpointing
-    those of one layer are there, without it those of all. One that is adapted exists with its
-    adapter and without, one tensor after the other.
+    A quantised linear layer unpacks itself, and again for its backward pass, and so does a head.
+    The experts of a layer are unpacked all at once, as are unquantised ones with their adapter
+    added: with checkpointing those of one layer are there, without it those of all. One that is
+    adapted exists with its adapter and without, one tensor after the other.
     """
-    quantised = work.quant is not Quant.NONE
-    widest = max((o.weights for b in shape.text_blocks for o in b.linears if quantised), default=0)
+    quantised, size = work.quant is not Quant.NONE, work.loop.dequantised_bytes
+    matrices = [o.weights for b in shape.text_blocks for o in b.linears if quantised]
+    if quantised and work.loop.quantised_head:
+        matrices.append(shape.vocabulary * shape.hidden)
+    widest = max(matrices, default=0) * size
     layers = [
         (block.count, [one for one in block.experts if _copied(one, work)])
         for block in shape.text_blocks
@@ -110,7 +152,7 @@ def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
     )
     twice = [one.weights for _, each in layers for one in each if adapts(one.name, work)]
     experts = there + max(twice, default=0)
-    return float(max(widest, experts) * BYTES[work.precision])
+    return float(max(widest, experts * BYTES[work.precision]))
 
 
 def _copied(experts: Experts, work: TrainingSetup) -> bool:
@@ -130,52 +172,15 @@ def dora_bytes(one: Linear, work: TrainingSetup) -> float:
     return one.columns * (one.columns * 4 + work.r * size) + copies * one.weights
 
 
-def _activations(shape: Shape, work: TrainingSetup, rows: int) -> tuple[float, float, float]:
-    """Return the bytes kept for all layers, live in one layer, and brief in its backward pass."""
+def _activations(shape: Shape, work: TrainingSetup, rows: int) -> tuple[float, float]:
+    """Return the bytes kept from the forward pass, and what a layer's backward pass adds."""
     blocks = shape.text_blocks
-    live = max(_layer_bytes(shape, block, work) for block in blocks) * rows
-    brief = max(_brief_bytes(shape, block, work) for block in blocks) * rows
-    size = BYTES[work.precision]
-    if work.checkpointing:
-        layers = sum(block.count for block in blocks)
-        return layers * shape.hidden * size * rows, live, brief
-    kept = sum(block.count * _layer_bytes(shape, block, work) for block in blocks) * rows
-    return kept, 0.0, brief
-
-
-def _layer_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
-    """Return what one layer keeps of one token for its backward pass.
-
-    The base is frozen, so a linear layer keeps its input only if it is adapted, or if it is
-    quantised by a version of bitsandbytes that keeps it. A norm keeps its float32 input; attention
-    keeps queries, keys, values and its output; the feed-forward part what its non-linearity needs.
-    """
-    size = BYTES[work.precision]
-    norms = block.norms * shape.hidden * 4
-    # Keys and values are spread out to the number of query heads where they are fewer.
-    attention = size * (2 * block.queries + 2 * max(block.keys, block.queries))
-    feed = size * block.feed_forward * (3 if block.gated else 2)
-    inputs = {one.columns: 0.0 for one in adapted_layers(block, work)}
-    for one in adapted_layers(block, work):
-        # Layers that read the same thing share it; with dropout each keeps its own copy and mask.
-        shared = one.columns * size
-        inputs[one.columns] = (
-            inputs[one.columns] + shared + one.columns
-            if work.dropout
-            else max(inputs[one.columns], shared)
-        )
-    kept = 0 if work.quant is Quant.NONE else size * sum(one.columns for one in block.linears)
-    # DoRA keeps what the base and what the matrices gave, each to be multiplied by the lengths.
-    results = 2 * size * sum(one.rows for one in adapted_layers(block, work)) if work.dora else 0
-    # What reaches an expert is a copy of its own for each of those that a token chooses.
-    routed = size * sum(one.chosen * one.columns for one in block.experts)
-    return norms + attention + feed + results + routed + max(sum(inputs.values()), kept)
-
-
-def _brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
-    """Return what the backward pass of one layer holds of one token at its widest moment."""
-    size = BYTES[work.precision]
-    return size * (2 * block.feed_forward + 2 * shape.hidden)
+    brief = max(brief_bytes(shape, block, work) for block in blocks) * rows
+    if not work.checkpointing:
+        return sum(b.count * kept_bytes(shape, b, work) for b in blocks) * rows, brief
+    live = max(kept_bytes(shape, block, work) for block in blocks) * rows
+    layers = 2 if work.loop.checkpoints_on_host else sum(block.count for block in blocks)
+    return layers * shape.hidden * stream_bytes(work) * rows, live + brief
 
 
 def largest_micro_batch(
@@ -188,6 +193,6 @@ def largest_micro_batch(
     fitting = [
         count
         for count in range(1, batch_size + 1)
-        if estimate(config, replace(work, micro_batch=count)).reserved <= memory_bytes
+        if estimate(config, replace(work, micro_batch=count)).need.high <= memory_bytes
     ]
     return max(fitting, default=None)

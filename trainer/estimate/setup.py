@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from trainer.config import PrecisionChoice
+from trainer.estimate.loops import OURS, Loop
 from trainer.method_table import OptimizerKind, Quant
 
 BYTES: Mapping[PrecisionChoice, int] = MappingProxyType(
@@ -29,9 +31,18 @@ class TrainingSetup:
     precision: PrecisionChoice = PrecisionChoice.FP16
     checkpointing: bool = True
     loss_tokens: int | None = None  # tokens per sequence that reach the head; None: all of them
-    adapter_bytes: int = 4  # of one trained number; ours are always float32
     dora: bool = False
     bases: int | None = None  # per matrix, if the matrices are combinations of so many (NOLA)
     miss: bool = False
+    variant: Literal["lora", "vera", "loha"] = "lora"  # which none of our methods is, but the first
     new_tokens: bool = False  # PEFT puts their rows into a copy of the embedding in every pass
     saved: int = 0  # embedding and head, as far as they are trained whole
+    head: bool = False  # the head has an adapter, too
+    full: bool = False  # every weight is trained, and there is no adapter
+    stored_bytes: float | None = None  # of a quantised weight, where it is not stored as `quant` is
+    loop: Loop = OURS
+
+    @property
+    def adapter_bytes(self) -> float:
+        """The bytes of one trained number."""
+        return self.loop.trained_bytes

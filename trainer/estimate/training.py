@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
@@ -11,28 +11,30 @@ from trainer.device.shapes import Shape, read_shape
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.memory import estimate, largest_micro_batch
 from trainer.estimate.setup import TrainingSetup
+from trainer.estimate.span import Span
+from trainer.estimate.step_time import step_seconds
 from trainer.estimate.weights import adapter_parameters
 from trainer.method_table import MethodKind
+from trainer.schedule import Share, make_schedule
 
-DORA_TIME = 1.26  # of a step over LoRA's, PEFT's own comparison on unquantised weights
-HOURS_FACTOR = 3.0  # published runs of one kind on one card differ by that much
+GROUPED_PADDING = 1.05
 
 
-def step_seconds(
-    config: Mapping[str, Any] | Shape, work: TrainingSetup, *, gpu: TrainingGpu, batch_size: int
-) -> float:
-    """Return about how long one optimizer step takes: work over what such a training reaches.
+@dataclass(frozen=True, kw_only=True)
+class RowTokens:
+    """How many tokens the rows of a run have, and how many of them the loss is of."""
 
-    Forward and backward through frozen weights cost 2 FLOP each per weight and token, recomputing
-    another 2; the head costs the same for supervised tokens. Of experts, those count that a token
-    chooses. Right within a factor of HOURS_FACTOR.
-    """
-    shape = read_shape(config)
-    passes = (6 if work.checkpointing else 4) * (DORA_TIME if work.dora else 1.0)
-    tokens = work.tokens * batch_size
-    heads = batch_size * (work.tokens if work.loss_tokens is None else work.loss_tokens)
-    head = shape.vocabulary * shape.hidden
-    return passes * (shape.active_parameters * tokens + head * heads) / gpu.flops
+    longest: int
+    """Decides memory."""
+    usual: float
+    """The mean, which decides time."""
+    longest_target: int | None = None
+    """Of the answers; None if every token may be one."""
+    usual_target: float | None = None
+    sample: tuple[int, ...] = ()
+    """Some rows in random order, from which padding is found."""
+    shares: tuple[Share, ...] | None = None
+    """How many rows there are, by data set; None if that is unknown."""
 
 
 def estimate_training(
@@ -48,19 +50,86 @@ def estimate_training(
     `lengths` are the token counts of the rows if they are known, else every row is taken to be
     `max_length` long; `loss_tokens` is the longest answer, else all tokens are taken to be learnt.
     """
-    train, method, shape = config.train, config.method, read_shape(model)
-    longest = max(lengths) if lengths else train.max_length
-    usual = sum(lengths) / len(lengths) if lengths else train.max_length
-    chosen = train.precision
-    work = TrainingSetup(
-        tokens=longest,
+    longest = config.train.max_length
+    rows = RowTokens(
+        longest=max(lengths) if lengths else longest,
+        usual=sum(lengths) / len(lengths) if lengths else longest,
+        longest_target=loss_tokens,
+        usual_target=loss_tokens,
+        sample=tuple(lengths or ()),
+        shares=(Share(rows=len(lengths)),) if lengths is not None else None,
+    )
+    return estimate_rows(config, model, rows, gpu=gpu)
+
+
+def estimate_rows(
+    config: TrainerConfig, model: Mapping[str, Any] | Shape, rows: RowTokens, *, gpu: TrainingGpu
+) -> dict[str, Any]:
+    """Return the same for rows of which only the number and some lengths are known."""
+    train, shape = config.train, read_shape(model)
+    work = setup_of(config, gpu.precision, tokens=rows.longest, loss_tokens=rows.longest_target)
+    fitting = largest_micro_batch(
+        shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
+    )
+    wanted = fitting if train.micro_batch == "auto" else train.micro_batch
+    peak = estimate(shape, replace(work, micro_batch=wanted or 1))
+    usual = usual_setup(config, gpu.precision, rows, micro_batch=wanted or 1)
+    seconds = step_seconds(shape, usual, gpu=gpu, batch_size=train.batch_size)
+    steps = steps_of(config, rows.shares)
+    hours = None if steps is None else steps * seconds / 3600
+    return {
+        "gpu": gpu.name,
+        "gpu_bytes": gpu.memory_bytes,
+        "parameters": shape.parameters,
+        "active_parameters": shape.active_in_all,
+        "trained_parameters": adapter_parameters(shape, work),
+        "tokens": rows.longest,
+        "micro_batch": wanted,
+        "largest_micro_batch": fitting,
+        "fits": fitting is not None and wanted is not None and wanted <= fitting,
+        "memory_bytes": asdict(peak),
+        "step_seconds": seconds,
+        "steps": steps,
+        "hours": hours,
+        "hours_factor": gpu.factor,
+        "hours_span": None if hours is None else hours_span(hours, gpu).to_json(),
+        "hours_source": gpu.source,
+    }
+
+
+def usual_setup(
+    config: TrainerConfig, precision: PrecisionChoice, rows: RowTokens, *, micro_batch: int
+) -> TrainingSetup:
+    """Return the setup of a usual micro-batch, its rows padded to the longest of them."""
+    at_once = min(micro_batch, config.train.batch_size)
+    padded = rows.usual * padding_factor(rows.sample, at_once, grouped=config.train.group_by_length)
+    target = None if rows.usual_target is None else max(1, round(rows.usual_target))
+    setup = setup_of(config, precision, tokens=max(1, round(padded)), loss_tokens=target)
+    return replace(setup, micro_batch=at_once)
+
+
+def setup_of(
+    config: TrainerConfig,
+    precision: PrecisionChoice,
+    *,
+    tokens: int | None = None,
+    loss_tokens: int | None = None,
+) -> TrainingSetup:
+    """Return the setup of a run on a card whose own arithmetic is `precision`.
+
+    `tokens` is the length of its rows, the longest allowed if not given; `loss_tokens` that of
+    their answers, which counts where the loss is of answers only.
+    """
+    train, method = config.train, config.method
+    return TrainingSetup(
+        tokens=tokens or train.max_length,
         quant=method.storage,
         double_quant=method.double_quant,
         r=method.r,
         targets=method.target_names,
         dropout=method.dropout > 0,
         optimizer=method.optimizer,
-        precision=gpu.precision if chosen is PrecisionChoice.AUTO else chosen,
+        precision=precision if train.precision is PrecisionChoice.AUTO else train.precision,
         checkpointing=train.gradient_checkpointing is not False,
         loss_tokens=loss_tokens if config.data.loss_on == "completion" else None,
         dora=method.kind.dora,
@@ -69,36 +138,31 @@ def estimate_training(
         new_tokens=bool(config.model.new_tokens),
         saved=method.saved_matrices,
     )
-    fitting = largest_micro_batch(
-        shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
-    )
-    wanted = fitting if train.micro_batch == "auto" else train.micro_batch
-    peak = estimate(shape, replace(work, micro_batch=wanted or 1))
-    usual_work = replace(work, tokens=max(1, round(usual)))
-    seconds = step_seconds(shape, usual_work, gpu=gpu, batch_size=train.batch_size)
-    steps = _steps(config, None if lengths is None else len(lengths))
-    return {
-        "gpu": gpu.name,
-        "gpu_bytes": gpu.memory_bytes,
-        "parameters": shape.parameters,
-        "active_parameters": shape.active_in_all,
-        "trained_parameters": adapter_parameters(shape, work),
-        "tokens": longest,
-        "micro_batch": wanted,
-        "largest_micro_batch": fitting,
-        "fits": fitting is not None and wanted is not None and wanted <= fitting,
-        "memory_bytes": asdict(peak),
-        "step_seconds": seconds,
-        "steps": steps,
-        "hours": None if steps is None else steps * seconds / 3600,
-        "hours_factor": HOURS_FACTOR,
-    }
 
 
-def _steps(config: TrainerConfig, rows: int | None) -> int | None:
-    train = config.train
-    if train.steps is not None:
-        return train.steps
-    if rows is None:
+def hours_span(hours: float, gpu: TrainingGpu) -> Span:
+    """Return the hours of a training with the range in which nine tenths of published ones lie."""
+    return Span.within_factor(hours, gpu.factor)
+
+
+def padding_factor(lengths: Sequence[int], at_once: int, *, grouped: bool) -> float:
+    """Return how much longer rows become by padding to the longest of the `at_once` beside them.
+
+    Rows in the order of a file stand for rows in random order; grouped ones are nearly as long as
+    their neighbours (docs/benchmarks.md has no figure of it: a twentieth is assumed).
+    """
+    if at_once < 2 or len(lengths) < 2:
+        return 1.0
+    if grouped:
+        return GROUPED_PADDING
+    batches = [lengths[at : at + at_once] for at in range(0, len(lengths), at_once)]
+    return sum(max(batch) * len(batch) for batch in batches) / sum(lengths)
+
+
+def steps_of(config: TrainerConfig, shares: Sequence[Share] | None) -> int | None:
+    """Return the optimizer steps of a run; None if its rows are not known and decide them."""
+    if config.train.steps is not None:
+        return config.train.steps
+    if shares is None:
         return None
-    return max(1, round((train.epochs or 1.0) * rows / train.batch_size))
+    return make_schedule(config.train, (), shares).steps

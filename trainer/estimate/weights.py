@@ -14,7 +14,8 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
     A 4-bit weight takes half a byte and its share of the scales: one float32 per 64 weights, or
     with double quantisation one byte per 64 and a float32 per 64 x 256 of those. An 8-bit weight
     takes a byte; its scales, one float32 per row, are left out. What is not quantised takes the
-    bytes of the compute type: embeddings, head, norms, routers, and experts if they are not.
+    bytes of the compute type: embeddings, head, norms, routers, and experts if they are not. A loop
+    may hold them in float32, or quantise the head.
     """
     size = BYTES[work.precision]
     fp16 = work.precision is PrecisionChoice.FP16
@@ -29,7 +30,11 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
         for stack in block.experts:
             each = packed if quantises(stack, work) else float(size)
             total += block.count * stack.weights * each
-    return total + (shape.embedding_parameters + shape.small_parameters) * size
+    other = 4 if work.loop.upcast else size
+    matrix = shape.vocabulary * shape.hidden
+    head = 0.0 if shape.tied and not work.loop.untied else float(matrix)
+    head *= packed if work.loop.quantised_head else other
+    return total + (matrix + shape.small_parameters) * other + head
 
 
 def quantises(experts: Experts, work: TrainingSetup) -> bool:
@@ -53,6 +58,8 @@ def quantised_parameters(shape: Shape, work: TrainingSetup) -> int:
 
 def packed_bytes(work: TrainingSetup) -> float:
     """Return the bytes of one weight of a layer that is quantised if any is."""
+    if work.stored_bytes is not None:
+        return work.stored_bytes
     if work.quant is Quant.NONE:
         return float(BYTES[work.precision])
     if work.quant is Quant.INT8:
@@ -63,8 +70,10 @@ def packed_bytes(work: TrainingSetup) -> float:
 def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     """Return how many numbers are trained: LoRA's, a length per row for DoRA, whole matrices.
 
-    NOLA trains two times `bases` per layer instead.
+    NOLA trains two times `bases` per layer instead; a full training has every weight.
     """
+    if work.full:
+        return shape.parameters
     if work.bases is not None:
         layers = sum(block.count * len(adapted_layers(block, work)) for block in shape.text_blocks)
         return layers * 2 * work.bases
@@ -77,8 +86,15 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
             block.count * sum(work.r * one.rows for one in adapted_layers(block, work))
             for block in shape.text_blocks
         )
+    if work.variant == "vera":  # two vectors a layer beside matrices that all layers share
+        return sum(
+            block.count * sum(work.r + one.rows for one in adapted_layers(block, work))
+            for block in shape.text_blocks
+        )
+    pairs = 2 if work.variant == "loha" else 1
     saved = min(work.saved, 1 if shape.tied else 2) * shape.vocabulary * shape.hidden
-    return matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved
+    head = work.r * (shape.vocabulary + shape.hidden) if work.head else 0
+    return pairs * matrix_parameters(shape, work) + (lengths if work.dora else 0) + saved + head
 
 
 def matrix_parameters(shape: Shape, work: TrainingSetup) -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ FLAT = 1e-9  # a span below this share of its values is no span to draw
 LEAST, MOST = 1e-300, 1e300  # sizes of numbers beyond which arithmetic on an axis fails
 FAINT = ' opacity=".5"'
 HEAD = 22  # above the plot, for its name
+ROW, NAMES = 24, 110  # the height of a row of a range plot, and the room for its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,11 +187,68 @@ def bar_plot(
     return _svg(name, parts)
 
 
-def _svg(name: str, parts: Iterable[str]) -> Markup:
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """One row of a range plot: an expected value with its range, and the real one, if known."""
+
+    name: str
+    low: float | None = None
+    likely: float | None = None
+    high: float | None = None
+    real: float | None = None
+
+
+def range_plot(name: str, ranges: Sequence[Range], *, x: str) -> Markup:
+    """Plot level bars: the real value of each row, and over it the range that was expected.
+
+    The range is a thin line with a mark at the likely value. All start at zero.
+    """
+    ends = [value for one in ranges for value in (one.high, one.real) if value is not None]
+    if not ends or max(ends) < LEAST:
+        return paragraph(f"{name}: there is nothing to show")
+    most, foot = max(ends), len(ranges) * ROW
+
+    def right(value: float) -> float:
+        return NAMES + value / most * (WIDE - NAMES - 20)
+
+    ticks = _ticks(0.0, most)
+    parts = [
+        f'<line class="axis" x1="{right(at):.1f}" x2="{right(at):.1f}" y1="0" y2="{foot}" '
+        f'opacity=".5"/><text x="{right(at):.1f}" y="{foot + 16}" text-anchor="middle">'
+        f"{escape(word)}</text>"
+        for at, word in zip(ticks, axis_labels(ticks), strict=True)
+    ]
+    parts += [_range_row(one, row * ROW + ROW / 2, right) for row, one in enumerate(ranges)]
+    parts.append(
+        f'<text x="{(NAMES + WIDE) / 2:.0f}" y="{foot + BOTTOM - 3}" text-anchor="middle">'
+        f'{escape(x)}</text><text x="{WIDE - 8}" y="-8" text-anchor="end">'
+        '<tspan class="fb">●</tspan> planned\u2003<tspan class="fa">■</tspan> real</text>'
+    )
+    return _svg(name, parts, high=foot + BOTTOM)
+
+
+def _range_row(one: Range, middle: float, right: Callable[[float], float]) -> str:
+    """Return one row of a range plot, around a height."""
+    row = f'<text x="{NAMES - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(one.name)}</text>'
+    if one.real is not None:
+        row += (
+            f'<rect class="fa"{FAINT} x="{right(0):.1f}" y="{middle - 7:.1f}" height="14" '
+            f'width="{max(0.0, right(one.real) - right(0)):.1f}"/>'
+        )
+    if one.low is not None and one.likely is not None and one.high is not None:
+        row += (
+            f'<line class="b" stroke-width="2" x1="{right(one.low):.1f}" '
+            f'x2="{right(one.high):.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+            f'<circle class="fb" r="4" cx="{right(one.likely):.1f}" cy="{middle:.1f}"/>'
+        )
+    return row
+
+
+def _svg(name: str, parts: Iterable[str], *, high: int = HIGH) -> Markup:
     drawing = (
         f'<figure><svg role="img" aria-label="{escape(name)}" '
-        f'viewBox="0 {-HEAD} {WIDE} {HIGH + HEAD}" '
-        f'width="{WIDE}" height="{HIGH + HEAD}"><title>{escape(name)}</title>'
+        f'viewBox="0 {-HEAD} {WIDE} {high + HEAD}" '
+        f'width="{WIDE}" height="{high + HEAD}"><title>{escape(name)}</title>'
         f'<text x="{(LEFT + WIDE) / 2:.0f}" y="-8" text-anchor="middle" class="name">'
         f"{escape(name)}</text>{''.join(parts)}</svg></figure>"
     )

@@ -4,7 +4,8 @@
 
 Reads only what a run leaves behind (`config.json`, `metrics.jsonl`, `eval-*.json`, `adapter/`) and,
 if given, the laptop's facts: `{"evictions": [{"step": 45, "at": ISO time}], "usd": 0.12, "hours":
-0.5, "machine": "T4 in westus2", "price_usd_per_h": 0.11, "listed": true}`. Needs no heavy library.
+0.5, "machine": "T4 in westus2", "price_usd_per_h": 0.11, "listed": true}`, and with `"plan"` what
+was planned when the run began (`trainer/pages/planned.py`). Needs no heavy library.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from trainer.atomic import RealDisk, replace_file
 from trainer.errors import DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
+from trainer.pages.planned import planned_parts
 from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
 from trainer.text import duration
 
@@ -46,6 +48,7 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
         html.section(
             "Summary", *section_parts("The run", lambda: [html.table(("", ""), _summary(report))])
         ),
+        *_planned(report["facts"]),
         html.section("Learning", *plots),
     ]
     if report["before"] or report["after"]:
@@ -61,6 +64,14 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
         config = json.dumps(report["config"], indent=1, ensure_ascii=False)
         sections.append(html.section("Config", html.marked([(config, False)])))
     return html.page(f"Report of {name}", sections)
+
+
+def _planned(facts: Mapping[str, Any]) -> list[Markup]:
+    """Return the section on plan and reality; none for a run that began without a plan."""
+    if "plan" not in facts:
+        return []
+    parts = section_parts("The plan", lambda: planned_parts(facts["plan"]))
+    return [html.section("Planned and real", *parts)]
 
 
 BASELINE_NAMES = {

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from commands.runs.base_description import base_folder, described
-from commands.runs.base_shape import base_shape
+from commands.runs.base_description import base_folder, config_for_plan, described
 from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
-from commands.runs.planning.row_lengths import usual_tokens
+from commands.runs.hub_base import HubAnswer
+from commands.runs.planning.job_estimate import JobEstimate
+from commands.runs.planning.job_inputs import job_inputs, with_hub
+from commands.runs.planning.job_parts import job_parts, machine_of, notes_on
+from commands.runs.planning.row_lengths import RowLengths
 from commands.ui.errors import UsageError
-from infra.catalog.gpus import resolve_gpu
+from infra.catalog.gpus import UnknownGpu, resolve_gpu
+from infra.provider import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
-from trainer.device.shapes import UnknownShapeError
 from trainer.estimate.gpus import GPUS, TrainingGpu
-from trainer.estimate.training import estimate_training
+from trainer.estimate.span import Span
+from trainer.estimate.training import RowTokens, estimate_rows
 from trainer.text import MINUTE_S, duration
 
 CORE_FLOPS = 3e10
 """Per second and core, in float32: what SmolLM2-135M reaches on two shared cores
 (docs/benchmarks.md); others differ by more than the factor that is told."""
+CORE_FACTOR = 3.0
+HERE = "this computer"
+NO_ROWS = (
+    "the hours are unknown until the rows are here: put the data files where run.yaml names them, "
+    "or say `plan: {rows: ..., tokens: ...}` there"
+)
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -44,19 +55,29 @@ def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
 
     `gpu_bytes` is the memory that is free now. All rows of a batch are done at once here.
     """
+    return _estimate(loaded, tables_here(_tables(loaded)), computer(loaded))
+
+
+def tables_here(tables: TrainerConfig) -> TrainerConfig:
+    """Return the settings as a processor trains by them: whole batches at once."""
+    if tables.train.micro_batch != "auto":
+        return tables
+    train = tables.train.model_copy(update={"micro_batch": tables.train.batch_size})
+    return tables.model_copy(update={"train": train})
+
+
+def computer(loaded: LoadedConfig) -> TrainingGpu:
+    """Return this computer as a training sees it, with the memory that is free now."""
     import psutil
 
-    tables = _tables(loaded)
-    if tables.train.micro_batch == "auto":
-        train = tables.train.model_copy(update={"micro_batch": tables.train.batch_size})
-        tables = tables.model_copy(update={"train": train})
-    here = TrainingGpu(
-        name="this computer",
+    return TrainingGpu(
+        name=HERE,
         memory_bytes=float(psutil.virtual_memory().available),
         precision=PrecisionChoice.FP32,
         flops=cores(loaded) * CORE_FLOPS,
+        factor=CORE_FACTOR,
+        source="our own: SmolLM2-135M on two shared cores (docs/benchmarks.md, 2026-11-22)",
     )
-    return _estimate(loaded, tables, here)
 
 
 def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None]) -> None:
@@ -94,14 +115,7 @@ def cores(loaded: LoadedConfig) -> int:
 
 def why_unknown(loaded: LoadedConfig) -> str:
     """Why a base has no forecast, and what to do; empty if the reason is another."""
-    model = described(loaded)
-    if model is None:
-        return "unknown until the base's config.json lies here (`hf download` brings it)"
-    try:
-        base_shape(model)
-    except UnknownShapeError as error:
-        return f"not known: {error}"
-    return ""
+    return job_inputs(loaded).problem
 
 
 def require_embedded_tokens(loaded: LoadedConfig) -> None:
@@ -120,7 +134,7 @@ def require_embedded_tokens(loaded: LoadedConfig) -> None:
 
 def length_warning(loaded: LoadedConfig) -> str:
     """What to warn of if rows may be longer than the texts that the base was made for."""
-    limit, longest = places(described(loaded) or {}), loaded.config.train.max_length
+    limit, longest = places(config_for_plan(loaded) or {}), loaded.config.train.max_length
     if limit is None or longest <= limit.count:
         return ""
     able = "has places for" if limit.learnt else "was made for texts of up to"
@@ -166,7 +180,7 @@ def _time(estimate: dict[str, Any]) -> str:
         return ""
     seconds = estimate["hours"] * 3600
     how_long = "less than a minute" if seconds < MINUTE_S else duration(seconds)
-    return f"; {how_long}, within a factor of three"
+    return f"; {how_long}, within a factor of {estimate['hours_factor']:g}"
 
 
 def _tables(loaded: LoadedConfig) -> TrainerConfig:
@@ -176,15 +190,77 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
 def _estimate(
     loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu
 ) -> dict[str, Any] | None:
-    model = described(loaded)
-    if model is None:
+    inputs = job_inputs(loaded)
+    if inputs.shape is None:
         return None
+    rows = rows_of(tables, inputs.lengths)
+    return {**estimate_rows(tables, inputs.shape, rows, gpu=gpu), "usual_tokens": round(rows.usual)}
+
+
+def rows_of(tables: TrainerConfig, lengths: RowLengths | None) -> RowTokens:
+    """Return the rows as a training is estimated with them; memory is that of the longest allowed.
+
+    Without lengths every row is taken to be as long as is allowed, and to be learnt whole.
+    """
+    longest = tables.train.max_length
+    if lengths is None:
+        return RowTokens(longest=longest, usual=longest)
+    return RowTokens(
+        longest=longest,
+        usual=lengths.mean_tokens,
+        usual_target=lengths.target_tokens,
+        sample=lengths.tokens,
+        shares=lengths.shares,
+    )
+
+
+def estimate_job(
+    loaded: LoadedConfig, card: str, *, offer: Offer | None = None, hub: HubAnswer | None = None
+) -> JobEstimate:
+    """Return what the whole job needs on one card: memory, and the hours of each part.
+
+    `card` is a name of the catalog, or `HERE` for this computer; `offer` says how often machines
+    there are evicted, `hub` how large the base is and who fetches it. What is not known is None,
+    and `problem` says what to do. Cheap when asked again for another offer.
+    """
+    gpu = find_gpu(loaded, card)
+    if gpu is None:
+        problem = f"no figures are known for the card `{card}`; name one of {', '.join(GPUS)}"
+        return JobEstimate(card=card, card_bytes=0.0, problem=problem)
+    inputs = job_inputs(loaded)
+    if inputs.shape is None:
+        return JobEstimate(card=gpu.name, card_bytes=gpu.memory_bytes, problem=inputs.problem)
+    tables = tables_here(inputs.tables) if card == HERE else inputs.tables
+    found = estimate_rows(tables, inputs.shape, rows_of(tables, inputs.lengths), gpu=gpu)
+    if hub is not None:
+        inputs = with_hub(inputs, hub)
+    machine = machine_of(loaded, card, offer)
+    parts = job_parts(replace(inputs, tables=tables), found, gpu, machine)
+    steps = found["steps"]
+    tokens = None
+    if steps is not None:
+        rows = rows_of(tables, inputs.lengths)
+        tokens = steps * tables.train.batch_size * rows.usual
+    return JobEstimate(
+        card=gpu.name,
+        card_bytes=gpu.memory_bytes,
+        memory_bytes=Span.exactly(found["memory_bytes"]["reserved"]),
+        fits=found["fits"],
+        micro_batch=found["micro_batch"],
+        trained_tokens=tokens,
+        parts=parts,
+        problem="" if parts else NO_ROWS,
+        notes=notes_on(inputs, gpu),
+    )
+
+
+def find_gpu(loaded: LoadedConfig, card: str) -> TrainingGpu | None:
+    """Return a card by any spelling of its name, or this computer; None if there are no figures."""
+    if card == HERE:
+        return computer(loaded)
+    if card in GPUS:
+        return GPUS[card]
     try:
-        shape = base_shape(model)
-    except UnknownShapeError:
+        return GPUS.get(resolve_gpu(card).gpu.name)
+    except UnknownGpu:
         return None
-    estimate = estimate_training(tables, shape, gpu=gpu)
-    usual = usual_tokens(loaded) or tables.train.max_length
-    step_s = estimate_training(tables, shape, gpu=gpu, lengths=[usual])["step_seconds"]
-    hours = None if estimate["steps"] is None else estimate["steps"] * step_s / 3600
-    return {**estimate, "usual_tokens": usual, "step_seconds": step_s, "hours": hours}

@@ -15,7 +15,9 @@ class JobPart:
     name: str
     hours: Span
     source: str = ""
-    """Where the rate comes from, with its date; empty if nobody has measured it for our loop."""
+    """Where the rate comes from, with its date, or that it is assumed."""
+    measured: bool = False
+    """Whether it was measured on runs of ours."""
     billed: bool = True
     """Whether a machine is rented meanwhile."""
 

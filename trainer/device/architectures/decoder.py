@@ -55,6 +55,7 @@ def decoder(
     `other_parameters` are those outside of the layers, where that is not just the last norm.
     """
     hidden, norms = sizes.number("hidden_size"), norms or Norms()
+    heads = sizes.optional("num_attention_heads", "n_head", "num_heads") or 0
     blocks = tuple(
         Block(
             count=count,
@@ -63,6 +64,7 @@ def decoder(
             norms=norms.count,
             queries=attends.queries,
             keys=attends.keys,
+            heads=heads,
             feed_forward=feeds.width,
             gated=feeds.gated,
             others=norms.count * norms.vectors * hidden + attends.others + feeds.others,

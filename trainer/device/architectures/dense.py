@@ -100,7 +100,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "glm4": replace(GLM, norms=4),
         "phi3": Family(feed="fused", fused_attention=True),
         "stablelm": Family(
-            bias="use_qkv_bias", norm_vectors=2, refused=("qk_layernorm", "head_dim")
+            bias="use_qkv_bias", norm_vectors=2, head_norms="heads", head_norms_if="qk_layernorm",
+            refused=("head_dim",),
         ),
         "starcoder2": Family(
             bias="use_bias", out_bias="use_bias", feed_bias="use_bias", bias_default=True,

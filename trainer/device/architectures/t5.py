@@ -34,6 +34,7 @@ def read_t5(kind: str, config: Mapping[str, Any]) -> Shape:
             norms=attentions + 1,
             queries=width * attentions,
             keys=width * attentions,
+            heads=heads * attentions,
             feed_forward=wide,
             gated=gated,
             others=(attentions + 1) * hidden,

@@ -1,0 +1,136 @@
+"""Gives the one true answer of a plan: what `qft run` would do now, and the exit code for it; pure.
+
+The code is that of the obstacle: 2 where the config cannot work, 3 where the cloud or its price
+refuses, 6 where the budget would end the run before its adapter is made; 0 where it goes ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from commands.runs.planning.figures import dollars, hourly
+from commands.runs.planning.ranking import JobOffer
+from commands.ui.errors import Exit
+from infra.run.budget import Budget
+
+NOTHING_CREATED = "nothing was created: "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The last line of a plan, and its exit code."""
+
+    text: str
+    exit_code: Exit = Exit.DONE
+
+    @property
+    def obstacle(self) -> str:
+        """What stands in the way, without the words on what a plan has not done."""
+        return self.text.removeprefix(NOTHING_CREATED)
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether nothing that is known stands in the way."""
+        return self.exit_code is Exit.DONE
+
+
+def answer(
+    offers: Sequence[JobOffer],
+    cards: Sequence[JobOffer],
+    *,
+    cap: float | None,
+    budget: Budget,
+    steps: int | None,
+) -> Answer:
+    """Return what stands in the way of a run, the first of them; or that it goes ahead.
+
+    `offers` are those that a run would try, in that order; `cards` the best of each card, which
+    may need another `vm.gpu`.
+    """
+    first = next((one for one in offers if one.is_free), None)
+    if first is None:
+        return _refused(offers, cards, cap)
+    if first.cost is not None and not first.cost.budget_suffices:
+        return _too_little(first, budget, steps)
+    if first.job is not None and first.job.fits is None:
+        more = "; whether it fits is not known"
+    elif first.job is not None and first.cost is None and first.offer.spot_usd_per_h:
+        more = "; how long it takes is not known"
+    else:
+        more = ""
+    return Answer(text=f"nothing was created; `qft run` goes ahead{more}")
+
+
+def _refused(offers: Sequence[JobOffer], cards: Sequence[JobOffer], cap: float | None) -> Answer:
+    """Say why none of the offers can be taken, and what would change that."""
+    if not offers:
+        return Answer(text="nothing is offered: name other `vm.regions`", exit_code=Exit.CLOUD)
+    fitting = [one for one in offers if not one.too_small]
+    other = _other_card({one.offer.gpu for one in offers}, cards)
+    if not fitting:
+        remedy = f": take {other}" if other else ""
+        return Answer(
+            text=f"{NOTHING_CREATED}{offers[0].too_small}{remedy}",
+            exit_code=Exit.USAGE,
+        )
+    dear = [one for one in fitting if one.too_dear]
+    if cap is not None and len(dear) == len(fitting):
+        least = min(one.offer.spot_usd_per_h for one in dear)
+        return Answer(
+            text=f"nothing fits under {hourly(cap)}/h; the cheapest is {hourly(least)}: "
+            "raise `vm.max_price`" + (f" or take {other}" if other else ""),
+            exit_code=Exit.CLOUD,
+        )
+    blocked = next(one for one in fitting if one not in dear)
+    waits = any(one.offer.clears for one in fitting)
+    then = "; `qft run` waits until one is free" if waits else ""
+    where = f"{blocked.offer.size} in {blocked.offer.place}: {blocked.offer.blocked_by}"
+    return Answer(text=f"no machine can be rented now{then} ({where})", exit_code=Exit.CLOUD)
+
+
+def _other_card(named: set[str], cards: Sequence[JobOffer]) -> str:
+    """Name the card of another kind that can be had and on which the job costs least."""
+    other = next((one for one in cards if one.is_free and one.offer.gpu not in named), None)
+    if other is None or other.job is None or other.job.fits is None:
+        return ""
+    article = "an" if other.offer.gpu[:1] in "AH" else "a"  # as the letters are spoken
+    cost = f" (about {dollars(other.likely_usd)} in all)" if other.cost is not None else ""
+    return f"{article} {other.offer.gpu}{cost}"
+
+
+def _too_little(first: JobOffer, budget: Budget, steps: int | None) -> Answer:
+    """Say where the budget ends the run, and how much it would take."""
+    cost, job = first.cost, first.job
+    if cost is None or job is None or job.billed_hours is None:
+        raise ValueError("a budget is judged by a cost")
+    where = budget_end(cost.trained_share, steps)
+    by_hours = budget.hours is not None and budget.hours < job.billed_hours.likely
+    by_usd = budget.usd is not None and budget.usd < cost.total.likely
+    limits, remedies = [], []
+    if by_usd and budget.usd is not None:
+        limits.append(f"of {dollars(budget.usd)}")
+        remedies.append(f"`budget.usd` to {_upwards(cost.total.high)}")
+    if by_hours and budget.hours is not None:
+        limits.append(f"of {budget.hours:g} machine hours")
+        remedies.append(f"`budget.hours` to {_upwards(job.billed_hours.high)}")
+    return Answer(
+        text=f"{NOTHING_CREATED}the budget {' and '.join(limits)} ends the run {where}; "
+        f"raise {' and '.join(remedies)}",
+        exit_code=Exit.BUDGET,
+    )
+
+
+def budget_end(trained_share: float, steps: int | None) -> str:
+    """Return how far a training gets, such as `at about step 480 of 1000`."""
+    if trained_share >= 1.0:
+        return "after its last step, before the adapter is home"
+    if steps is None:
+        return f"after about {trained_share:.0%} of its steps"
+    return f"at about step {int(trained_share * steps)} of {steps}"
+
+
+def _upwards(value: float) -> str:
+    """Return a limit that surely covers a figure, as it can be typed into run.yaml."""
+    cents = int(value * 100) + 1
+    return f"{cents / 100:.2f}"

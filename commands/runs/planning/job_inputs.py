@@ -1,0 +1,136 @@
+"""Gathers what decides how long a job takes, whatever the card: base, rows, settings, bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from commands.runs import base_files
+from commands.runs.base_description import base_folder, config_for_plan, did_you_mean
+from commands.runs.base_shape import base_shape
+from commands.runs.config import LoadedConfig
+from commands.runs.hub_base import HubAnswer
+from commands.runs.planning.row_lengths import RowLengths, row_lengths
+from trainer.config import PrecisionChoice, TrainerConfig
+from trainer.device.shapes import Shape, UnknownShapeError
+from trainer.estimate.setup import BYTES
+from trainer.estimate.training import setup_of
+from trainer.estimate.weights import adapter_parameters
+
+CODE_BYTES = 2e6
+"""The trainer itself, which travels to every machine."""
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInputs:
+    """What is known of a job before it has a card."""
+
+    tables: TrainerConfig
+    shape: Shape | None
+    problem: str
+    """Why the sizes of the base are unknown, and what to do; empty if they are known."""
+    lengths: RowLengths | None
+    sent_bytes: float
+    """What this computer sends: data, code, an adapter to go on from, a base that lies here."""
+    base_bytes: float
+    """Of the weights as they are stored, from which the base is loaded."""
+    base_sent: bool
+    """Whether they are sent from here, not fetched from the hub by the machine."""
+    adapter_bytes: float
+    """Of what comes home."""
+
+
+def job_inputs(loaded: LoadedConfig) -> JobInputs:
+    """Return what is known of a job; read anew only if the config or one of its files changed."""
+    return _read(_Held(loaded), _marks(loaded))
+
+
+def with_hub(inputs: JobInputs, hub: HubAnswer) -> JobInputs:
+    """Return the inputs with what the hub said of the base: its size, and who fetches it."""
+    weights = hub.found.weights_bytes or inputs.base_bytes
+    sent = inputs.sent_bytes + (weights if hub.base.sent and not inputs.base_sent else 0)
+    return replace(
+        inputs,
+        base_bytes=float(weights),
+        sent_bytes=sent,
+        base_sent=inputs.base_sent or hub.base.sent,
+    )
+
+
+class _Held:
+    """Carries a config past a cache that compares its key alone."""
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        self.loaded = loaded
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _marks(loaded: LoadedConfig) -> tuple[object, ...]:
+    """Return what tells two states of a config and its files apart."""
+    folder = base_folder(loaded)
+    files = [*loaded.data_files.values(), *([folder / "config.json"] if folder else [])]
+    return (str(loaded.path), loaded.config.model_dump_json(), *(_mark(path) for path in files))
+
+
+def _mark(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # not there: that is its state
+        return str(path), -1, -1
+    return str(path), found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _read(held: _Held, marks: tuple[object, ...]) -> JobInputs:
+    """Read what is known; `marks` are the key that it is remembered by."""
+    del marks
+    loaded = held.loaded
+    tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
+    folder, description = base_folder(loaded), config_for_plan(loaded)
+    shape, problem = _shape(description, loaded.config.model.id)
+    tokenizer = folder / TOKENIZER if folder and (folder / TOKENIZER).is_file() else None
+    weights = base_files.weights_bytes(folder) if folder else 0
+    if not weights and shape is not None:
+        weights = shape.parameters * _stored_bytes(description or {})
+    sent = loaded.model_folder is not None
+    data = sum(path.stat().st_size for path in loaded.data_files.values() if path.is_file())
+    trained = 0
+    if shape is not None:
+        trained = adapter_parameters(shape, setup_of(tables, PrecisionChoice.BF16))
+    return JobInputs(
+        tables=tables,
+        shape=shape,
+        problem=problem,
+        lengths=row_lengths(loaded, tokenizer),
+        sent_bytes=CODE_BYTES + data + (weights if sent else 0),
+        base_bytes=float(weights),
+        base_sent=sent,
+        adapter_bytes=trained * 4.0,
+    )
+
+
+def _shape(description: Mapping[str, Any] | None, model: str) -> tuple[Shape | None, str]:
+    """Return the sizes of the base, or why they are unknown and what to do."""
+    if description is None:
+        meant = did_you_mean(model, after="; ")
+        there = f"unknown until the base's config.json lies here (`hf download` brings it){meant}"
+        return None, there
+    try:
+        return base_shape(description), ""
+    except UnknownShapeError as error:
+        return None, f"not known: {error}"
+
+
+def _stored_bytes(description: Mapping[str, Any]) -> int:
+    """Return the bytes of a stored weight: four where the config says float32, else two."""
+    stored = description.get("dtype") or description.get("torch_dtype")
+    return BYTES[PrecisionChoice.FP32] if stored == "float32" else BYTES[PrecisionChoice.BF16]

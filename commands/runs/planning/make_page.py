@@ -1,0 +1,184 @@
+"""Makes the page of `qft plan`: checks what is named, asks for offers, prices the job on each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from commands.runs import factory, hub_base
+from commands.runs.base_checks import require_trainable
+from commands.runs.config import LoadedConfig, absent_files, check_data_and_model
+from commands.runs.extras import missing_packages_text, needed_here
+from commands.runs.find_config import find_config
+from commands.runs.home import environment, qft_home, run_folder
+from commands.runs.parent_adapter import resolve_parent
+from commands.runs.planning.answer import Answer, answer
+from commands.runs.planning.estimates import (
+    cores,
+    estimate_job,
+    estimate_local_run,
+    estimate_run,
+    has_card,
+    length_warning,
+    local_estimate_line,
+    require_embedded_tokens,
+    why_unknown,
+)
+from commands.runs.planning.page import PlanPage
+from commands.runs.planning.ranking import (
+    JobOffer,
+    as_tried,
+    cheapest_by_card,
+    in_order_of_cost,
+    job_offer,
+    reference_offers,
+)
+from commands.runs.planning.services import service_costs
+from commands.ui.errors import CloudError, Exit
+from commands.ui.output import log
+from infra.catalog.gpus import resolve_gpu
+from infra.config import VmTable
+from infra.errors import ProviderError
+from infra.provider import Offer, Provider, Safeguard, Want
+from infra.run.budget import Budget, budget_end_s, worst_case_usd
+from infra.run.state import RunState
+
+
+def make_plan(wanted: str) -> PlanPage:
+    """Check a run's config and base, and plan it. Raises a class of `commands.ui.errors`."""
+    home = qft_home(environment())
+    loaded, _ = resolve_parent(find_config(wanted, home), home)
+    check_data_and_model(loaded, absent=absent_files(loaded))
+    begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
+    base = hub_base.inspect_base(loaded, log, begun)
+    require_trainable(loaded)
+    require_embedded_tokens(loaded)
+    return plan_of(loaded, home, base=base)
+
+
+def plan_of(
+    loaded: LoadedConfig, home: Path, *, base: hub_base.HubAnswer | None = None
+) -> PlanPage:
+    """Plan a checked run: ask its provider for offers and price the job on each.
+
+    Raises CloudError where the provider refuses to answer; creates nothing.
+    """
+    vm = loaded.config.vm
+    budget = budget_of(loaded)
+    provider, want = factory.make_provider(vm, home), factory.want(vm)
+    try:
+        found = provider.offers(want)
+        safeguards = _preview_safeguards(provider, want, budget)
+    except ProviderError as error:
+        raise CloudError(str(error), hint=error.hint) from error
+    # Which card an own machine has is for set-up to find out, unless run.yaml names it.
+    own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
+    knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
+    priced = [priced_offer(loaded, one) if knows_card else JobOffer(offer=one) for one in found]
+    offers = tuple(priced if vm.gpu else in_order_of_cost(priced))
+    cards = () if own else _cards(loaded, offers)
+    estimate = estimate_run(loaded) if knows_card else None
+    at_home, card = vm.provider == "local", has_card()
+    here = estimate_local_run(loaded) if at_home and not card else None
+    lacks = tuple(missing_packages_text(needed_here(loaded.config)))
+    steps = loaded.config.train.steps or (estimate or {}).get("steps")
+    size = (estimate or {}).get("parameters")
+    tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
+    return PlanPage(
+        run=loaded.config.name,
+        provider=provider.name,
+        offers=offers,
+        cards=cards,
+        max_price_usd_per_h=vm.max_price,
+        budget=budget,
+        worst_case_usd=worst_case_usd(budget, vm.max_price),
+        simulated=provider.traits.simulated_prices,
+        answer=_answer(
+            answer(offers, cards, cap=vm.max_price, budget=budget, steps=steps),
+            own=bool(own),
+            lacks=lacks,
+            fits_here=here is None or bool(here["fits"]),
+        ),
+        services=() if own else service_costs(size, tokens),
+        estimate=estimate,
+        unknown=why_unknown(loaded) if estimate is None else "",
+        too_long=length_warning(loaded),
+        own=own,
+        local_estimate=here,
+        here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
+        note="; ".join(filter(None, notes_on_names(vm))) if knows_card else "",
+        safeguards=safeguards,
+        lacks=lacks,
+        base=base,
+        offers_at_s=time.time(),
+    )
+
+
+def budget_of(loaded: LoadedConfig) -> Budget:
+    """Return the limits that run.yaml sets."""
+    table = loaded.config.budget
+    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+
+
+def priced_offer(loaded: LoadedConfig, offer: Offer) -> JobOffer:
+    """Put what the job needs and costs beside an offer."""
+    card = offer.gpu or loaded.config.vm.gpu
+    return job_offer(
+        offer,
+        estimate_job(loaded, card, offer=offer),
+        cap=loaded.config.vm.max_price,
+        budget=budget_of(loaded),
+    )
+
+
+def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
+    """Return how a run orders what its provider offers: as it is, if run.yaml names the card.
+
+    Where any card will do, by what the job costs on it, and cards that are too small are blocked.
+    """
+    if loaded.config.vm.gpu:
+        return list
+    return lambda offers: as_tried(priced_offer(loaded, one) for one in offers)
+
+
+def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, ...]:
+    """Return the best offer of each card; of those that are not offered, at reference prices."""
+    vm = loaded.config.vm
+    idle = max((one.offer.idle_usd_per_h for one in offers), default=0.0)
+    listed = {one.offer.gpu for one in offers}
+    others = {
+        one.gpu: priced_offer(loaded, one)
+        for one in reference_offers(vm.provider, cap=vm.max_price, idle_usd_per_h=idle)
+        if one.gpu not in listed
+    }
+    return cheapest_by_card(offers, others)
+
+
+def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) -> Answer:
+    """Take into account what only this computer, or an own machine, lacks."""
+    if own and found.goes_ahead:
+        text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
+        return Answer(text=text)
+    if not found.goes_ahead:
+        return found
+    if not fits_here:
+        text = "nothing was created, and this computer has too little free memory to rehearse it"
+        return Answer(text=text, exit_code=Exit.USAGE)
+    if lacks:
+        return Answer(text="nothing was created; `qft run` goes ahead once that is there")
+    return found
+
+
+def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
+    """Return the safeguards of a machine rented now and kept until the budget's end."""
+    now_s = time.time()
+    until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
+    return tuple(provider.preview_safeguards(want, until_s=until_s))
+
+
+def notes_on_names(vm: VmTable) -> list[str]:
+    """Return notes on names under `vm` that mean something else than they seem to."""
+    gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
+    is_rented = vm.provider not in {"local", "ssh"}
+    return [gpu, vm.image.note(vm.gpu) if is_rented and vm.image else ""]

@@ -1,0 +1,221 @@
+"""Does a training step with fake tensors by the trainer's own functions, and counts its memory."""
+
+# ruff: noqa: SLF001 - torch, transformers and bitsandbytes have no public names for these
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from trainer import model as models
+from trainer.adapters import methods, new_tokens, nola
+from trainer.config import TrainTable
+from trainer.data.codec import NOT_TRAINED, Example
+from trainer.device.precision import Precision, choose_precision
+from trainer.eviction import PreemptionFlag
+from trainer.rundir.status import MetricsLog
+from trainer.saving.state import TrainingState
+from trainer.schedule import make_schedule
+from trainer.step_memory.cuda import like_cuda
+from trainer.step_memory.fake_base import EmptyBase, empty_base, is_seq2seq
+from trainer.step_memory.like_real import like_real
+from trainer.step_memory.loop_parts import (
+    CountedObjective,
+    CountingAccelerator,
+    make_optimizer,
+    make_scaler,
+)
+from trainer.step_memory.replacements import Values, replacements
+from trainer.step_memory.request import CountedPass, StepMemory, StepRequest
+from trainer.step_memory.storages import StorageTracker
+from trainer.training.loop import all_passes, update
+from trainer.training.train_context import TrainContext
+
+CUDA_BLOCK_BYTES = 512  # what the caching allocator rounds up to
+
+
+def count_step(request: StepRequest) -> StepMemory:
+    """Return what a step takes.
+
+    Raises:
+        ConfigError: the method does not go with this base, or the precision with this device.
+        NotCountableError, UnknownShapeError, or what transformers raises: it cannot be counted.
+    """
+    cuda = request.capability is not None
+    precision = choose_precision(
+        request.train.precision, device="cuda" if cuda else "cpu",
+        capability=request.capability, seq2seq=is_seq2seq(request.config),
+    )  # fmt: skip
+    compute = models.DTYPES[precision.compute]
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        empty = empty_base(
+            request.config, request.method, compute=compute, attention=request.attention
+        )
+        values = Values()
+        tracker = StorageTracker(
+            block_bytes=CUDA_BLOCK_BYTES if cuda else 1,
+            replacements=replacements(values, cuda=cuda),
+        )
+        stack.callback(nola._hadamard.cache_clear)  # its matrices are fake ones
+        if request.capability is not None:
+            stack.enter_context(like_cuda(request.capability))
+        stack.enter_context(like_real())
+        stack.enter_context(FakeTensorMode())
+        stack.enter_context(tracker)
+        return _Counting(request, precision, values, tracker).count(empty)
+
+
+class _Counting:
+    """One count, from the empty base to the peaks."""
+
+    def __init__(
+        self, request: StepRequest, precision: Precision, values: Values, tracker: StorageTracker
+    ) -> None:
+        self._request = request
+        self._precision = precision
+        self._values = values
+        self._tracker = tracker
+
+    def count(self, empty: EmptyBase) -> StepMemory:
+        """Return what a step takes, for each size of a pass."""
+        base = empty.materialise()
+        base_bytes = self._live_bytes()
+        self._grow(base)
+        model = models.attach_adapter(base, self._request.method, self._train_table(base))
+        model.train()
+        adapter_bytes = self._live_bytes() - base_bytes
+        remember_head(base, self._values)
+        state = self._state(model)
+        before = self._live_bytes()
+        self._tracker.restart_peak()
+        _give_gradients(model, state)
+        self._update(model, state)
+        optimizer_bytes = self._live_bytes() - before
+        most, at = self._tracker.peak_bytes, self._tracker.peak_phase
+        passes = []
+        for size in self._request.micro_batches:
+            peak, part = self._pass(model, state, size)
+            passes.append(
+                CountedPass(micro_batch=size, peak=max(peak, most), at=part if peak > most else at)
+            )
+        return StepMemory(
+            base=base_bytes, adapter=adapter_bytes, optimizer=optimizer_bytes, passes=tuple(passes)
+        )
+
+    def _live_bytes(self) -> int:
+        gc.collect()
+        return self._tracker.live_bytes
+
+    def _grow(self, base: Any) -> None:
+        """Let rows of the embedding be trained; which, changes no size."""
+        if count := self._request.new_tokens:
+            rows = base.get_input_embeddings().weight.shape[0]
+            setattr(base, new_tokens.ROWS, tuple(range(rows - count, rows)))
+
+    def _train_table(self, base: Any) -> TrainTable:
+        """Return the table with checkpointing decided, as the trainer decides it on the device."""
+        table = self._request.train
+        if table.gradient_checkpointing != "auto":
+            return table
+        wanted = self._request.capability is not None and bool(base.supports_gradient_checkpointing)
+        return table.model_copy(update={"gradient_checkpointing": wanted})
+
+    def _state(self, model: Any) -> TrainingState:
+        parameters = models.trainable(model)
+        return TrainingState(
+            parameters=parameters,
+            optimizer=make_optimizer(self._request, list(parameters.values()), self._tracker),
+            scaler=make_scaler() if self._precision.loss_scaling else None,
+            log=MetricsLog(Path("metrics.jsonl")),
+        )
+
+    def _update(self, model: Any, state: TrainingState) -> None:
+        with self._tracker.during("update"):
+            update(self._context(model, 1), state)
+
+    def _pass(self, model: Any, state: TrainingState, size: int) -> tuple[int, str]:
+        """Do a pass of `size` rows; return its peak, and in what part of it that was.
+
+        Of several passes of a step the last is counted, when the gradients are there already.
+        """
+        context = self._context(model, size)
+        self._describe_values(context.examples)
+        state.counters.micro_batch = size
+        if size < self._request.train.batch_size:
+            _give_gradients(model, state)
+        self._live_bytes()
+        self._tracker.restart_peak()
+        with self._tracker.during("forward"):
+            all_passes(context, state)
+        found = self._tracker.peak_bytes, self._tracker.peak_phase
+        context.method.after_backward()
+        state.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def _context(self, model: Any, size: int) -> TrainContext:
+        """Return what the loop works with for a step of one pass."""
+        row = self._row(seq2seq=models.is_seq2seq(model.config))
+        table = self._request.train.model_copy(
+            update={"steps": 1, "epochs": None, "batch_size": size}
+        )
+        return TrainContext(
+            model=model,
+            method=methods.method_of(model),
+            objective=CountedObjective(self._request.all_logits),  # type: ignore[arg-type]  # reads no rows
+            accelerator=CountingAccelerator(self._tracker, self._precision),
+            schedule=make_schedule(table, [len(row.input_ids)] * size),
+            examples=(row,) * size,
+            seed=table.seed,
+            max_grad_norm=table.max_grad_norm,
+            flag=PreemptionFlag(time.monotonic),
+            on_message=lambda _: None,
+        )
+
+    def _row(self, *, seq2seq: bool) -> Example:
+        """Return a row of the length that was asked for."""
+        tokens = self._request.tokens
+        learnt = self._request.loss_tokens or tokens
+        read = (1,) * tokens
+        if seq2seq:
+            return Example(read, (1,) * learnt, "", "", 0, tokens)
+        learnt = min(learnt, tokens)
+        labels = (NOT_TRAINED,) * (tokens - learnt) + (1,) * learnt
+        return Example(read, labels, "", "", 0, tokens - learnt)
+
+    def _describe_values(self, rows: Sequence[Example]) -> None:
+        """Say what the pass would find in its masks."""
+        wanted = self._request.padded
+        count, length = len(rows), len(rows[0].labels)
+        self._values.padded = count > 1 if wanted is None else wanted
+        self._values.chosen = sum(row.targets for row in rows)
+        self._values.mask_shapes = frozenset({(count, length), (count, length - 1)})
+
+
+def remember_head(base: Any, values: Values) -> None:
+    """Note what the head returns: whether the logits are just that decides how the loss is made."""
+
+    def remember(_: Any, __: Any, result: torch.Tensor) -> None:
+        values.head_results = {result.untyped_storage()._cdata}
+
+    base.get_output_embeddings().register_forward_hook(remember)
+
+
+def _give_gradients(model: Any, state: TrainingState) -> None:
+    """Give what is trained gradients, as a pass before would have."""
+    for tensor in (*state.parameters.values(), *_matrices(model)):
+        tensor.grad = torch.zeros_like(tensor)
+
+
+def _matrices(model: Any) -> Iterator[torch.Tensor]:
+    """Yield the buffers that collect gradients: NOLA's matrices."""
+    yield from (one for one in model.buffers() if one.requires_grad)
