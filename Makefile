@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help screens demo test system check format lint types install slow chaos fuzz recipes memory gpu lock clean
+.PHONY: help hours screens demo test system check format lint types install slow chaos fuzz recipes memory gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -59,6 +59,9 @@ fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values
 
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
+
+hours: $(STAMP)  ## how far the estimated times are from published ones; writes docs/hours.md anew
+	PYTHONPATH=.:tests $(BIN)/python -m support.hours_tables --write
 
 memory: $(STAMP)  ## how far the memory formula is from published peaks, also with each left out
 	$(BIN)/python tests/memory.py

@@ -9,6 +9,7 @@ from typing import Any
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
+from commands.runs.base_description import table_base
 from commands.runs.config import (
     LoadedConfig,
     absent_files,
@@ -58,18 +59,24 @@ def make_plan(wanted: str) -> PlanPage:
     """Check a run's config and base, and plan it. Raises a class of `commands.ui.errors`."""
     home = qft_home(environment())
     loaded, _ = resolve_parent(find_config(wanted, home), home)
-    check_data_and_model(loaded, absent=absent_files(loaded))
+    warnings = check_data_and_model(loaded, absent=absent_files(loaded))
     begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
     base = hub_base.inspect_base(loaded, log, begun)
     require_trainable(loaded)
     require_embedded_tokens(loaded)
-    return plan_of(loaded, home, base=base)
+    return plan_of(loaded, home, base=base, warnings=warnings)
 
 
 def plan_of(
-    loaded: LoadedConfig, home: Path, *, base: hub_base.HubAnswer | None = None
+    loaded: LoadedConfig,
+    home: Path,
+    *,
+    base: hub_base.HubAnswer | None = None,
+    warnings: Sequence[str] = (),
 ) -> PlanPage:
     """Plan a checked run: ask its provider for offers and price the job on each.
+
+    `warnings` are what the check of its rows found.
 
     Raises CloudError where the provider refuses to answer; creates nothing.
     """
@@ -107,12 +114,17 @@ def plan_of(
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        answer=_once_complete(_answer(loaded, offers, cards, steps=steps, here=here), lacks),
+        answer=_once_complete(
+            _answer(loaded, offers, cards, steps=steps, here=here),
+            account=provider.account_problem(),
+            lacks=lacks,
+        ),
         advice=advice_on(loaded, offers, cards),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
         too_long=length_warning(loaded),
+        row_warnings=tuple(warnings),
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
@@ -120,6 +132,7 @@ def plan_of(
         safeguards=safeguards,
         lacks=lacks,
         base=base,
+        table_base=table_base(loaded),
         offers_at_s=time.time(),
     )
 
@@ -168,9 +181,15 @@ def _answer(
     return found
 
 
-def _once_complete(found: Answer, lacks: Sequence[str]) -> Answer:
-    """Take into account what has to be brought here before a run would begin."""
-    if not found.goes_ahead or not lacks:
+def _once_complete(found: Answer, *, account: ProviderError | None, lacks: Sequence[str]) -> Answer:
+    """Take into account what the account at the cloud lacks, and what is not here yet."""
+    if not found.goes_ahead:
+        return found
+    if account is not None:
+        remedy = f": {account.hint}" if account.hint else ""
+        why = str(account).rstrip(".")
+        return Answer(text=f"nothing was created: {why}{remedy}", exit_code=Exit.CLOUD)
+    if not lacks:
         return found
     return Answer(text="nothing was created; `qft run` goes ahead once that is there")
 
