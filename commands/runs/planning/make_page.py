@@ -50,7 +50,7 @@ from commands.ui.output import log
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.errors import ProviderError
-from infra.provider import Provider, Safeguard, Want
+from infra.provider import Offer, Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 
@@ -91,13 +91,9 @@ def plan_of(
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
     own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
-    inputs = inputs_of(loaded, base)
-    priced = [
-        priced_offer(loaded, one, inputs=inputs) if knows_card else JobOffer(offer=one)
-        for one in found
-    ]
-    offers = tuple(priced if vm.gpu else in_order_of_cost(priced))
-    cards = () if own else _cards(loaded, offers, inputs)
+    inputs = inputs_of(loaded, base) if knows_card else None
+    offers = _priced(loaded, found, inputs)
+    cards = () if own or inputs is None else _cards(loaded, offers, inputs)
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
@@ -135,6 +131,16 @@ def plan_of(
         table_base=table_base(loaded),
         offers_at_s=time.time(),
     )
+
+
+def _priced(
+    loaded: LoadedConfig, found: Sequence[Offer], inputs: JobInputs | None
+) -> tuple[JobOffer, ...]:
+    """Return the offers with what the job costs there, as a run tries them; without inputs bare."""
+    if inputs is None:
+        return tuple(JobOffer(offer=one) for one in found)
+    priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
+    return tuple(priced if loaded.config.vm.gpu else in_order_of_cost(priced))
 
 
 def _cards(
