@@ -196,6 +196,14 @@ def test_unknown_figures_are_called_so() -> None:
     assert three_lines(None, 80)[2] == "dollars  not known"
 
 
+def test_a_need_that_may_be_more_than_the_card_has_likely_fits() -> None:
+    """Where only the high end of the range is above the card, no more is claimed than that."""
+    close = job(memory_bytes=Span(low=13e9, likely=15e9, high=17e9))
+    line = three_lines(job_offer(offer("eastus"), close, cap=None, budget=BUDGET), 80)[0]
+
+    assert line.endswith("15.0 GB of the T4's 15.8 (13.0 to 17.0): likely fits, 4 rows at once")
+
+
 def test_simulated_dollars_are_called_so() -> None:
     """Nobody takes a rehearsal's dollars for a bill."""
     lines = page(simulated=True).lines(80)

@@ -99,7 +99,7 @@ def plan_of(
     here = estimate_local_run(loaded) if at_home and not card else None
     lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
-    size = (estimate or {}).get("parameters")
+    size = None if inputs is None or inputs.shape is None else inputs.shape.parameters
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
     return PlanPage(
         run=loaded.config.name,
