@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from commands.runs.config import LoadedConfig, RunConfig
-from commands.runs.planning.advice import Advice, Pricing, advise, with_overrides
+from commands.runs.planning.advice import advise
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
+from commands.runs.planning.priced_change import Advice, Pricing, with_overrides
 from commands.runs.planning.ranking import JobOffer, job_offer
 from infra.provider import Offer
 from infra.renting.prices import price_obstacle

@@ -29,7 +29,7 @@ from commands.runs.planning.estimates import (
     require_embedded_tokens,
     why_unknown,
 )
-from commands.runs.planning.make_advice import advice_on
+from commands.runs.planning.make_advice import advice_here, advice_on
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.pricing import budget_of, priced_offer
 from commands.runs.planning.ranking import (
@@ -85,6 +85,7 @@ def plan_of(
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
+    fits_here = here is None or bool(here["fits"])
     lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_weights(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = (estimate or {}).get("parameters")
@@ -102,9 +103,9 @@ def plan_of(
             answer(offers, cards, cap=vm.max_price, budget=budget, steps=steps),
             own=bool(own),
             lacks=lacks,
-            fits_here=here is None or bool(here["fits"]),
+            fits_here=fits_here,
         ),
-        advice=advice_on(loaded, offers, cards),
+        advice=advice_on(loaded, offers, cards) or (() if fits_here else advice_here(loaded)),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
