@@ -213,7 +213,7 @@ def test_the_last_line_names_the_first_obstacle() -> None:
     full = offer("eastus", blocked_by="no capacity", clears=True)
     dear = offer("eastus", gpu="A10", spot_usd_per_h=1.1, blocked_by="costs 1.1", clears=True)
     other = job_offer(offer("eastus"), job(), cap=0.25, budget=BUDGET)
-    a10 = job_offer(dear, job("A10"), cap=0.25, budget=BUDGET)
+    a10 = job_offer(dear, job("A10", 2.0), cap=0.25, budget=BUDGET)
     small = job_offer(
         offer("eastus"),
         job(fits=False, memory_bytes=Span.exactly(20e9)),
@@ -232,7 +232,7 @@ def test_the_last_line_names_the_first_obstacle() -> None:
     )
     assert refused(small, cards=(a10, small)) == (
         "2: nothing was created: a T4 is too small: 20.0 GB needed, 15.8 there; take an A10 "
-        "(about $6.93 in all), with `vm.max_price: 1.33`"
+        "(about $2.46 in all), with `vm.max_price: 1.33`"
     )
 
 

@@ -135,7 +135,7 @@ def test_a_budget_too_small_says_where_it_ends(runner: CliRunner) -> None:
     assert 0 < int(words[words.index("step") + 1]) < 1000
     assert " of 1000; raise `budget.usd` to " in last
     assert "the budget ends it" in " ".join(result.out.split())
-    write_config(budget={"usd": float(last.rpartition(" ")[2])})
+    write_config(budget={"usd": float(last.partition("`budget.usd` to ")[2].split()[0])})
     assert plan(runner)[0].code == 0
 
 

@@ -112,7 +112,9 @@ def open_session(request: RunRequest) -> Iterator[Session]:
     """
     loaded, folder = request.loaded, request.folder
     keys_for_trainer(request.allow_change)
-    check_data_and_model(loaded)
+    warnings = check_data_and_model(loaded)
+    for warning in warnings if _begins(request) else ():
+        request.console.log(f"warning: {warning}")
     require_weights(loaded)
     require_writable(loaded.out)
     if loaded.simulated:

@@ -13,6 +13,7 @@ from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.ranking import JobOffer
 from commands.ui.errors import Exit
 from infra.run.budget import Budget
+from trainer.estimate.span import Span
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""
@@ -94,7 +95,14 @@ def _refused(offers: Sequence[JobOffer], cards: Sequence[JobOffer], cap: float |
 
 def _card_that_fits(cards: Sequence[JobOffer]) -> str:
     """Name the card on which the job fits and costs least, and the cap that it takes; or none."""
-    fitting = [one for one in cards if one.job is not None and one.job.fits and not one.too_small]
+    fitting = [
+        one
+        for one in cards
+        if one.job is not None
+        and one.job.fits
+        and not one.too_small
+        and (one.cost is None or one.cost.budget_suffices)
+    ]
     for one in [*(each for each in fitting if each.is_free), *fitting]:
         article = "an" if one.offer.gpu[:1] in "AH" else "a"  # as the letters are spoken
         cost = f" (about {dollars(one.likely_usd)} in all)" if one.cost is not None else ""
@@ -115,10 +123,10 @@ def _too_little(first: JobOffer, budget: Budget, steps: int | None) -> Answer:
     limits, remedies = [], []
     if by_usd and budget.usd is not None:
         limits.append(f"of {dollars(budget.usd)}")
-        remedies.append(f"`budget.usd` to {_upwards(cost.total.high)}")
+        remedies.append(f"`budget.usd` to {_range_upwards(cost.total)}")
     if by_hours and budget.hours is not None:
         limits.append(f"of {budget.hours:g} machine hours")
-        remedies.append(f"`budget.hours` to {_upwards(job.billed_hours.high)}")
+        remedies.append(f"`budget.hours` to {_range_upwards(job.billed_hours)}")
     return Answer(
         text=f"{NOTHING_CREATED}the budget {' and '.join(limits)} ends the run {where}; "
         f"raise {' and '.join(remedies)}",
@@ -135,6 +143,12 @@ def budget_end(trained_share: float, steps: int | None) -> str:
     if steps is None:
         return f"after about {trained_share:.0%} of its steps"
     return f"at about step {int(trained_share * steps)} of {steps}"
+
+
+def _range_upwards(span: Span) -> str:
+    """Return the limit that likely covers a figure, and the one that surely does."""
+    likely, high = _upwards(span.likely), _upwards(span.high)
+    return likely if likely == high else f"{likely} ({high} to be sure)"
 
 
 def _upwards(value: float) -> str:

@@ -250,7 +250,7 @@ def estimate_job(
     return JobEstimate(
         card=gpu.name,
         card_bytes=gpu.memory_bytes,
-        memory_bytes=Span.exactly(found["memory_bytes"]["reserved"]),
+        memory_bytes=Span(**found["memory_span"]),
         fits=found["fits"],
         micro_batch=found["micro_batch"],
         trained_tokens=tokens,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
+from commands.runs.base_description import table_base
 from commands.runs.config import (
     LoadedConfig,
     absent_files,
@@ -53,18 +54,24 @@ def make_plan(wanted: str) -> PlanPage:
     """Check a run's config and base, and plan it. Raises a class of `commands.ui.errors`."""
     home = qft_home(environment())
     loaded, _ = resolve_parent(find_config(wanted, home), home)
-    check_data_and_model(loaded, absent=absent_files(loaded))
+    warnings = check_data_and_model(loaded, absent=absent_files(loaded))
     begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
     base = hub_base.inspect_base(loaded, log, begun)
     require_trainable(loaded)
     require_embedded_tokens(loaded)
-    return plan_of(loaded, home, base=base)
+    return plan_of(loaded, home, base=base, warnings=warnings)
 
 
 def plan_of(
-    loaded: LoadedConfig, home: Path, *, base: hub_base.HubAnswer | None = None
+    loaded: LoadedConfig,
+    home: Path,
+    *,
+    base: hub_base.HubAnswer | None = None,
+    warnings: Sequence[str] = (),
 ) -> PlanPage:
     """Plan a checked run: ask its provider for offers and price the job on each.
+
+    `warnings` are what the check of its rows found.
 
     Raises CloudError where the provider refuses to answer; creates nothing.
     """
@@ -86,7 +93,7 @@ def plan_of(
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
     fits_here = here is None or bool(here["fits"])
-    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_weights(loaded))
+    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = (estimate or {}).get("parameters")
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
@@ -104,12 +111,14 @@ def plan_of(
             own=bool(own),
             lacks=lacks,
             fits_here=fits_here,
+            account=provider.account_problem(),
         ),
         advice=advice_on(loaded, offers, cards) or (() if fits_here else advice_here(loaded)),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
         too_long=length_warning(loaded),
+        row_warnings=tuple(warnings),
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
@@ -117,6 +126,7 @@ def plan_of(
         safeguards=safeguards,
         lacks=lacks,
         base=base,
+        table_base=table_base(loaded),
         offers_at_s=time.time(),
     )
 
@@ -134,13 +144,24 @@ def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, 
     return cheapest_by_card(offers, others)
 
 
-def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) -> Answer:
-    """Take into account what only this computer, or an own machine, lacks."""
+def _answer(
+    found: Answer,
+    *,
+    own: bool,
+    lacks: Sequence[str],
+    fits_here: bool,
+    account: ProviderError | None,
+) -> Answer:
+    """Take into account what this computer, an own machine or the account at the cloud lacks."""
     if own and found.goes_ahead:
         text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
         return Answer(text=text)
     if not found.goes_ahead:
         return found
+    if account is not None:
+        remedy = f": {account.hint}" if account.hint else ""
+        why = str(account).rstrip(".")
+        return Answer(text=f"nothing was created: {why}{remedy}", exit_code=Exit.CLOUD)
     if not fits_here:
         text = "nothing was created, and this computer has too little free memory to rehearse it"
         return Answer(text=text, exit_code=Exit.USAGE)
@@ -149,13 +170,15 @@ def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) 
     return found
 
 
-def _missing_weights(loaded: LoadedConfig) -> list[str]:
-    """Return what a run would refuse for if the base here is only described."""
+def _missing_files(loaded: LoadedConfig) -> list[str]:
+    """Return what a run would refuse for: rows that are not here, a base that is only described."""
+    names = ", ".join(f"`{path.name}`" for path in absent_files(loaded))
+    absent = [f"rows are not here yet: {names}"] if names else []
     try:
         require_weights(loaded)
     except UsageError as error:
-        return [f"{error.message.removesuffix('; nothing was rented')}: {error.hint}"]
-    return []
+        absent.append(f"{error.message.removesuffix('; nothing was rented')}: {error.hint}")
+    return absent
 
 
 def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
@@ -53,6 +54,8 @@ class PlanPage:
     """Why they are, and what to do; empty if they are known, or the card is not."""
     too_long: str = ""
     """What to warn of if rows may be longer than the base's texts."""
+    row_warnings: tuple[str, ...] = ()
+    """What to warn of in the rows."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -67,6 +70,8 @@ class PlanPage:
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     base: HubAnswer | None = None
     """What the hub said of the base; None if it is a directory, or nobody answered."""
+    table_base: TableBase | None = None
+    """The row of the table of common bases whose sizes stand for the base; None if its own are."""
     offers_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -90,9 +95,11 @@ class PlanPage:
             "note": self.note or None,
             "lacks": list(self.lacks),
             "base": self.base.to_json() if self.base else None,
+            "table_base": self.table_base.base.id if self.table_base else None,
             "forecast": self.estimate,
             "forecast_problem": self.unknown or None,
             "length_warning": self.too_long or None,
+            "row_warnings": list(self.row_warnings),
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -160,7 +167,7 @@ class PlanPage:
         return [self.here] if self.here else []
 
     def _base_lines(self) -> list[str]:
-        return [self.base.line] if self.base else []
+        return [one.line for one in (self.base, self.table_base) if one is not None]
 
     def _card_lines(self, width: int) -> list[str]:
         """Return the cards by what the job costs on them, if there is more than one to compare."""
@@ -191,7 +198,7 @@ class PlanPage:
         first = self.first
         cap = _cap_warning(self.offers, self.max_price_usd_per_h)
         notes = first.job.notes if first is not None and first.job is not None else ()
-        texts = (cap, self.too_long, *self.lacks)
+        texts = (cap, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {self.note}"] if self.note else []),
@@ -207,7 +214,7 @@ class PlanPage:
         limit = "none: set `budget.hours`"
         if self.budget.hours is not None:
             limit = _counted(self.budget.hours, "machine hour")
-        warnings = (self.too_long, *self.lacks)
+        warnings = (self.too_long, *self.row_warnings, *self.lacks)
         return [
             f"run `{self.run}` on your own machine {self.own}, which costs nothing here",
             "",
