@@ -12,7 +12,6 @@ from commands.runs.planning.planned import Planned
 from infra.run.budget import SECONDS_PER_H
 from trainer.estimate.span import NOTHING, Span
 
-
 SHORT_S = 600.0
 """Below it, seconds say more than minutes."""
 
