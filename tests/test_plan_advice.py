@@ -15,6 +15,7 @@ from commands.runs.planning.advice import advise
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
 from commands.runs.planning.priced_change import Advice, Pricing, with_overrides
 from commands.runs.planning.ranking import JobOffer, job_offer
+from infra.catalog.azure import AZURE
 from infra.provider import Offer
 from infra.renting.prices import price_obstacle
 from infra.run.budget import Budget
@@ -152,6 +153,18 @@ def test_a_job_that_does_not_fit_is_changed_until_it_does() -> None:
     assert not job_of(pasted(loaded, "`train.max_length: 2688`"), "T4").fits
     assert found[1].keeps_result
     assert "in all at $0.40/h" in found[1].effect
+
+
+def test_a_card_that_the_named_regions_do_not_sell_comes_with_its_region() -> None:
+    """What is typed in is a config that `qft plan` takes: a card, and a place that has it."""
+    sold = AZURE.region_list
+    region = next(
+        one for one in sold.regions if sold.sells("T4", one) and not sold.sells("A10", one)
+    )
+    loaded = loaded_with(train={"max_length": 3200}, vm={"regions": [region]})
+    changes = [one.change for one in advice_on(loaded, [offer_of(loaded, "T4")])]
+
+    assert "`vm.gpu: A10` and `vm.regions: [eastus]` and `vm.max_price: 0.48`" in changes
 
 
 def test_a_smaller_base_of_the_family_is_advised_if_it_fits() -> None:

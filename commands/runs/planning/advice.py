@@ -22,6 +22,7 @@ from commands.runs.planning.priced_change import (
     priced_change,
     rounded_up,
     rows_cut,
+    with_card,
     with_overrides,
 )
 from commands.runs.planning.ranking import JobOffer
@@ -93,7 +94,7 @@ def _other_card(
     for one in cards:
         if one.offer.gpu in named or one.job is None or not one.job.fits:
             continue
-        overrides = [Override(key="vm.gpu", value=one.offer.gpu)]
+        overrides = with_card(loaded, one.offer)
         if one.too_dear:
             overrides.append(Override(key="vm.max_price", value=_cap_for(one.offer)))
         tried = priced_change(loaded, overrides, one.offer, pricing)

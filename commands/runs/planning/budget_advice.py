@@ -14,6 +14,7 @@ from commands.runs.planning.priced_change import (
     priced_change,
     rounded_up,
     rows_cut,
+    with_card,
 )
 from commands.runs.planning.ranking import JobOffer
 from infra.provider import Offer
@@ -56,13 +57,13 @@ def _cheaper_place(
     """Yield the card or region where the whole job costs least, if the budget pays for it there."""
     cheaper = [one for one in others if one.is_free and one.likely_usd < first.likely_usd]
     for one in sorted(cheaper, key=lambda one: one.likely_usd):
-        override = Override(key="vm.regions", value=[one.offer.region])
+        overrides = [Override(key="vm.regions", value=[one.offer.region])]
         if one.offer.gpu != first.offer.gpu:
-            override = Override(key="vm.gpu", value=one.offer.gpu)
-        tried = priced_change(loaded, [override], one.offer, pricing)
+            overrides = with_card(loaded, one.offer)
+        tried = priced_change(loaded, overrides, one.offer, pricing)
         if tried is not None and tried.is_free and _suffices(tried):
             effect = f"{costs_text(tried)}, which the budget pays for"
-            yield Advice(change=lines_of([override]), effect=effect, keeps_result=True)
+            yield Advice(change=lines_of(overrides), effect=effect, keeps_result=True)
             return
 
 

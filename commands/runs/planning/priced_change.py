@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from commands.runs.config import LoadedConfig, RunConfig
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.ranking import JobOffer
+from infra.config import region_faults
 from infra.provider import Offer
 from infra.renting.prices import price_obstacle
 from trainer.config import TrainerConfig
@@ -75,7 +76,15 @@ def with_overrides(loaded: LoadedConfig, overrides: Sequence[Override]) -> Loade
         TrainerConfig.model_validate(config.trainer_tables)
     except ValidationError:
         return None
-    return replace(loaded, config=config)
+    return None if region_faults(tables["vm"]) else replace(loaded, config=config)
+
+
+def with_card(loaded: LoadedConfig, offer: Offer) -> list[Override]:
+    """Return what selects the card of an offer; its region, too, where those named lack it."""
+    card = Override(key="vm.gpu", value=offer.gpu)
+    if with_overrides(loaded, [card]) is not None:
+        return [card]
+    return [card, Override(key="vm.regions", value=[offer.region])]
 
 
 def priced_change(
