@@ -101,15 +101,13 @@ def offer_of(loaded: LoadedConfig, card: str, *, region: str = "eastus", **more:
 def advice_on(loaded: LoadedConfig, offers: Sequence[JobOffer], **more: Any) -> list[Advice]:
     """The advice where every card can be had."""
     cards = sorted((offer_of(loaded, card) for card in CARDS), key=lambda one: one.likely_usd)
-    table = loaded.config.budget
     pricing = Pricing(
         price=price,
         need=lambda card: lambda config: need_of(card, config),
         shape=PHI_2,
         **more,
     )
-    budget = Budget(usd=table.usd, hours=table.hours)
-    return [*advise(loaded, offers, cards, budget=budget, pricing=pricing)]
+    return [*advise(loaded, offers, cards, pricing=pricing)]
 
 
 def pasted(loaded: LoadedConfig, change: str) -> LoadedConfig:
@@ -268,6 +266,26 @@ def test_a_cap_below_the_market_gets_the_price_with_a_margin() -> None:
     assert first.change == "`vm.max_price: 0.18`"
     assert "T4-size in westus2 costs $0.15/h now" in first.effect
     assert offer_of(pasted(loaded, first.change), "T4").is_free
+
+
+def test_a_card_that_the_budget_does_not_pay_for_comes_with_its_budget() -> None:
+    """What fits elsewhere is advised with every line that is needed for it to go ahead."""
+    loaded = loaded_with(train={"max_length": 3200}, budget={"usd": 0.2, "hours": 0.5})
+    (card,) = [one for one in advice_on(loaded, [offer_of(loaded, "T4")]) if "gpu" in one.change]
+    keys = re.findall(r"`([\w.]+):", card.change)
+    changed = pasted(loaded, card.change)
+
+    assert keys == ["vm.gpu", "vm.max_price", "budget.usd", "budget.hours"]
+    assert offer_of(changed, changed.config.vm.gpu).is_free
+    assert suffices(changed, changed.config.vm.gpu)
+
+
+def test_a_card_above_the_cap_is_advised_if_the_job_costs_less_on_it() -> None:
+    """A cap below the market gets the card of a higher price on which the job costs less in all."""
+    loaded = loaded_with(vm={"max_price": 0.10})
+    changes = [one.change for one in advice_on(loaded, [offer_of(loaded, "T4")])]
+
+    assert changes == ["`vm.max_price: 0.18`", "`vm.gpu: A10` and `vm.max_price: 0.48`"]
 
 
 def test_a_place_without_quota_is_not_advised_for_its_price() -> None:

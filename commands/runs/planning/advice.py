@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.answer import CAP_MARGIN
-from commands.runs.planning.budget_advice import advise_on_budget
+from commands.runs.planning.budget_advice import advise_on_budget, larger_budget
 from commands.runs.planning.estimates import HERE
 from commands.runs.planning.figures import GB, hourly
 from commands.runs.planning.job_estimate import JobEstimate
@@ -27,7 +27,7 @@ from commands.runs.planning.priced_change import (
 )
 from commands.runs.planning.ranking import JobOffer
 from infra.provider import Offer
-from infra.run.budget import Budget
+from infra.renting.prices import price_obstacle
 from trainer.config import TrainerConfig
 from trainer.estimate.advice import Override, advise_memory
 
@@ -40,7 +40,6 @@ def advise(
     offers: Sequence[JobOffer],
     cards: Sequence[JobOffer],
     *,
-    budget: Budget,
     pricing: Pricing,
 ) -> tuple[Advice, ...]:
     """Return what would make a run go ahead, the least change first; empty if it does.
@@ -51,7 +50,7 @@ def advise(
     if free is not None:
         if free.cost is None or free.cost.budget_suffices:
             return ()
-        return tuple(advise_on_budget(loaded, free, [*cards, *offers], budget, pricing))
+        return tuple(advise_on_budget(loaded, free, [*cards, *offers], pricing))
     fitting = [one for one in offers if not one.too_small]
     if offers and not fitting:
         return tuple(_for_memory(loaded, offers, cards, pricing))
@@ -90,24 +89,39 @@ def memory_advice(tables: TrainerConfig, job: JobEstimate, pricing: Pricing) -> 
 def _other_card(
     loaded: LoadedConfig, cards: Sequence[JobOffer], named: set[str], pricing: Pricing
 ) -> Iterator[Advice]:
-    """Yield the card of another kind on which the job fits and costs least, with its cap."""
-    for one in cards:
-        if one.offer.gpu in named or one.job is None or not one.job.fits:
-            continue
-        overrides = with_card(loaded, one.offer)
-        if one.too_dear:
-            overrides.append(Override(key="vm.max_price", value=_cap_for(one.offer)))
-        tried = priced_change(loaded, overrides, one.offer, pricing)
-        if tried is None or not tried.is_free or tried.job is None:
-            continue
-        need = tried.job.memory_bytes
-        fits = f"fits, {_of(need.likely, tried.job.card_bytes)}" if need else "fits"
+    """Yield the card of another kind on which the job fits and costs least, with its cap.
+
+    One that the budget pays for comes before one that needs a larger budget, which is then said.
+    """
+    others = [one for one in cards if one.offer.gpu not in named and one.job and one.job.fits]
+    found = [_on_card(loaded, one.offer, pricing) for one in others]
+    priced = [one for one in found if one is not None]
+    for overrides, tried in sorted(priced, key=lambda one: len(one[0])):
         yield Advice(
             change=lines_of(overrides),
-            effect=f"{fits}; {costs_text(tried)}",
+            effect=f"fits{_of_job(tried)}; {costs_text(tried)}",
             keeps_result=True,
         )
         return
+
+
+def _on_card(
+    loaded: LoadedConfig, offer: Offer, pricing: Pricing
+) -> tuple[list[Override], JobOffer] | None:
+    """Return what a run needs to go ahead on a card, with its price; None if it cannot.
+
+    The cap and the budget are raised where they are in the way.
+    """
+    overrides = with_card(loaded, offer)
+    if price_obstacle(offer.spot_usd_per_h, loaded.config.vm.max_price):
+        overrides.append(Override(key="vm.max_price", value=_cap_for(offer)))
+    tried = priced_change(loaded, overrides, offer, pricing)
+    if tried is None or not tried.is_free or tried.job is None:
+        return None
+    if tried.cost is not None and not tried.cost.budget_suffices:
+        overrides += larger_budget(tried, loaded.config.budget)
+        tried = priced_change(loaded, overrides, offer, pricing)
+    return None if tried is None else (overrides, tried)
 
 
 def _other_base(loaded: LoadedConfig, offer: Offer, pricing: Pricing) -> Iterator[Advice]:
@@ -118,11 +132,9 @@ def _other_base(loaded: LoadedConfig, offer: Offer, pricing: Pricing) -> Iterato
         tried = None if changed is None else pricing.price(changed, offer)
         if tried is None or tried.job is None or not tried.job.fits:
             continue
-        need = tried.job.memory_bytes
-        of = f", {_of(need.likely, tried.job.card_bytes)}" if need else ""
         yield Advice(
             change=lines_of(overrides),
-            effect=f"a smaller base of its family, which fits {_the(tried.job.card)}{of}",
+            effect=f"a smaller base of its family fits {_the(tried.job.card)}{_of_job(tried)}",
             keeps_result=False,
         )
         return
@@ -144,13 +156,22 @@ def _for_cap(
                 keeps_result=True,
             )
             break
+    named = {one.offer.gpu for one in fitting}
     cheap = [one for one in cards if not one.too_dear]
-    yield from _other_card(loaded, cheap, {one.offer.gpu for one in fitting}, pricing)
+    yield from _other_card(loaded, cheap, named, pricing)
+    least = min((one.likely_usd for one in fitting), default=0.0)
+    cheaper = [one for one in cards if one.too_dear and one.likely_usd < least]
+    yield from _other_card(loaded, cheaper, named, pricing)
 
 
 def _cap_for(offer: Offer) -> float:
     """Return a cap that ordinary moves of a price do not reach, in whole cents."""
     return rounded_up(offer.spot_usd_per_h * CAP_MARGIN)
+
+
+def _of_job(one: JobOffer) -> str:
+    need = None if one.job is None else one.job.memory_bytes
+    return "" if one.job is None or need is None else f", {_of(need.likely, one.job.card_bytes)}"
 
 
 def _of(need_bytes: float, card_bytes: float) -> str:

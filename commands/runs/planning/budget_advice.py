@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from commands.runs.config import LoadedConfig
-from commands.runs.planning.figures import dollars
+from commands.runs.planning.figures import dollars, hours
 from commands.runs.planning.priced_change import (
     Advice,
     Pricing,
@@ -17,8 +17,8 @@ from commands.runs.planning.priced_change import (
     with_card,
 )
 from commands.runs.planning.ranking import JobOffer
+from infra.config import BudgetTable
 from infra.provider import Offer
-from infra.run.budget import Budget
 from trainer.config import TrainerConfig
 from trainer.estimate.advice import LENGTH_STEP, Override, Value
 
@@ -30,13 +30,12 @@ def advise_on_budget(
     loaded: LoadedConfig,
     first: JobOffer,
     others: Sequence[JobOffer],
-    budget: Budget,
     pricing: Pricing,
 ) -> Iterator[Advice]:
     """Yield what the budget pays for; what keeps the adapter as it is comes first."""
     yield from _cheaper_place(loaded, first, others, pricing)
     yield from _without_scores(loaded, first, pricing)
-    yield from _larger_budget(first, budget)
+    yield from _larger_budget(first, loaded.config.budget)
     tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
     for key, values, what in _less_work(loaded):
         overrides = _most_paid(loaded, first.offer, key, values, pricing)
@@ -84,21 +83,29 @@ def _without_scores(loaded: LoadedConfig, first: JobOffer, pricing: Pricing) -> 
             return
 
 
-def _larger_budget(first: JobOffer, budget: Budget) -> Iterator[Advice]:
+def _larger_budget(first: JobOffer, budget: BudgetTable) -> Iterator[Advice]:
     """Yield the budget that pays for the job, also where it takes as long as it may."""
-    cost, billed = first.cost, first.job.billed_hours if first.job else None
-    if cost is None or billed is None:
+    overrides = larger_budget(first, budget)
+    if not overrides or first.cost is None or first.job is None or first.job.billed_hours is None:
         return
-    overrides, likely = [], []
-    if budget.usd is not None and budget.usd < cost.total.likely:
+    keys = {one.key for one in overrides}
+    likely = [
+        *[dollars(first.cost.total.likely)] * ("budget.usd" in keys),
+        *[hours(first.job.billed_hours.likely)] * ("budget.hours" in keys),
+    ]
+    effect = f"pays for it also where it is slow; likely it takes {' and '.join(likely)}"
+    yield Advice(change=lines_of(overrides), effect=effect, keeps_result=True)
+
+
+def larger_budget(one: JobOffer, budget: BudgetTable) -> list[Override]:
+    """Return the limits that pay for a job where it takes as long as it may; none if they do."""
+    cost, billed = one.cost, None if one.job is None else one.job.billed_hours
+    overrides = []
+    if cost is not None and budget.usd is not None and budget.usd < cost.total.likely:
         overrides.append(Override(key="budget.usd", value=rounded_up(cost.total.high)))
-        likely.append(dollars(cost.total.likely))
-    if budget.hours is not None and budget.hours < billed.likely:
+    if billed is not None and budget.hours is not None and budget.hours < billed.likely:
         overrides.append(Override(key="budget.hours", value=rounded_up(billed.high, 10)))
-        likely.append(f"{billed.likely:.1f} h")
-    if overrides:
-        effect = f"pays for it also where it is slow; likely it takes {' and '.join(likely)}"
-        yield Advice(change=lines_of(overrides), effect=effect, keeps_result=True)
+    return overrides
 
 
 def _less_work(loaded: LoadedConfig) -> Iterator[tuple[str, Sequence[Value], str]]:

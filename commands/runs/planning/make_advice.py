@@ -13,7 +13,7 @@ from commands.runs.planning.advice import advise, memory_advice
 from commands.runs.planning.estimates import HERE, estimate_job, find_gpu, rows_of, tables_here
 from commands.runs.planning.job_inputs import JobInputs, job_inputs
 from commands.runs.planning.priced_change import Advice, Pricing
-from commands.runs.planning.pricing import budget_of, priced_offer
+from commands.runs.planning.pricing import priced_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.row_lengths import RowLengths
 from infra.provider import Offer
@@ -34,8 +34,7 @@ def advice_on(
     inputs = job_inputs(loaded)
     if inputs.shape is None:
         return ()
-
-    return advise(loaded, offers, cards, budget=budget_of(loaded), pricing=_pricing(loaded, inputs))
+    return advise(loaded, offers, cards, pricing=_pricing(loaded, inputs))
 
 
 def advice_here(loaded: LoadedConfig) -> tuple[Advice, ...]:
