@@ -30,6 +30,7 @@ from trainer.method_table import Quant
 
 PHI_2 = find_by_id("microsoft/phi-2")
 T4 = GPUS["T4"].memory_bytes
+ROOT = Path(__file__).resolve().parent.parent
 ARTICLE = TrainingSetup(tokens=1024, r=64, dropout=True, loss_tokens=8)
 
 
@@ -79,6 +80,13 @@ def test_the_article_s_run_does_not_fit_as_published_and_does_here(tmp_path: Pat
         assert float(line.split()[-2]) < 0
     assert "rows of up to about" in done.stdout
     assert max(map(len, lines)) <= 80
+
+
+def test_the_document_shows_what_is_printed(tmp_path: Path) -> None:
+    """`docs/memory-points.md` has the very lines."""
+    page = (ROOT / "docs" / "memory-points.md").read_text(encoding="utf-8")
+
+    assert "".join(f"    {line}\n" for line in plan(tmp_path).stdout.splitlines()) in page
 
 
 def test_the_figures_are_there_for_a_script(tmp_path: Path) -> None:

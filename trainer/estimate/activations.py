@@ -1,7 +1,7 @@
 """Counts what the layers of a model keep of one token for the backward pass; pure arithmetic.
 
 What is kept was counted in the code of transformers, PEFT and litgpt by torch's own hooks for saved
-tensors; the formula is written out in `docs/memory.md`.
+tensors; the formula is written out in `docs/memory-points.md`.
 """
 
 from __future__ import annotations

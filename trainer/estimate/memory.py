@@ -1,9 +1,9 @@
 """Estimates, before money is spent, the peak memory of one step of a training on a GPU.
 
 Nothing heavy is imported and no weight is loaded: the model's `config.json` is enough. Sizes are
-decimal bytes. The formula is written out in `docs/memory.md`, with its errors against published
-measurements; it estimates the peak that torch allocates, to which the allocator's slack and the
-CUDA context are added. The trainer itself measures the truth in its first seconds.
+decimal bytes. The formula is written out in `docs/memory-points.md`, with its errors against
+published measurements; it estimates the peak that torch allocates, to which the allocator's slack
+and the CUDA context are added. The trainer itself measures the truth in its first seconds.
 """
 
 from __future__ import annotations
