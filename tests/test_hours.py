@@ -117,6 +117,7 @@ def test_short_rows_of_a_large_base_wait_for_its_weights_and_not_for_products() 
         ({"quant": Quant.NF4}, {"quant": Quant.NONE}),
         ({"dora": True}, {"dora": False}),
         ({"r": 256}, {"r": 4}),
+        ({"bases": 256}, {"bases": None}),
         ({"loss_tokens": 24}, {"loss_tokens": 1}),
         ({"micro_batch": 1}, {"micro_batch": 4}),
     ],
