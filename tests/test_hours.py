@@ -290,6 +290,17 @@ def test_the_bytes_that_travel_decide_how_long_sending_takes(tmp_path: Path) -> 
     assert part(estimate_job(there, "T4"), "load") > part(estimate_job(here, "T4"), "load")
 
 
+def test_rows_that_are_still_to_come_will_travel_too(tmp_path: Path) -> None:
+    """A plan of a million rows sends more than one of ten, though neither file is here."""
+    sent = []
+    for rows in (10, 1_000_000):
+        loaded = project(tmp_path / str(rows), plan={"rows": rows, "tokens": 100})
+        (tmp_path / str(rows) / "train.jsonl").unlink()
+        sent.append(job_inputs(loaded).sent_bytes)
+
+    assert sent[1] - sent[0] == pytest.approx(5e8, rel=0.01)
+
+
 def test_a_rate_that_was_measured_takes_the_place_of_the_assumed_one(
     tmp_path: Path,
 ) -> None:
