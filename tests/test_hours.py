@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -429,3 +432,46 @@ def test_the_page_on_hours_has_the_tables_of_the_program() -> None:
     page = PAGE.read_text(encoding="utf-8")
 
     assert written(page) == page
+
+
+PLANNED_WITHOUT_TORCH = """
+import sys, time
+for heavy in ("torch", "transformers", "peft", "numpy"):
+    sys.modules[heavy] = None  # importing it fails, as where it is not installed
+begun = time.process_time()
+from pathlib import Path
+from commands.runs.planning.make_page import make_plan
+for path in sys.argv[1:]:
+    page = make_plan(path)
+    now = time.process_time()
+    job = next(one.job for one in page.cards if one.job is not None)
+    print(Path(path).parent.name, now - begun, job.hours is not None)
+    begun = now
+"""
+
+
+def test_every_recipe_is_planned_in_seconds_without_torch(tmp_path: Path) -> None:
+    """Where torch is not installed, a plan takes less than 3 s of processor, its imports included.
+
+    The machine is one that this computer plays, since a plan of Azure would ask the network.
+    """
+    paths = []
+    for name in RECIPES:
+        settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text())
+        settings["vm"] = {"provider": "local", "gpu": settings["vm"]["gpu"]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.yaml").write_text(yaml.safe_dump(settings))
+        paths.append(str(tmp_path / name / "run.yaml"))
+    done = subprocess.run(
+        [sys.executable, "-c", PLANNED_WITHOUT_TORCH, *paths],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+
+    assert [name for name, _, _ in lines] == RECIPES
+    assert all(float(seconds) < 3 for _, seconds, _ in lines)
+    assert all(has_hours == "True" for _, _, has_hours in lines)
