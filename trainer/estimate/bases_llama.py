@@ -22,6 +22,8 @@ olmo = columns(KEYS, model_type="olmo", **UNTIED).base
 olmo2 = columns(KEYS, model_type="olmo2", **UNTIED).base
 olmo3 = columns(KEYS, model_type="olmo3", **UNTIED).base
 glm4 = columns(KEYS, model_type="glm4", attention_bias=False, head_dim=128, **UNTIED).base
+cohere = columns(KEYS, model_type="cohere", **TIED).base
+exaone4 = columns(KEYS, model_type="exaone4", **TIED).base
 stablelm = columns(KEYS, model_type="stablelm", use_qkv_bias=False, **UNTIED).base
 
 # fmt: off
@@ -128,6 +130,15 @@ LIKE_LLAMA = (
          attention_bias=True, same="zai-org/GLM-Z1-9B-0414"),
     glm4("zai-org/GLM-4-32B-0414", 32.566, 6144, 23040, 61, 48, 2, 151552, 32768,
          same="zai-org/GLM-Z1-32B-0414"),
+    cohere("CohereLabs/aya-expanse-8b", 8.028, 4096, 14336, 32, 32, 8, 256000, 8192, gated=True,
+           same="CohereForAI/aya-expanse-8b CohereLabs/aya-23-8B"),
+    cohere("CohereLabs/c4ai-command-r-v01", 34.981, 8192, 22528, 40, 64, 64, 256000, 131072,
+           gated=True, same="CohereForAI/c4ai-command-r-v01 command-r-35b"),
+    exaone4("LGAI-EXAONE/EXAONE-4.0-1.2B", 1.279, 2048, 4096, 30, 32, 8, 102400, 65536),
+    exaone4("LGAI-EXAONE/EXAONE-4.0-32B", 32.003, 5120, 27392, 64, 40, 8, 102400, 131072, **UNTIED),
+    columns(KEYS, model_type="seed_oss", attention_bias=True, head_dim=128, **UNTIED).base(
+        "ByteDance-Seed/Seed-OSS-36B-Base", 36.151, 5120, 27648, 64, 80, 8, 155136, 524288,
+        same="ByteDance-Seed/Seed-OSS-36B-Instruct"),
     columns(KEYS, model_type="ernie4_5", head_dim=128, use_bias=False, **TIED).base(
         "baidu/ERNIE-4.5-0.3B-PT", 0.361, 1024, 3072, 18, 16, 2, 103424, 131072,
         same="baidu/ERNIE-4.5-0.3B-Base-PT"),

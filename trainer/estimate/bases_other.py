@@ -214,6 +214,24 @@ MIXTURES = (
             "num_experts_per_tok": 4, "decoder_sparse_step": 1, "max_position_embeddings": 8192,
             **UNTIED,
         }),
+    CommonBase(
+        id="allenai/OLMoE-1B-7B-0125", billions=6.919,
+        same_sizes=("allenai/OLMoE-1B-7B-0125-Instruct", "allenai/OLMoE-1B-7B-0924", "olmoe-7b"),
+        config={
+            "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048,
+            "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+            "max_position_embeddings": 4096, **UNTIED,
+        }),
+    CommonBase(
+        id="microsoft/Phi-3.5-MoE-instruct", billions=41.873, same_sizes=("phi-3.5-moe-42b",),
+        config={
+            "model_type": "phimoe", "vocab_size": 32064, "hidden_size": 4096,
+            "intermediate_size": 6400, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2,
+            "attention_bias": True, "lm_head_bias": True, "max_position_embeddings": 131072,
+            **UNTIED,
+        }),
     # Its own architecture is counted here as GLM-4.5's without norms of queries and keys, which
     # has the same matrices under the same names.
     CommonBase(

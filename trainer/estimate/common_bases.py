@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 from trainer.estimate.base_rows import CommonBase
 from trainer.estimate.bases_llama import LLAMA_KIND
+from trainer.estimate.bases_mixed import MIXED_KINDS
 from trainer.estimate.bases_other import OTHER_KINDS
 
-COMMON_BASES: tuple[CommonBase, ...] = LLAMA_KIND + OTHER_KINDS
+COMMON_BASES: tuple[CommonBase, ...] = LLAMA_KIND + OTHER_KINDS + MIXED_KINDS
 """Every base of the table, each once."""
 SIMILAR = 0.75
 SUGGESTED_MAX = 3
@@ -50,8 +50,8 @@ FAMILIES = (
     "dolly", "redpajama", "redpajama incite", "gpt", "gpt j", "gptj", "gpt neox", "gptneox",
     "gpt neo", "gpt oss", "opt", "bloom", "bloomz", "mpt", "t5", "flan t5", "mt5", "ul", "smollm",
     "olmo", "olmoe", "granite", "deepseek", "yi", "internlm", "baichuan", "chatglm", "glm",
-    "starcoder", "afm", "lfm", "ernie", "exaone", "apertus", "command", "aya", "hunyuan", "mamba",
-    "nemotron", "minitron", "cogito",
+    "starcoder", "afm", "lfm", "seed oss", "ernie", "exaone", "apertus", "command", "aya",
+    "hunyuan", "mamba", "nemotron", "minitron", "cogito",
 )  # fmt: skip
 """How families are written, in lower case and without numbers; what is not here has no base."""
 FAMILY_TOKENS_MAX = 5
@@ -80,7 +80,7 @@ KINDS_OF: Mapping[str, frozenset[str]] = MappingProxyType(
         "gemma": frozenset(("n",)),
         "stablelm": frozenset(("alpha",)),
         "granite": frozenset(("h", "micro", "tiny", "small", "nano")),
-        "falcon": frozenset(("h",)),
+        "falcon": frozenset(("h", "deep")),
         "deepseek": frozenset(("lite",)),
     }
 )
@@ -232,10 +232,4 @@ def _rounds_to(wanted: Name, _other: Name, base: CommonBase) -> bool:
 
 def _only(found: list[CommonBase]) -> CommonBase | None:
     """Return the first of bases that a text may mean, None if they are of different sizes."""
-    if all(_sizes(one) == _sizes(found[0]) for one in found):
-        return found[0]
-    return None
-
-
-def _sizes(base: CommonBase) -> dict[str, Any]:
-    return {key: value for key, value in base.config.items() if key != "max_position_embeddings"}
+    return found[0] if all(one.billions == found[0].billions for one in found) else None
