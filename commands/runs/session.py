@@ -37,6 +37,7 @@ from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.planning.estimates import warn_if_too_large
+from commands.runs.planning.pricing import order_for
 from commands.runs.planning.start_plan import keep_plan
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
@@ -196,6 +197,7 @@ def build(request: RunRequest, journal: Journal) -> Session:
         clock=time.time,
         sleep=time.sleep,
         on_turn=request.console.report,
+        order=order_for(request.loaded),
     )
     return Session(
         request=request,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import DoesNotFit
 
 TOKENS_PER_BATCH = 4096  # what a forward pass takes at once, padding included
@@ -243,7 +244,9 @@ def run_in_batches(
         batch = waiting.pop(0)
         try:
             answer(batch)
-        except torch.OutOfMemoryError as error:
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise DoesNotFit(
                     "one held-out row does not fit into the memory of the device; shorten it, or "
@@ -255,4 +258,4 @@ def run_in_batches(
             done += len(batch)
             on_progress(done, len(prompts))
             continue
-        torch.cuda.empty_cache()
+        give_memory_back()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
 from commands.runs.base_description import table_base
-from commands.runs.config import LoadedConfig, absent_files, check_data_and_model
+from commands.runs.config import (
+    LoadedConfig,
+    absent_files,
+    check_data_and_model,
+    require_weights,
+)
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
@@ -17,7 +22,6 @@ from commands.runs.parent_adapter import resolve_parent
 from commands.runs.planning.answer import Answer, answer
 from commands.runs.planning.estimates import (
     cores,
-    estimate_job,
     estimate_local_run,
     estimate_run,
     has_card,
@@ -26,22 +30,22 @@ from commands.runs.planning.estimates import (
     require_embedded_tokens,
     why_unknown,
 )
+from commands.runs.planning.make_advice import advice_on
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.pricing import budget_of, priced_offer
 from commands.runs.planning.ranking import (
     JobOffer,
-    as_tried,
     cheapest_by_card,
     in_order_of_cost,
-    job_offer,
     reference_offers,
 )
 from commands.runs.planning.services import service_costs
-from commands.ui.errors import CloudError, Exit
+from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.errors import ProviderError
-from infra.provider import Offer, Provider, Safeguard, Want
+from infra.provider import Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 
@@ -88,7 +92,7 @@ def plan_of(
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
-    lacks = tuple(missing_packages_text(needed_here(loaded.config)))
+    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = (estimate or {}).get("parameters")
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
@@ -108,6 +112,7 @@ def plan_of(
             fits_here=here is None or bool(here["fits"]),
             account=provider.account_problem(),
         ),
+        advice=advice_on(loaded, offers, cards),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
@@ -123,33 +128,6 @@ def plan_of(
         table_base=table_base(loaded),
         offers_at_s=time.time(),
     )
-
-
-def budget_of(loaded: LoadedConfig) -> Budget:
-    """Return the limits that run.yaml sets."""
-    table = loaded.config.budget
-    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
-
-
-def priced_offer(loaded: LoadedConfig, offer: Offer) -> JobOffer:
-    """Put what the job needs and costs beside an offer."""
-    card = offer.gpu or loaded.config.vm.gpu
-    return job_offer(
-        offer,
-        estimate_job(loaded, card, offer=offer),
-        cap=loaded.config.vm.max_price,
-        budget=budget_of(loaded),
-    )
-
-
-def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
-    """Return how a run orders what its provider offers: as it is, if run.yaml names the card.
-
-    Where any card will do, by what the job costs on it, and cards that are too small are blocked.
-    """
-    if loaded.config.vm.gpu:
-        return list
-    return lambda offers: as_tried(priced_offer(loaded, one) for one in offers)
 
 
 def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, ...]:
@@ -189,6 +167,17 @@ def _answer(
     if lacks:
         return Answer(text="nothing was created; `qft run` goes ahead once that is there")
     return found
+
+
+def _missing_files(loaded: LoadedConfig) -> list[str]:
+    """Return what a run would refuse for: rows that are not here, a base that is only described."""
+    names = ", ".join(f"`{path.name}`" for path in absent_files(loaded))
+    absent = [f"rows are not here yet: {names}"] if names else []
+    try:
+        require_weights(loaded)
+    except UsageError as error:
+        absent.append(f"{error.message.removesuffix('; nothing was rented')}: {error.hint}")
+    return absent
 
 
 def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.answer import Answer
+from commands.runs.planning.advice import Advice
+from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.ranking import JobOffer
@@ -24,9 +25,8 @@ from commands.ui.wrap import WIDTH_WITHOUT_TERMINAL, wrapped
 from infra.provider import Safeguard
 from infra.run.budget import Budget
 
-CAP_MARGIN = 1.2
-"""A cap less than a fifth above the market is passed by ordinary moves of the price."""
 MARGIN = "  "
+ADVICE_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class PlanPage:
     """The most that budget and cap allow, whatever happens; None if neither limits it."""
     simulated: bool
     answer: Answer
-    advice: tuple[str, ...] = ()
-    """What would make it fit, or cost less, each a sentence."""
+    advice: tuple[Advice, ...] = ()
+    """What would make it fit, or cost less, the least change first."""
     services: tuple[ServiceCost, ...] = ()
     estimate: dict[str, Any] | None = None
     """What `trainer.estimate` estimates; None if the sizes of the model are unknown."""
@@ -65,7 +65,7 @@ class PlanPage:
     safeguards: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
-    """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
+    """What `qft run` would refuse for, such as packages that this computer lacks, with the fix."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     base: HubAnswer | None = None
@@ -118,7 +118,7 @@ class PlanPage:
             "costs": None if cost is None else cost.to_json(),
             "ranking": [one.to_json() for one in self.cards],
             "services": [asdict(one) for one in self.services],
-            "advice": list(self.advice),
+            "advice": [one.to_json() for one in self.advice],
             "answer": {"text": self.answer.text, "exit_code": int(self.answer.exit_code)},
         }
 
@@ -143,7 +143,7 @@ class PlanPage:
             *_wrap(self._limit_lines(all_of_them=all_of_them), width),
             *_wrap(self._warnings(all_of_them=all_of_them), width),
             "",
-            *_wrap([*self.advice, self.answer.text], width),
+            *_wrap([*self.advice_lines(all_of_them=all_of_them), self.answer.text], width),
         ]
 
     def summary(self, width: int) -> list[str]:
@@ -154,6 +154,14 @@ class PlanPage:
             *three_lines(first, width, simulated=self.simulated),
             *(wrapped(INDENT + prices, width, indent=INDENT) if prices else []),
         ]
+
+    def advice_lines(self, *, all_of_them: bool = False) -> list[str]:
+        """Return what would make the run go ahead, the first ways of it or all."""
+        shown = self.advice if all_of_them else self.advice[:ADVICE_SHOWN]
+        lines = [f"advice: {one.text}" for one in shown]
+        if more := len(self.advice) - len(shown):
+            lines.append(f"advice: {more} more with `qft plan --all`")
+        return lines
 
     def _here_lines(self) -> list[str]:
         return [self.here] if self.here else []
@@ -214,7 +222,7 @@ class PlanPage:
             *self._base_lines(),
             f"limit: {limit}",
             *(f"warning: {text}" for text in warnings if text),
-            *self.advice,
+            *self.advice_lines(),
             self.answer.text,
         ]
 
