@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import answer, budget_end
 from commands.runs.planning.figures import dollars, hourly, hours, hours_span, memory
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
@@ -94,7 +95,7 @@ def page(*, cap: float = 0.25, budget: Budget = BUDGET, **changes: Any) -> PlanP
         worst_case_usd=5.0,
         simulated=False,
         answer=answer(offers, cards, cap=cap, budget=budget, steps=1000),
-        advice=("`train.micro_batch: 2` would take 1.2 GB less.",),
+        advice=(Advice(change="train.micro_batch: 2", effect="1.2 GB less", keeps_result=True),),
         too_long="`train.max_length` is 4096, and the base was made for texts of 2048 tokens",
         note="A10G is the name of a card that only AWS rents out; here it means the A10",
         safeguards=(

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -73,10 +74,11 @@ def summary() -> list[str]:
     """How far computed and published times lie apart."""
     errors = [point.error for point in POINTS]
     half, most, worst = quantile(errors, 0.5), quantile(errors, 0.9), max(errors)
-    return [
-        f"Of {len(errors)} published times half lie within a factor of {half:.2f} of the computed",
-        f"one, nine tenths within {most:.2f}, all within {worst:.2f}; plans say {FITTED_FACTOR:g}.",
-    ]
+    text = (
+        f"Of {len(errors)} published times half lie within a factor of {half:.2f} of the computed "
+        f"one, nine tenths within {most:.2f}, all within {worst:.2f}; plans say {FITTED_FACTOR:g}."
+    )
+    return textwrap.wrap(text, 100)
 
 
 def recipes_table() -> list[str]:

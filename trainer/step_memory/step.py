@@ -187,6 +187,7 @@ class _Counting:
             max_grad_norm=table.max_grad_norm,
             flag=PreemptionFlag(time.monotonic),
             on_message=lambda _: None,
+            on_saving=lambda _: None,
         )
 
     def _row(self, *, seq2seq: bool) -> Example:
