@@ -126,6 +126,17 @@ def test_transformers_builds_a_model_of_the_same_size(name: str) -> None:
     assert read_shape(config).parameters == count(build_empty(config)).total
 
 
+def test_the_download_has_the_bytes_of_the_stored_weights() -> None:
+    """Two bytes for each parameter; four, also in the config, where the files are float32."""
+    flan, phi = BY_ID["google/flan-t5-xxl"], BY_ID["microsoft/phi-2"]
+
+    assert flan.download_bytes == pytest.approx(44.5e9, rel=0.01)
+    assert flan.config["torch_dtype"] == "float32"
+    assert phi.download_bytes == pytest.approx(5.56e9, rel=0.01)
+    assert "torch_dtype" not in phi.config
+    assert BY_ID["openai/gpt-oss-20b"].download_bytes == pytest.approx(13.76e9, rel=0.01)
+
+
 @pytest.mark.parametrize(("text", "base"), NAMES)
 def test_a_text_names_its_base_by_family_version_and_size(text: str, base: str) -> None:
     """What people write of a base leads to it, whatever else they write beside it."""
