@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from support.hours_points import POINTS, SIZES, quantile
+from support.hours_tables import PAGE, written
 from support.memory_points import llama
 
 from commands.runs.config import LoadedConfig, load
 from commands.runs.planning.estimates import HERE, estimate_job
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.job_inputs import job_inputs
+from commands.runs.upload_rate import record_upload, upload_file
 from infra.provider import Offer
 from trainer.config import PrecisionChoice
 from trainer.device.shapes import read_shape
@@ -33,6 +35,13 @@ RECIPES = sorted(
 )
 SMALL = llama(64, 160, 6, 4, 4, 320)
 FITTED = sorted({point.card for point in POINTS})
+
+
+@pytest.fixture(autouse=True)
+def clean_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has never run anything, nor fetched a base."""
+    monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
 
 def setup(**changes: Any) -> TrainingSetup:
@@ -280,6 +289,28 @@ def test_the_bytes_that_travel_decide_how_long_sending_takes(tmp_path: Path) -> 
     assert part(estimate_job(there, "T4"), "load") > part(estimate_job(here, "T4"), "load")
 
 
+def test_a_rate_that_was_measured_takes_the_place_of_the_assumed_one(
+    tmp_path: Path,
+) -> None:
+    """A run that sent enough leaves its rate and its day for the next plan on that provider."""
+    loaded, cache = project(tmp_path / "a"), tmp_path / "home" / "cache"
+    assumed = estimate_job(loaded, "T4")
+    record_upload(cache, "azure", sent_bytes=1000, seconds=1.0)
+    record_upload(cache, "local", sent_bytes=10_000_000, seconds=1.0)
+
+    assert estimate_job(loaded, "T4") == assumed
+
+    record_upload(cache, "azure", sent_bytes=10_000_000, seconds=20.0)
+    sent = next(one for one in estimate_job(loaded, "T4").parts if one.name == "send")
+
+    assert sent.hours.likely == pytest.approx(job_inputs(loaded).sent_bytes / 5e5 / 3600)
+    assert sent.measured
+    assert "0.5 MB/s from here on 2" in sent.source
+
+    upload_file(cache, "azure").write_text('{"bytes_per_s": "fast"}')
+    assert estimate_job(loaded, "T4") == assumed
+
+
 def test_validation_between_the_steps_takes_time(tmp_path: Path) -> None:
     """A held-out loss every step is a forward pass over the held-out rows each time."""
     data = {"train": "train.jsonl", "eval": "train.jsonl", "prompt": "{text}",
@@ -291,7 +322,7 @@ def test_validation_between_the_steps_takes_time(tmp_path: Path) -> None:
     assert part(estimate_job(checked, "T4"), "train") > part(estimate_job(plain, "T4"), "train")
 
 
-def test_what_is_not_known_says_what_to_do(tmp_path: Path) -> None:
+def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:
     """An unknown base, an unknown card and absent rows leave no parts, but a sentence."""
     base = estimate_job(project(tmp_path / "a", model={"id": "owner/name"}), "T4")
     card = estimate_job(project(tmp_path / "b"), "K80")
@@ -336,11 +367,8 @@ def test_files_are_read_once_for_all_offers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_planned_from_its_config_alone(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_is_planned_from_its_config_alone(name: str, tmp_path: Path) -> None:
     """In a clean clone, without a network, rows or base, every recipe has memory and hours."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     (tmp_path / "run.yaml").write_text((EXAMPLES / name / "run.yaml").read_text())
     loaded = load(tmp_path / "run.yaml")
     job = estimate_job(loaded, loaded.config.vm.gpu, offer=offer("0-5"))
@@ -362,3 +390,30 @@ def test_float32_layers_of_a_t5_are_slow_in_float16() -> None:
     assert half.float32_flops > 0
     assert brain.float32_flops == 0
     assert half.flops + half.float32_flops == pytest.approx(brain.flops)
+
+
+def test_the_articles_hours_lie_in_the_range_of_the_rows_that_they_allow() -> None:
+    """7 h of Phi-1.5 on a T4 and 18 h of OpenLLaMA-7B on an A10G are neither foreign nor fitted."""
+    toxic = TrainingSetup(tokens=1024, dropout=True)
+    chat = TrainingSetup(
+        tokens=900,
+        targets=("q_proj", "k_proj", "v_proj"),
+        dropout=True,
+        precision=PrecisionChoice.BF16,
+    )
+    t4, a10g = GPUS["T4"], GPUS["A10G"]
+    longest = step_seconds(read_shape(SIZES["phi-1.5"]), toxic, gpu=t4, batch_size=8) * 1000
+    usual = step_seconds(read_shape(SIZES["llama-2-7b"]), chat, gpu=a10g, batch_size=4) * 8750
+    short = replace(chat, tokens=400)
+    least = step_seconds(read_shape(SIZES["llama-2-7b"]), short, gpu=a10g, batch_size=4) * 8750
+
+    assert longest / 3600 == pytest.approx(4.2, abs=0.05)  # as docs/hours.md says
+    assert longest / 3600 * t4.factor > 7
+    assert least / 3600 < 18 < usual / 3600
+
+
+def test_the_page_on_hours_has_the_tables_of_the_program() -> None:
+    """Every figure of docs/hours.md is computed; `make hours` writes them anew."""
+    page = PAGE.read_text(encoding="utf-8")
+
+    assert written(page) == page

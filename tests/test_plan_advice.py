@@ -92,7 +92,8 @@ def offer_of(loaded: LoadedConfig, card: str, *, region: str = "eastus", **more:
         spot_usd_per_h=more.pop("usd_per_h", PRICES[card]), **more,
     )  # fmt: skip
     obstacle = price_obstacle(made.spot_usd_per_h, loaded.config.vm.max_price)
-    return price(loaded, replace(made, blocked_by=made.blocked_by or obstacle))
+    clears = not made.blocked_by and bool(obstacle)
+    return price(loaded, replace(made, blocked_by=made.blocked_by or obstacle, clears=clears))
 
 
 def advice_on(loaded: LoadedConfig, offers: Sequence[JobOffer], **more: Any) -> list[Advice]:
@@ -213,11 +214,24 @@ def test_scores_are_left_out_only_if_that_is_enough() -> None:
     def change_at(usd: float) -> list[str]:
         loaded = loaded_with(budget={"usd": usd}, eval=scored)
         found = advice_on(loaded, [offer_of(loaded, "T4")])
-        return [one.change for one in found if "eval" in one.change]
+        return [one.change for one in found if one.change.startswith("`eval")]
 
     assert change_at(round(total + 0.16 * 0.6, 3)) == ["`eval.shots: 0`"]
     assert change_at(round(total + 0.16 * 0.2, 3)) == ["`eval: null`"]
     assert change_at(round(total - 0.01, 3)) == []
+
+
+def test_scores_go_too_where_they_alone_take_more_than_there_is() -> None:
+    """A budget below the scores gets fewer steps without scores, and what both say holds."""
+    scored = {"kind": "label", "labels": ["a", "b"], "shots": 20}
+    loaded = loaded_with(budget={"usd": 0.1}, eval=scored)
+    found = [one for one in advice_on(loaded, [offer_of(loaded, "T4")])
+             if "train.steps" in one.change]  # fmt: skip
+
+    assert [re.sub(r"\d+", "N", one.change) for one in found] == [
+        "`train.steps: N` and `eval: null`"
+    ]
+    assert suffices(pasted(loaded, found[0].change))
 
 
 def test_epochs_are_cut_where_steps_are_not_given() -> None:

@@ -36,8 +36,10 @@ class Loop:
     autocast: bool = True
     """torch casts per operation; without, everything computes in the base's type."""
     cast_inputs: Literal["", "16", "32"] = "16"
-    """PEFT casts what an adapter of an unquantised layer reads to the adapter's type: each layer
-    keeps a copy of 16 bits under autocast, and one of 32 bits without; empty: it is not cast."""
+    """PEFT casts what an adapter reads to the adapter's type: each layer keeps a copy of 16 bits
+    under autocast, and one of 32 bits without; empty: it is not cast."""
+    cast_quantised: bool = False
+    """It does so for quantised layers, too, as since PEFT 0.17; before, autocast did it alone."""
     frozen_inputs: float = 0.0
     """What a quantised layer keeps of each number that it reads, in bytes."""
     eager: bool = False
@@ -52,7 +54,9 @@ class Loop:
     fused_views: bool = False
     """Queries, keys and values are views of one tensor, all of which is kept."""
     repeated_keys: bool = True
-    """Keys and values are copied for every query head that shares them."""
+    """Keys and values are copied for every query head that shares them; else only beside a mask."""
+    masks: bool = False
+    """Where rows of a pass differ in length, each layer keeps a mask of length squared."""
     slow_activations: bool = True
     """GELU is written out in Python where transformers does so, and keeps four tensors."""
     padded_adapter: bool = False
@@ -76,7 +80,14 @@ class Loop:
     """What the driver and libraries take beside torch's allocator."""
 
 
-OURS = Loop(name="qft", head_chunk_bytes=float(512 << 20))
+OURS = Loop(
+    name="qft",
+    cast_quantised=True,
+    repeated_keys=False,
+    masks=True,
+    head_chunk_bytes=float(512 << 20),
+    step_bytes=4.0,
+)
 
 LITGPT = Loop(
     name="litgpt finetune_lora, bf16-true",

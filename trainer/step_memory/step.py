@@ -21,6 +21,7 @@ from trainer.config import TrainTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.device.precision import Precision, choose_precision
 from trainer.eviction import PreemptionFlag
+from trainer.method_table import MethodKind, Quant
 from trainer.rundir.status import MetricsLog
 from trainer.saving.state import TrainingState
 from trainer.schedule import make_schedule
@@ -66,7 +67,8 @@ def count_step(request: StepRequest) -> StepMemory:
             block_bytes=CUDA_BLOCK_BYTES if cuda else 1,
             replacements=replacements(values, cuda=cuda),
         )
-        stack.callback(nola._hadamard.cache_clear)  # its matrices are fake ones
+        nola._hadamard.cache_clear()
+        stack.callback(nola._hadamard.cache_clear)  # what it remembers is real, or fake
         if request.capability is not None:
             stack.enter_context(like_cuda(request.capability))
         stack.enter_context(like_real())
@@ -146,12 +148,18 @@ class _Counting:
     def _pass(self, model: Any, state: TrainingState, size: int) -> tuple[int, str]:
         """Do a pass of `size` rows; return its peak, and in what part of it that was.
 
-        Of several passes of a step the last is counted, when the gradients are there already.
+        Of several passes of a step the last is counted, when the gradients are there already. Two
+        are done in 8 bits, where bitsandbytes keeps inputs outside of what a backward pass frees,
+        so those of one pass are still there in the next; and for NOLA, which begins each step
+        without gradients of its matrices.
         """
-        context = self._context(model, size)
-        self._describe_values(context.examples)
+        method = self._request.method
+        several = size < self._request.train.batch_size
+        twice = several and (method.storage is Quant.INT8 or method.kind is MethodKind.NOLA)
+        context = self._context(model, size, passes=1 + twice)
+        self._describe_values(context.examples[:size])
         state.counters.micro_batch = size
-        if size < self._request.train.batch_size:
+        if several:
             _give_gradients(model, state)
         self._live_bytes()
         self._tracker.restart_peak()
@@ -162,23 +170,24 @@ class _Counting:
         state.optimizer.zero_grad(set_to_none=True)
         return found
 
-    def _context(self, model: Any, size: int) -> TrainContext:
-        """Return what the loop works with for a step of one pass."""
+    def _context(self, model: Any, size: int, *, passes: int = 1) -> TrainContext:
+        """Return what the loop works with for a step of so many passes."""
         row = self._row(seq2seq=models.is_seq2seq(model.config))
         table = self._request.train.model_copy(
-            update={"steps": 1, "epochs": None, "batch_size": size}
+            update={"steps": 1, "epochs": None, "batch_size": passes * size}
         )
         return TrainContext(
             model=model,
             method=methods.method_of(model),
             objective=CountedObjective(self._request.all_logits),  # type: ignore[arg-type]  # reads no rows
             accelerator=CountingAccelerator(self._tracker, self._precision),
-            schedule=make_schedule(table, [len(row.input_ids)] * size),
-            examples=(row,) * size,
+            schedule=make_schedule(table, [len(row.input_ids)] * passes * size),
+            examples=(row,) * passes * size,
             seed=table.seed,
             max_grad_norm=table.max_grad_norm,
             flag=PreemptionFlag(time.monotonic),
             on_message=lambda _: None,
+            on_saving=lambda _: None,
         )
 
     def _row(self, *, seq2seq: bool) -> Example:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from commands.runs.config import LoadedConfig, RunConfig
+from commands.runs.planning.answer import CAP_MARGIN
 from commands.runs.planning.figures import GB, dollars, hourly
 from commands.runs.planning.ranking import JobOffer
 from infra.provider import Offer
@@ -23,11 +24,11 @@ from trainer.config import TrainerConfig
 from trainer.device.shapes import Shape
 from trainer.estimate.advice import LENGTH_STEP, Estimate, Override, Value, advise_memory
 
-CAP_MARGIN = 1.2
-"""A cap that much above the market is not passed by ordinary moves of the price."""
 MEMORY_ADVICE_MAX = 4
 """More ways than anybody compares."""
 CENTS = 100
+ABOVE_CAP = "above the cap"
+"""What providers say of an offer that only its price blocks."""
 EPOCH_PARTS = 20
 """Into how many parts the epochs are divided to look for those that the budget pays for."""
 
@@ -198,13 +199,13 @@ def _for_budget(
     yield from _without_scores(loaded, first, pricing)
     yield from _larger_budget(first, budget)
     for key, values, what in _less_work(loaded):
-        override = _most_paid(loaded, first.offer, key, values, pricing)
-        if override is None:
+        overrides = _most_paid(loaded, first.offer, key, values, pricing)
+        if overrides is None:
             continue
-        tried = _priced(loaded, [override], first.offer, pricing)
+        tried = _priced(loaded, overrides, first.offer, pricing)
         yield Advice(
-            change=_lines([override]),
-            effect=f"{what} the budget pays for{_rows_cut(loaded, [override], pricing)}; "
+            change=_lines(overrides),
+            effect=f"{what} the budget pays for{_rows_cut(loaded, overrides, pricing)}; "
             f"{_costs(tried)}",
             keeps_result=False,
         )
@@ -275,14 +276,22 @@ def _less_work(loaded: LoadedConfig) -> Iterator[tuple[str, Sequence[Value], str
 
 def _most_paid(
     loaded: LoadedConfig, offer: Offer, key: str, values: Sequence[Value], pricing: Pricing
-) -> Override | None:
-    """Return the last of ascending values for which the budget suffices; None if for none."""
-    low, high = -1, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        tried = _priced(loaded, [Override(key=key, value=values[middle])], offer, pricing)
-        low, high = (middle, high) if _suffices(tried) else (low, middle)
-    return Override(key=key, value=values[low]) if low >= 0 else None
+) -> list[Override] | None:
+    """Return the last of ascending values for which the budget suffices; None if for none.
+
+    Where the scores alone take more than there is, they go, too.
+    """
+    without_scores = [[Override(key="eval", value=None)]] if loaded.config.eval else []
+    for others in [[], *without_scores]:
+        low, high = -1, len(values)
+        while high - low > 1:
+            middle = (low + high) // 2
+            overrides = [Override(key=key, value=values[middle]), *others]
+            enough = _suffices(_priced(loaded, overrides, offer, pricing))
+            low, high = (middle, high) if enough else (low, middle)
+        if low >= 0:
+            return [Override(key=key, value=values[low]), *others]
+    return None
 
 
 def _for_cap(
@@ -310,14 +319,16 @@ def _priced(
 ) -> JobOffer | None:
     """Return what a changed job needs and costs on an offer; None if that is no config.
 
-    An offer that only its price kept from being taken is free again under a higher cap.
+    An offer whose price alone is in the way is free under a higher cap.
     """
     changed = with_overrides(loaded, overrides)
     if changed is None:
         return None
-    before, cap = loaded.config.vm.max_price, changed.config.vm.max_price
-    if offer.blocked_by == price_obstacle(offer.spot_usd_per_h, before):
-        offer = replace(offer, blocked_by=price_obstacle(offer.spot_usd_per_h, cap))
+    price, cap = offer.spot_usd_per_h, changed.config.vm.max_price
+    # What never clears, such as a quota, is told before a price; the simulated cloud has no such.
+    passes = offer.clears or ABOVE_CAP in offer.blocked_by
+    if passes and price_obstacle(price, loaded.config.vm.max_price):
+        offer = replace(offer, blocked_by=price_obstacle(price, cap))
     return pricing.price(changed, offer)
 
 

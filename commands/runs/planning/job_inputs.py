@@ -12,8 +12,10 @@ from commands.runs import base_files
 from commands.runs.base_description import base_folder, config_for_plan, did_you_mean
 from commands.runs.base_shape import base_shape
 from commands.runs.config import LoadedConfig
+from commands.runs.home import environment, qft_home
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.row_lengths import RowLengths, row_lengths
+from commands.runs.upload_rate import UploadRate, last_upload, upload_file
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape, UnknownShapeError
 from trainer.estimate.setup import BYTES
@@ -42,6 +44,8 @@ class JobInputs:
     """Whether they are sent from here, not fetched from the hub by the machine."""
     adapter_bytes: float
     """Of what comes home."""
+    upload: UploadRate | None = None
+    """How fast files last travelled from here to such machines, if that was ever measured."""
 
 
 def job_inputs(loaded: LoadedConfig) -> JobInputs:
@@ -78,6 +82,7 @@ def _marks(loaded: LoadedConfig) -> tuple[object, ...]:
     """Return what tells two states of a config and its files apart."""
     folder = base_folder(loaded)
     files = [*loaded.data_files.values(), *([folder / "config.json"] if folder else [])]
+    files.append(upload_file(_cache(), loaded.config.vm.provider))
     return (str(loaded.path), loaded.config.model_dump_json(), *(_mark(path) for path in files))
 
 
@@ -115,7 +120,12 @@ def _read(held: _Held, marks: tuple[object, ...]) -> JobInputs:
         base_bytes=float(weights),
         base_sent=sent,
         adapter_bytes=trained * 4.0,
+        upload=last_upload(_cache(), loaded.config.vm.provider),
     )
+
+
+def _cache() -> Path:
+    return qft_home(environment()) / "cache"
 
 
 def _shape(description: Mapping[str, Any] | None, model: str) -> tuple[Shape | None, str]:
