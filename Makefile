@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help demo test system check format lint types install slow chaos fuzz recipes memory gpu lock clean
+.PHONY: help hours screens demo test system check format lint types install slow chaos fuzz recipes memory gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -60,6 +60,9 @@ fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
 
+hours: $(STAMP)  ## how far estimated times are from published ones; writes docs/hours.md, the recipes
+	PYTHONPATH=.:tests $(BIN)/python -m support.hours_tables --write
+
 memory: $(STAMP)  ## how far the memory formula is from published peaks, also with each left out
 	$(BIN)/python tests/memory.py
 
@@ -69,6 +72,9 @@ HAS_TORCH := import importlib.util as u, sys; \
 gpu:  ## the proof for a CUDA card, by PYTHON if that has torch; without a card, what can be checked
 	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then $(PYTHON) tests/gpu; \
 	  else $(MAKE) install && $(BIN)/python tests/gpu; fi
+
+screens: $(STAMP)  ## print the screens of docs/plan.md anew, as `qft plan` shows them now
+	QFT_WRITE_SCREENS=1 $(BIN)/python -m pytest -q tests/test_plan_screens.py
 
 lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; needs uv
 	$(BIN)/python -m remote.setup.lock_requirements

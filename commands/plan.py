@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -13,10 +14,17 @@ from commands.ui.wrap import output_width
 EXAMPLES = {
     "qft plan": "whether it fits, how long it takes, what it costs",
     "qft plan --all": "with every offer, and why it cannot be had",
+    "qft plan --as published": "whether it would fit in the articles' loop, and why",
     "qft plan other.yaml --json": "the same of another file, for a script",
 }
 
 app = typer.Typer()
+
+
+class OtherLoop(StrEnum):
+    """A training loop that a run can be compared with."""
+
+    PUBLISHED = "published"
 
 
 @app.command(epilog=examples(EXAMPLES))
@@ -26,9 +34,22 @@ def command(
     all_of_them: Annotated[
         bool, typer.Option("--all", help="List every offer, and every detail of what limits it.")
     ] = False,
+    other_loop: Annotated[
+        OtherLoop | None,
+        typer.Option("--as", help="Say whether it would fit in another training loop, and why."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show offers, prices and the worst-case bill; create nothing."""
+    """Say whether it fits, how long it takes, what it costs; create nothing."""
+    if other_loop is not None:
+        from commands.runs.planning.as_published import make_comparison
+
+        comparison = make_comparison(run)
+        if as_json:
+            print_json(comparison.to_json())
+        else:
+            print_data("\n".join(comparison.lines()))
+        return
     # Late, since it loads every room, and help needs none of them.
     from commands.runs.planning.make_page import make_plan
 

@@ -13,6 +13,8 @@ import typer
 from commands.runs import factory
 from commands.runs.find_config import reopen
 from commands.runs.home import environment, is_locked, pick_run, qft_home
+from commands.runs.planning.corrected import Corrected, corrected_hours
+from commands.runs.planning.planned import read_planned
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
@@ -24,6 +26,7 @@ from infra.errors import ProviderError
 from infra.provider import Observation, PowerState, StopReason
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
+from infra.run.heartbeat import SILENCE
 from infra.run.journal import Event, Kind, Outcome, read
 from infra.run.plan import Policy
 from infra.run.state import RunState
@@ -69,6 +72,8 @@ class RunStatus:
     now_s: float
     usd: float
     usd_per_h_now: float
+    corrected: Corrected | None = None
+    """The planned hours and those expected now; None of a run from before plans were kept."""
 
     @property
     def summary(self) -> str:
@@ -118,6 +123,9 @@ class RunStatus:
             "switches_missing": list(state.safeguards_missing) if state.up else [],
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
+            "planned_hours": self.corrected.planned.to_json() if self.corrected else None,
+            "expected_hours": self.corrected.expected_h if self.corrected else None,
+            "hours_left": self.corrected.left_h if self.corrected else None,
             "simulated": self.receipt.simulated,
             "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
@@ -137,6 +145,8 @@ class RunStatus:
         eta_s = job.heartbeat.eta_s if job else None
         if eta_s is not None and step < steps:
             rows.append(("time left", duration(eta_s)))
+        if self.corrected is not None:
+            rows.append(("hours", self.corrected.line))
         if state.vm is not None:
             own = state.vm.provider == "ssh"
             place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
@@ -172,7 +182,8 @@ def status(wanted: str) -> RunStatus:
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
     loaded = reopen(folder)
-    state = fold(read(folder.journal))
+    events = read(folder.journal)
+    state = fold(events)
     console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
     request = RunRequest(loaded=loaded, home=home, console=console)
     machine, job, trouble, signed_in = _look(request, state)
@@ -180,6 +191,7 @@ def status(wanted: str) -> RunStatus:
     now_s = time.time()
     used = bill(state, now_s)
     simulated = loaded.simulated
+    planned = read_planned(folder)
     return RunStatus(
         name=folder.name,
         state=state,
@@ -192,6 +204,12 @@ def status(wanted: str) -> RunStatus:
         now_s=now_s,
         usd=used.usd,
         usd_per_h_now=used.usd_per_h_now,
+        corrected=corrected_hours(
+            planned.hours if planned else {},
+            events,
+            now_s=now_s,
+            heartbeat=job.heartbeat if job else SILENCE,
+        ),
     )
 
 

@@ -15,9 +15,8 @@ from pydantic import (
 )
 
 from infra.catalog.azure import AZURE
-from infra.catalog.gpus import Driver, resolve_gpu
+from infra.catalog.gpus import Driver, UnknownGpu, resolve_gpu
 from infra.catalog.vendors import CATALOGS
-from infra.errors import BadRequest
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
 
@@ -58,8 +57,11 @@ class VmTable(BaseModel):
     @field_validator("gpu")
     @classmethod
     def _check_gpu(cls, value: str) -> str:
-        if value:
-            resolve_gpu(value)  # its error names the candidates
+        try:
+            if value:
+                resolve_gpu(value)
+        except UnknownGpu as error:
+            raise ValueError(_followed(str(error), error.hint)) from error
         return value
 
     @field_validator("regions")
@@ -271,19 +273,22 @@ def region_faults(vm: object) -> list[str]:
     if not found and gpu and (unsold := regions.sale_problem(gpu, named)):
         found = [unsold]
     if found:
-        list_of_regions = regions.where(gpu)
-        if found[-1].endswith("?"):
-            found[-1] += f" {list_of_regions[0].upper()}{list_of_regions[1:]}"
-        else:
-            found[-1] += f"; {list_of_regions}"
+        found[-1] = _followed(found[-1], regions.where(gpu))
     return [f"vm.regions: {problem}" for problem in found]
+
+
+def _followed(problem: str, listing: str) -> str:
+    """Return a problem with a list behind it; after a question that begins a sentence."""
+    if problem.endswith("?"):
+        return f"{problem} {listing[:1].upper()}{listing[1:]}"
+    return f"{problem}; {listing}"
 
 
 def _gpu_of(name: object) -> str:
     """Return the catalog's name of a GPU, empty if there is none or it is not in the catalog."""
     try:
         return resolve_gpu(name).gpu.name if isinstance(name, str) and name else ""
-    except BadRequest:  # told where the table itself is checked
+    except UnknownGpu:  # told where the table itself is checked
         return ""
 
 

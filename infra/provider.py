@@ -102,6 +102,13 @@ class Provider(ABC):
         """Predict what `set_safeguards` can set for such a machine; never raises."""
         return []
 
+    def account_problem(self) -> ProviderError | None:
+        """Return why this account can rent nothing now, None if that is not known; never raises.
+
+        Asks nothing: it is what `offers` and `preview_safeguards` have met.
+        """
+        return None
+
     def allow_caller_ip(self, vm: Vm) -> bool:  # noqa: ARG002
         """Let this computer's present address through the firewall; return whether that was new."""
         return False

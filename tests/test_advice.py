@@ -114,7 +114,7 @@ def test_what_is_advised_fits_and_nothing_less_of_it_does(base: str) -> None:
     """Over random configs, pasted lines fit the card; without one, or with less, they do not."""
     chance, shape = random.Random(f"advice {base}"), BASES[base]  # noqa: S311
     found = 0
-    for _ in range(25):
+    for _ in range(30):
         config = random_config(chance)
         advice = advice_on(config, shape)
         assert advice == () or not fits(config, shape)
@@ -130,7 +130,7 @@ def test_what_is_advised_fits_and_nothing_less_of_it_does(base: str) -> None:
                     typed = [str(less if other == at else each)
                              for other, each in enumerate(one.overrides)]  # fmt: skip
                     assert not fits(applied(config, typed), shape), (one, less)
-    assert found >= 10
+    assert found >= 5
 
 
 def test_a_training_that_fits_needs_no_advice() -> None:

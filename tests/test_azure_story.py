@@ -112,6 +112,9 @@ def test_run_survives_two_evictions_and_a_full_region(
     assert project.processes() == []
     spent = cloud.ledger.usd() / PACE
     assert receipt["usd"] == pytest.approx(spent, rel=0.6)
+    assert receipt["planned"]["card"] == "T4"
+    assert receipt["planned"]["usd"]["compute"]["likely"] > 0
+    assert set(receipt["actual"]["usd"]) == {"compute", "disk"}
     secrets = [*cloud.login.tokens, cloud.login.client_secret]
     kept = "".join(
         path.read_text(errors="replace")

@@ -21,7 +21,7 @@ from support.terminal import CTRL_C, CTRL_D, terminal
 from commands.runs.config import load
 from commands.runs.home import make_private
 from commands.runs.planning import confirm
-from commands.runs.planning.confirm import QUESTION, confirm_renting
+from commands.runs.planning.confirm import PROMPT, confirm_renting
 from commands.runs.request import RunRequest
 from commands.ui import ask
 from commands.ui.console import PlainConsole
@@ -47,22 +47,22 @@ def cloud() -> Iterator[Cloud]:
         yield cloud
 
 
-def test_a_terminal_is_asked_until_somebody_agrees(project: Project, cloud: Cloud) -> None:
+def test_a_terminal_gets_the_prompt_until_somebody_agrees(project: Project, cloud: Cloud) -> None:
     """No, the end of input and Ctrl-C rent nothing; yes rents; going on is not asked about."""
     for keys in ("n\r", CTRL_D, CTRL_C):
         with terminal(project, "run") as screen:
-            screen.wait_for(QUESTION)
+            screen.wait_for(PROMPT)
             screen.type(keys)
             assert screen.wait_for_end() == 130, screen.screen
         assert "nothing was rented" in screen.screen
-        assert screen.screen.count(QUESTION) == 1
+        assert screen.screen.count(PROMPT) == 1
         for word in ("memory   ", "hours    ", "dollars  $"):
             assert word in screen.screen
         assert cloud.world.machines_made == []
         assert not (project.home / "runs" / "tiny").exists()
 
     with terminal(project, "run") as screen:
-        screen.wait_for(QUESTION)
+        screen.wait_for(PROMPT)
         screen.type("yes\r")
         wait_until(lambda: bool(cloud.machines()))
         screen.type(CTRL_C)
@@ -71,7 +71,7 @@ def test_a_terminal_is_asked_until_somebody_agrees(project: Project, cloud: Clou
         screen.wait_for("eastus")
         screen.type(CTRL_C)
         assert screen.wait_for_end() == 130, screen.screen
-    assert QUESTION not in screen.screen
+    assert PROMPT not in screen.screen
     assert "dollars  $" not in screen.screen
     project.tidy()
     assert cloud.leftovers() == []
@@ -103,18 +103,18 @@ def request(project: Project, **changes: Any) -> tuple[RunRequest, io.StringIO]:
     return replace(made, **changes), lines
 
 
-def refuse(question: str) -> bool:
+def refuse(prompt: str) -> bool:
     """Answer no."""
-    assert question == QUESTION
+    assert prompt == PROMPT
     return False
 
 
 def test_nothing_is_shown_where_nothing_is_charged(tmp_path: Path) -> None:
     """The simulated cloud and an own machine are used without a word about dollars."""
     local = make_project(tmp_path / "local")
-    asked, lines = request(local)
+    made_request, lines = request(local)
 
-    confirm_renting(asked, ask=refuse)
+    confirm_renting(made_request, ask=refuse)
 
     assert lines.getvalue() == ""
 
@@ -150,9 +150,9 @@ def test_a_plan_that_cannot_be_made_is_a_warning(
         cli_runner(made.folder, made.home, harness, capsys),
         mock.patch.object(AzureProvider, "offers", side_effect=NotAllowed("not with this account")),
     ):
-        asked, lines = request(made)
+        made_request, lines = request(made)
         with pytest.raises(StoppedError):
-            confirm_renting(asked, ask=refuse)
+            confirm_renting(made_request, ask=refuse)
 
     assert lines.getvalue() == (
         "warning: what this will cost cannot be said now: not with this account\n"
@@ -170,7 +170,7 @@ def test_only_yes_is_a_yes(monkeypatch: pytest.MonkeyPatch, typed: str, *, agree
     assert ask.ask_yes("rent?") is agreed
 
 
-def test_a_pipe_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_gets_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a terminal on stdin nobody can answer."""
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
 

@@ -102,6 +102,28 @@ def test_one_command_brings_the_adapter_home_through_evictions(evicted: Finished
     assert "complete already" in json_of(again)["result"]
 
 
+def test_an_evicted_run_is_held_against_its_plan(evicted: Finished) -> None:
+    """Receipt and report have what was planned and what it took, of which the parts are all."""
+    receipt = json_of(evicted.run)
+    assert evicted.project.qft("report").returncode == 0
+    report = json.loads((evicted.project.out / "report.json").read_text(encoding="utf-8"))
+    page = (evicted.project.out / "report.html").read_text(encoding="utf-8")
+    planned, actual = receipt["planned"], receipt["actual"]
+
+    assert planned["card"] == "this computer"
+    assert planned["hours"].keys() >= {"train", "evictions", "score before", "score after"}
+    assert planned["usd"]["compute"]["likely"] > 0
+    assert actual["hours"].keys() >= {"rent", "send", "train", "evictions", "score before"}
+    assert sum(actual["hours"].values()) == pytest.approx(receipt["wall_s"] / 3600, rel=0.05)
+    assert actual["total_usd"] == pytest.approx(receipt["usd"])
+    facts = report["facts"]["plan"]
+    assert {key: facts[key]["hours"] for key in ("planned", "actual")} == {
+        "planned": planned["hours"],
+        "actual": actual["hours"],
+    }
+    assert "Planned and real time by part" in page
+
+
 def test_a_log_is_followed_through_evictions(evicted: Finished) -> None:
     """`qft logs -f` goes on until the training ends, and has said all of it, once."""
     assert evicted.logs.returncode == 0, evicted.logs.stderr

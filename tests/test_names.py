@@ -25,8 +25,17 @@ PRIVATE = frozenset(
     )
 )
 """Words whose field's term is another one: `docs/glossary.md` lists what stayed, and why."""
-FIELD = ("known_hosts", "exclude_unset", "shots", "onto", "tell", "link", "powers_of_two")
-"""Names of OpenSSH, pydantic, files and the system, and words of run.yaml and the command line."""
+FIELD = (
+    "known_hosts",
+    "exclude_unset",
+    "shots",
+    "onto",
+    "tell",
+    "link",
+    "powers_of_two",
+    "_ExcludeDispatchKeyGuard",
+)
+"""Names of OpenSSH, pydantic, torch, files and the system; words of run.yaml and of commands."""
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:

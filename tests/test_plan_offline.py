@@ -15,6 +15,7 @@ from commands.runs.base_description import config_for_plan, described, did_you_m
 from commands.runs.config import LoadedConfig, load
 from commands.runs.hub_base import inspect_base
 from commands.runs.planning.estimates import estimate_run, why_unknown
+from commands.runs.planning.make_page import make_plan
 from trainer import hub_models
 from trainer.estimate.common_bases import find_by_id
 
@@ -99,11 +100,13 @@ def test_a_hub_that_never_answers_leaves_the_table(
 
     assert inspect_base(loaded, messages.append) is None
     assert "the hub was not asked whether you may have `microsoft/phi-2`" in messages[0]
-    assert messages[1] == (
-        "note: base: `microsoft/phi-2` with the sizes of the shipped table (2.78 B parameters), "
-        "since its config.json is not here"
-    )
-    assert estimate_run(loaded) is not None
+    page = make_plan(str(loaded.path))
+    assert (
+        "base: `microsoft/phi-2` with the sizes of the shipped table (2.78 B parameters), since "
+        "its config.json is not here"
+    ) in " ".join("\n".join(page.lines()).split())
+    assert page.to_json()["table_base"] == PHI
+    assert page.estimate is not None
 
 
 def test_a_copy_of_a_common_base_is_taken_for_it_by_name(
@@ -116,8 +119,10 @@ def test_a_copy_of_a_common_base_is_taken_for_it_by_name(
 
     inspect_base(loaded, messages.append)
 
-    assert "is taken for `meta-llama/Llama-3.2-3B` by its name" in messages[1]
-    assert "did you mean" not in " ".join(messages)
+    found = table_base(loaded)
+    assert found is not None
+    assert "is taken for `meta-llama/Llama-3.2-3B` by its name" in found.line
+    assert "did you mean" not in messages[0]
     row = find_by_id("meta-llama/Llama-3.2-3B")
     assert row is not None
     assert config_for_plan(loaded) == row.config

@@ -43,6 +43,7 @@ def test_the_main_job_runs_through_openssh(server: Sshd, tmp_path: Path) -> None
 
     assert done.returncode == 0, done.stderr
     assert json_of(done)["usd"] == 0
+    assert "planned" not in json_of(done)  # nobody has said which card it has
     assert (project.out / "adapter" / "adapter_model.safetensors").exists()
     assert json_of(project.qft("ls", "--all", "--json")) == []
     assert [path.name for path in (server.home / "qft").glob("tiny-*")] == []

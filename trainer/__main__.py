@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
+from trainer.device.host_memory import free_memory
+from trainer.device.out_of_memory import is_out_of_memory
 from trainer.errors import Preempted, TrainerError
 from trainer.exit_codes import ExitCode
 from trainer.job.job import prepare_environment
-from trainer.text import print_line
+from trainer.text import gigabytes, print_line
 
 ROOT = Path(__file__).resolve().parent
 
@@ -77,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort, with its own exit code
+        if is_out_of_memory(error):
+            print_problems("memory ran out" if headings else "", [describe_shortage(error)])
+            return ExitCode.BAD_CONFIG
         if failure := loading_failure(error):
             print_problems("nothing can be trained here" if headings else "", [failure])
             return ExitCode.BAD_CONFIG
@@ -128,6 +133,14 @@ def describe_os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     return f"{where}{what}{'; free some space, or take a larger disk' if full else ''}"
+
+
+def describe_shortage(error: BaseException) -> str:
+    """Say how much memory there is, and what helps."""
+    found = free_memory()
+    limit = "" if found is None else f"; {found.limit} is {gigabytes(found.limit_bytes)}"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text}{limit}: take a machine with more, or raise the limit"
 
 
 def print_problems(heading: str, problems: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 
+from trainer.device.out_of_memory import is_out_of_memory
 from trainer.errors import ConfigError, DoesNotFit
 from trainer.hub import hub_is_silent
 
@@ -20,10 +21,10 @@ class readable_failure:  # noqa: N801 - used as a context manager
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
+        if error is not None and is_out_of_memory(error):
             raise DoesNotFit(
                 f"{self._name} does not fit into the memory of the device; quantise it "
-                f"(`kind: qlora`), take a smaller base, or rent a larger GPU ({error})"
+                f"(`kind: qlora`), take a smaller base, or a machine with more memory ({error})"
             ) from error
         if error is not None and hub_is_silent(error):
             raise ConnectionError(f"the hub does not answer: {error}") from error

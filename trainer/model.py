@@ -22,6 +22,7 @@ from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
 from trainer.base_family import choose_family
 from trainer.config import ModelTable, TrainerConfig, TrainTable
+from trainer.device.activations import can_checkpoint, set_checkpointing
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
@@ -322,15 +323,12 @@ def attach_adapter(
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         with experts.shown_plain(base):
             model = peft.get_peft_model(base, settings)
-        wanted, able = train.gradient_checkpointing, base.supports_gradient_checkpointing
-        if wanted is True and not able:
-            raise ConfigError(
-                [f"train.gradient_checkpointing: {type(base).__name__} cannot; use `auto`"]
-            )
-        if (on_gpu and able) if wanted == "auto" else wanted:
-            base.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+    wanted, able = train.gradient_checkpointing, can_checkpoint(base)
+    if wanted is True and not able:
+        raise ConfigError(
+            [f"train.gradient_checkpointing: {type(base).__name__} cannot; use `auto`"]
+        )
+    set_checkpointing(base, on=bool((on_gpu and able) if wanted == "auto" else wanted))
     base.config.use_cache = False
     experts.adapt_in_four_bits(model)
     saved_modules.record_saved(model, saved)

@@ -17,6 +17,11 @@ def duration(seconds: float) -> str:
     return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
 
 
+def gigabytes(size: float) -> str:
+    """Return `6.9 GB`, or `0.48 GB`, in 10^9 bytes."""
+    return f"{size / 1e9:.{1 if size >= 1e9 else 2}f} GB"
+
+
 def inexact(since: int | None) -> str:
     """Return the words for a run whose bits may differ from an undisturbed one's, from a step."""
     return "not bit for bit" if since is None else f"not bit for bit from step {since}"

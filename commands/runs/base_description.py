@@ -43,7 +43,7 @@ class TableBase:
             return f"base: `{self.model}` with {sizes}, since its config.json is not here"
         return (
             f"base: `{self.model}` is taken for `{self.base.id}` by its name, with {sizes}, since "
-            f"its config.json is not here{did_you_mean(self.model, after='; ')}"
+            "its config.json is not here"
         )
 
 

@@ -21,6 +21,8 @@ from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
 from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
+from commands.runs.row_counts import RowCounts, answer_problem, row_length_problem, unseen_labels
+from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
 from infra.config import BudgetTable, VmTable, region_faults
@@ -207,6 +209,9 @@ def _explain(details: ErrorDetails, message: str) -> str:
     got = details["input"]
     if isinstance(got, Misread):
         return got.why
+    if details["type"] in {"float_parsing", "int_parsing"} and isinstance(got, str):
+        whole = details["type"] == "int_parsing"
+        return number_problem(got, shown=shorten(got, SHOWN_MAX), whole=whole)
     message = _shown(message)
     if isinstance(got, bool) and details["type"] == "string_type":
         return f"{message}: YAML reads yes, no, on and off as true and false; put it in quotes"
@@ -227,11 +232,11 @@ def absent_files(loaded: LoadedConfig) -> list[Path]:
     return [path for path in loaded.data_files.values() if not path.exists()]
 
 
-def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -> None:
+def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -> list[str]:
     """Check that model and data are there, readable, and fit the templates, before renting.
 
-    Raises UsageError with every fault at once. Reads the data files whole, but those in `absent`,
-    which a plan goes on without; loads no model.
+    Returns what to warn of. Raises UsageError with every fault at once. Reads the data files whole,
+    but those in `absent`, which a plan goes on without; loads no model.
     """
     from trainer.data.header import header_problem
     from trainer.data.row import Notes
@@ -242,6 +247,7 @@ def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -
     table = loaded.config.data
     faults = same_file_twice(loaded.data_files)
     templates: list[Template] = []
+    answers: set[str] = set()
     for field, text in (("prompt", table.prompt), ("completion", table.completion)):
         try:
             templates.append(Template.parse(text))
@@ -259,8 +265,14 @@ def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -
         except DataError as error:
             faults += [f"data.{key}: {problem}" for problem in error.problems]
             continue
-        found = row_problems(rows, templates, loaded.config)
+        counts = None if key == "eval" else RowCounts()
+        found = row_problems(rows, templates, loaded.config, counts)
         faults += [f"data.{key}: {file}:{number}: {problem}" for number, problem in found]
+        if counts is not None:
+            answers |= counts.answers
+            most = loaded.config.train.max_length
+            if problem := counts.length_problem(too_long=table.too_long, tokens_max=most):
+                faults.append(f"data.{key}: {file}: {problem}")
         if found:
             causes = [*notes.lines(), header_problem(row.fields for row in rows)]
             faults += [f"data.{key}: {file}: {cause}" for cause in causes if cause]
@@ -275,6 +287,11 @@ def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -
             hint="mend the file, or what run.yaml says of it (paths begin at its folder), then "
             "`qft audit` shows what would be trained",
         )
+    every_file = len(loaded.data_files) == len(table.files) and not absent
+    scored = loaded.config.eval if every_file else None
+    unseen = unseen_labels(answers, scored) if scored is not None and answers else []
+    names = ", ".join(f"`{one}`" for one in unseen)
+    return [f"eval.labels: no row to learn from has {names}"] if unseen else []
 
 
 def same_file_twice(files: Mapping[str, Path]) -> list[str]:
@@ -314,9 +331,15 @@ def gathered(faults: list[str]) -> list[str]:
 
 
 def row_problems(
-    rows: Sequence[Row], templates: Sequence[Template], config: RunConfig
+    rows: Sequence[Row],
+    templates: Sequence[Template],
+    config: RunConfig,
+    counts: RowCounts | None = None,
 ) -> list[tuple[int, str]]:
-    """Return what is wrong with the rows of one file, each with its number."""
+    """Return what is wrong with the rows of one file, each with its number.
+
+    `counts` takes the rows of a file to learn from, whose lengths then count, too.
+    """
     from trainer.data.preferences import describe_preferences
     from trainer.data.template import MissingFieldError
 
@@ -324,7 +347,7 @@ def row_problems(
     found = []
     for row in rows:
         try:
-            problem = _row_problem(row.fields, there, config)
+            problem = _row_problem(row.fields, there, config, counts)
         except MissingFieldError as error:
             kind = describe_preferences(row.fields)
             problem = f"{error}; {kind}" if kind else str(error)
@@ -334,7 +357,10 @@ def row_problems(
 
 
 def _row_problem(
-    fields: Mapping[str, Any], templates: Sequence[Template], config: RunConfig
+    fields: Mapping[str, Any],
+    templates: Sequence[Template],
+    config: RunConfig,
+    counts: RowCounts | None,
 ) -> str | None:
     """Return what is wrong with one row, so far as it shows without a tokenizer.
 
@@ -344,23 +370,28 @@ def _row_problem(
     from trainer.data.chat.markers import require_plain_turns
     from trainer.data.examples import text_problem
     from trainer.data.template import Template as Parsed
-    from trainer.scoring.answers import label_problem
 
     if config.data.text is not None:
         return text_problem(Parsed.parse("{" + config.data.text + "}").render(fields))
+    texts: list[str] = []
     if config.data.messages is not None:
         found = read_conversation(fields, config.data.messages, ignore=config.data.ignore)
         if config.data.chat == "markers":
             require_plain_turns(found)
         answer = found.answer or "a tool call"
     else:
-        rendered = [template.render(fields) for template in templates]
-        if len(rendered) < 2:  # the other template is broken, which is told on its own
+        texts = [template.render(fields) for template in templates]
+        if len(texts) < 2:  # the other template is broken, which is told on its own
             return None
-        answer = rendered[1]
+        answer = texts[1]
     if not answer.strip():
         return "the answer to learn is empty; write a word for it (such as N/A), or remove the row"
-    return None if config.eval is None else label_problem(answer, config.eval)
+    if counts is not None and texts:
+        counts.add(texts, labelled=config.eval is not None)
+        table, most = config.data, config.train.max_length
+        if problem := row_length_problem(texts, too_long=table.too_long, tokens_max=most):
+            return problem
+    return None if config.eval is None else answer_problem(answer, config.eval)
 
 
 def _closed(problem: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commands.runs import base_files
-from commands.runs.base_description import did_you_mean, table_base
+from commands.runs.base_description import did_you_mean
 from commands.runs.base_record import HubBase, recorded_base
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, make_private, read_saved_config
@@ -77,11 +77,10 @@ def inspect_base(
     if loaded.model_folder is not None:
         return None
     if hub_models.is_offline(around):
-        _explain_unknown(loaded, on_message, "the network is switched off for it (HF_HUB_OFFLINE)")
+        on_message(_unknown(model, "the network is switched off for it (HF_HUB_OFFLINE)"))
         return None
     if importlib.util.find_spec(LIBRARY) is None:
-        lacks = f"this computer lacks `{LIBRARY}` (`pip install {LIBRARY}`)"
-        _explain_unknown(loaded, on_message, lacks)
+        on_message(_unknown(model, f"this computer lacks `{LIBRARY}` (`pip install {LIBRARY}`)"))
         return None
     code, revision = model.trust_remote_code, begun.commit if begun else model.revision
     try:
@@ -97,7 +96,7 @@ def inspect_base(
     except hub_models.BaseRefusedError as error:
         raise _refused(error) from error
     except ConnectionError as error:
-        _explain_unknown(loaded, on_message, f"it does not answer ({error})")
+        on_message(_unknown(model, f"it does not answer ({error})"))
         return None
     if found.warning:
         on_message(f"warning: {found.warning}")
@@ -292,14 +291,9 @@ def _refused(error: hub_models.BaseRefusedError, *, key: str = "", more: str = "
     )
 
 
-def _explain_unknown(loaded: LoadedConfig, on_message: OnMessage, why: str) -> None:
-    """Tell that the hub was not asked, and which sizes stand for the base meanwhile, if any do."""
-    model = loaded.config.model
-    row = table_base(loaded)
-    meant = did_you_mean(model.id, after="; ") if row is None else ""
-    on_message(f"note: the hub was not asked whether you may have `{model.id}`: {why}{meant}")
-    if row is not None:
-        on_message(f"note: {row.line}")
+def _unknown(model: ModelTable, why: str) -> str:
+    meant = did_you_mean(model.id, after="; ")
+    return f"note: the hub was not asked whether you may have `{model.id}`: {why}{meant}"
 
 
 def _line(base: HubBase, found: hub_models.HubModel, model: ModelTable) -> str:

@@ -46,7 +46,7 @@ TOKENIZER_FILES = (
     *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
 )
 """What `save_pretrained` of a tokenizer may write; chat templates of a name are left there."""
-TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json")
+TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json", "memory.json")
 CURVES = r"tb/events\.out\.tfevents\.\d{1,20}\.\d{1,20}"
 STAYS = ("checkpoints", "config.json", "README.md", ".*", "*.partial", "*.tmp", "*.lock")
 """What an honest trainer has there too, and nobody misses at home."""
@@ -99,7 +99,7 @@ class Expected:
             sizes=(
                 (r".*\.safetensors", self.tensor_bytes_max),
                 (r"eval-.*|adapter/.*(?:tokenizer|vocab|merges).*", 256 * MEBIBYTE),
-                (r"status\.json", MEBIBYTE),
+                (r"(?:status|memory)\.json", MEBIBYTE),
                 (r"metrics\.jsonl|tb/.*", self.log_bytes_max),
             ),
         )

@@ -37,6 +37,7 @@ from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
 from commands.runs.planning.estimates import warn_if_too_large
+from commands.runs.planning.pricing import order_for
 from commands.runs.planning.start_plan import keep_plan
 from commands.runs.power_watch import PowerWatch, power_check
 from commands.runs.request import RunRequest
@@ -111,7 +112,9 @@ def open_session(request: RunRequest) -> Iterator[Session]:
     """
     loaded, folder = request.loaded, request.folder
     keys_for_trainer(request.allow_change)
-    check_data_and_model(loaded)
+    warnings = check_data_and_model(loaded)
+    for warning in warnings if _begins(request) else ():
+        request.console.log(f"warning: {warning}")
     require_weights(loaded)
     require_writable(loaded.out)
     if loaded.simulated:
@@ -194,6 +197,7 @@ def build(request: RunRequest, journal: Journal) -> Session:
         clock=time.time,
         sleep=time.sleep,
         on_turn=request.console.report,
+        order=order_for(request.loaded),
     )
     return Session(
         request=request,

@@ -13,6 +13,7 @@ from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.payload import PayloadItem
 from commands.runs.power_watch import MachineDown
 from commands.runs.result_files import STAYS, Expected, left_there
+from commands.runs.upload_rate import record_upload
 from commands.runs.workload_config import WorkloadConfig
 from infra.durable import write_bytes
 from infra.provider import Vm
@@ -102,12 +103,16 @@ class SshWorkload:
                 config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
             began_s = config.clock()
-            for item in config.payload.items(config.layout.base):
-                self._push(connection, item)
+            items = config.payload.items(config.layout.base)
+            sent_bytes = sum(self._push(connection, item) for item in items)
+            record_upload(
+                config.cache, vm.provider, sent_bytes=sent_bytes, seconds=config.clock() - began_s
+            )
             self._checkpoint_sync.push_newest(connection)
             return config.clock() - began_s
 
-    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
+    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> int:
+        """Push one tree of files; return how many bytes travelled."""
         options = SyncOptions(
             python=self._helper,
             exclude=("__pycache__", *item.exclude),
@@ -115,7 +120,9 @@ class SshWorkload:
             cache_dir=self._config.cache,
         )
         on_progress = self._shower(item.label)
-        push(connection, item.source, item.target, on_progress=on_progress, options=options)
+        source, target = item.source, item.target
+        report = push(connection, source, target, on_progress=on_progress, options=options)
+        return report.bytes_sent
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)

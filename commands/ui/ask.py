@@ -19,9 +19,9 @@ def can_ask() -> bool:
         return False
 
 
-def ask_yes(question: str) -> bool:
+def ask_yes(prompt: str) -> bool:
     """Ask on stderr; only `y` and `yes` mean yes, an empty line and the end of input do not."""
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"{prompt} [y/N] ", end="", file=sys.stderr, flush=True)  # noqa: T201
     line = sys.stdin.readline()
     if not line.endswith("\n"):
         print(file=sys.stderr, flush=True)  # noqa: T201

@@ -7,6 +7,7 @@ import unicodedata
 
 WIDTH_WITHOUT_TERMINAL = 80
 """Columns where output goes to a pipe or a file and `COLUMNS` is not set."""
+NO_BREAK = "\u00a0"
 WIDTH_MIN, WIDTH_MAX = 40, 100
 """Longer lines are hard to read; a narrower terminal wraps them itself."""
 
@@ -29,7 +30,8 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
     """Break a text at spaces into lines of at most `width` columns; later lines get `indent`.
 
     A word is never broken: one that is longer than the width stands on a line of its own. Spaces
-    at the beginning stay, as do those between words that share a line.
+    at the beginning stay, as do those between words that share a line. What `NO_BREAK` joins stays
+    on one line, and is printed with a plain space.
     """
     lines: list[str] = []
     line, gap = "", ""
@@ -43,7 +45,7 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[str]:
                 line, gap = line + gap + word, ""
         else:
             line = word
-    return [*lines, line]
+    return [one.replace(NO_BREAK, " ") for one in (*lines, line)]
 
 
 def padded(text: str, width: int, *, right: bool = False) -> str:

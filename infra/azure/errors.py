@@ -53,6 +53,10 @@ class ConflictError(Rejected):
     """A 409 with an unlisted code: mostly a second write on an object that is busy."""
 
 
+class SubscriptionError(NotAllowed):
+    """There is no such subscription for this account, or it is disabled: nothing can be rented."""
+
+
 class ImageRefusedError(NotAllowed):
     """The image is retired, missing or not bought; whoever asked for it knows its name."""
 
@@ -321,7 +325,7 @@ _PLAIN: dict[AzureErrorKind, tuple[type[ProviderError], str, str]] = {
         "`az login`, then `az account set --subscription NAME`",
     ),
     AzureErrorKind.SUBSCRIPTION: (
-        NotAllowed,
+        SubscriptionError,
         "",
         "`az account list` shows yours; set AZURE_SUBSCRIPTION_ID to one that is enabled",
     ),

@@ -14,6 +14,7 @@ from infra.azure.context import AzureContext
 from infra.azure.create import VmCreator
 from infra.azure.delete import Deleter
 from infra.azure.doctor import Doctor
+from infra.azure.errors import SubscriptionError
 from infra.azure.listing import Listing
 from infra.azure.observe import VmObserver
 from infra.azure.offers import (
@@ -26,6 +27,7 @@ from infra.azure.permissions import Permissions
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
+from infra.errors import NotAllowed, ProviderError, SignedOut
 from infra.provider import (
     Observation,
     Offer,
@@ -120,6 +122,15 @@ class AzureProvider(Provider):
     def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
         """Preview which safeguards this account will be able to set; changes nothing."""
         return self._safeguards.preview_safeguards(want, until_s=until_s)
+
+    def account_problem(self) -> ProviderError | None:
+        """Return that no subscription is chosen or open to us, or that nobody is signed in."""
+        try:
+            self.context.names("-", 1)
+        except NotAllowed as error:
+            return error
+        met = self._permissions.error
+        return met if isinstance(met, (SignedOut, SubscriptionError)) else None
 
     def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Change the cap of a deallocated machine; returns the cap then in force, USD per hour."""

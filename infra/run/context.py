@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infra.provider import Offer, Provider, VmSpec, Want
@@ -40,3 +40,5 @@ class RunContext:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     on_turn: Callable[[TurnReport], None]
+    order: Callable[[Sequence[Offer]], list[Offer]] = list
+    """Offers as the provider lists them in, as they are to be tried out; may block some."""

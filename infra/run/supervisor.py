@@ -192,9 +192,8 @@ class Supervisor:
         return budget_end_s(plan.budget, self._state, self._context.clock(), price)
 
     def _find_offers(self) -> RunEnd | None:
-        self._offers = tuple(
-            self._with_retries(lambda: self._context.provider.offers(self._context.want))
-        )
+        found = self._with_retries(lambda: self._context.provider.offers(self._context.want))
+        self._offers = tuple(self._context.order(found))
         self._offers_s = self._context.clock()
         if self._offers:
             return None

@@ -1,7 +1,7 @@
 """Counts what the layers of a model keep of one token for the backward pass; pure arithmetic.
 
 What is kept was counted in the code of transformers, PEFT and litgpt by torch's own hooks for saved
-tensors; the formula is written out in `docs/memory.md`.
+tensors; the formula is written out in `docs/memory-points.md`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Traits:
     """What the code of an architecture keeps otherwise than LLaMA's does."""
 
     layer_norm: bool = False
-    """The norm is torch's own, which keeps its input as it is, not a copy in float32."""
+    """The norm is torch's own: it keeps its input as it is, and answers in float32 in autocast."""
     norm_inputs: int | None = None
     """Tensors that the norms of a layer read; None: each reads another one."""
     python_gelu: bool = False
@@ -35,24 +35,29 @@ class Traits:
     """Queries, keys and values are views of one tensor."""
     head_norms: bool = False
     """Queries and keys have norms of their own."""
+    eager_bytes: float = 0.0
+    """Attention is never a kernel of torch's: what it keeps of a score."""
+    broadcast_keys: bool = False
+    """Keys and values of the one head they have are never copied."""
+    head_followed: bool = False
+    """Something follows the head, such as a soft cap: logits are made all at once."""
+    dropouts: int = 0
+    """Masks of dropout that a layer keeps of its hidden states, whatever the adapter has."""
 
 
-PARALLEL = Traits(layer_norm=True, norm_inputs=1)
-SEQUENTIAL = Traits(layer_norm=True)
 TRAITS: Mapping[str, Traits] = MappingProxyType(
     {
         "phi": Traits(layer_norm=True, norm_inputs=1, python_gelu=True),
         "gptj": Traits(layer_norm=True, norm_inputs=1, python_gelu=True),
-        "gpt2": Traits(layer_norm=True, norm_inputs=2, python_gelu=True),
-        "falcon": PARALLEL,
-        "gpt_neox": PARALLEL,
-        "cohere": PARALLEL,
-        "cohere2": PARALLEL,
-        "opt": SEQUENTIAL,
-        "bloom": SEQUENTIAL,
-        "starcoder2": SEQUENTIAL,
-        "stablelm": SEQUENTIAL,
+        "gpt2": Traits(layer_norm=True, norm_inputs=2, python_gelu=True, dropouts=2),
+        "opt": Traits(layer_norm=True, dropouts=2),
+        "falcon": Traits(layer_norm=True, norm_inputs=1, broadcast_keys=True),
+        "gpt_neox": Traits(layer_norm=True, norm_inputs=1),
+        **dict.fromkeys(("cohere", "cohere2"), Traits(norm_inputs=1, head_followed=True)),
+        "granite": Traits(head_followed=True),
+        **dict.fromkeys(("bloom", "starcoder2", "stablelm"), Traits(layer_norm=True)),
         "phi3": Traits(fused=True),
+        "gemma2": Traits(eager_bytes=8.0, head_followed=True),
         **dict.fromkeys(
             ("qwen3", "qwen3_moe", "qwen3_vl_text", "gemma3_text", "olmo2", "olmo3", "exaone4"),
             Traits(head_norms=True),
@@ -94,35 +99,43 @@ def traits_of(shape: Shape) -> Traits:
     return TRAITS.get(shape.kind, LLAMA)
 
 
-def stream_bytes(work: TrainingSetup) -> int:
+def stream_bytes(shape: Shape, work: TrainingSetup) -> int:
     """Return the bytes of a number of the hidden states.
 
-    An embedding in float32 makes all of them float32: a quantised layer answers in the type of what
-    it reads.
+    An embedding in float32 makes all of them float32, and so does autocast of torch's own norm: a
+    quantised layer answers in the type of what it reads.
     """
-    return 4 if work.loop.upcast else BYTES[work.precision]
+    widened = work.loop.autocast and traits_of(shape).layer_norm and not work.loop.fused_norms
+    return 4 if work.loop.upcast or widened else BYTES[work.precision]
+
+
+def is_padded(work: TrainingSetup) -> bool:
+    """Tell whether attention is given a mask: rows of one pass differ in length."""
+    return work.loop.masks and work.micro_batch > 1
 
 
 def kept_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
     """Return what one layer keeps of one token for its backward pass."""
-    traits, size = traits_of(shape), stream_bytes(work)
+    traits, size = traits_of(shape), stream_bytes(shape, work)
     return (
         _norm_bytes(shape, block, work, traits)
         + _attention_bytes(block, work, traits)
         + size * block.feed_forward * _feed_tensors(shape, block, work, traits)
         + _input_bytes(shape, block, work, traits)
+        + MASK_BYTES * shape.hidden * traits.dropouts
         # What reaches an expert is a copy of its own for each of those that a token chooses.
         + size * sum(one.chosen * one.columns for one in block.experts)
     )
 
 
 def _norm_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits) -> float:
-    size, count = stream_bytes(work), block.norms
+    size, count = stream_bytes(shape, work), block.norms
+    each = 4
     if traits.layer_norm:
         count = count if traits.norm_inputs is None else traits.norm_inputs
-        each = 4 if work.loop.autocast else size
-    else:
-        each = size if work.loop.fused_norms else 4
+        each = size
+    elif work.loop.fused_norms:
+        each = size
     kept = count * shape.hidden * each
     if traits.head_norms:
         kept += 4 * (block.queries + block.keys)
@@ -137,13 +150,18 @@ def _attention_bytes(block: Block, work: TrainingSetup, traits: Traits) -> float
     if loop.upcast and not loop.autocast:
         size = 4
     queries, keys = block.queries, block.keys
-    spread = max(queries, keys) if loop.repeated_keys else keys
-    if (traits.fused or loop.fused_views) and queries == keys:
+    eager = loop.eager or traits.eager_bytes > 0
+    masked = is_padded(work) and not traits.broadcast_keys
+    spread = max(queries, keys) if loop.repeated_keys or masked or eager else keys
+    viewed = loop.fused_views or (traits.fused and loop.cast_quantised)
+    if viewed and queries == keys:
         kept = size * (2 * queries + keys + queries + 2 * keys)
     else:
         kept = size * (2 * queries + 2 * spread)
-    if loop.eager:
-        return kept + block.heads * work.tokens * loop.eager_kept
+    if eager:
+        return kept + block.heads * work.tokens * max(traits.eager_bytes, loop.eager_kept)
+    if is_padded(work):
+        kept += work.tokens * size
     return kept + LSE_BYTES * block.heads
 
 
@@ -156,7 +174,7 @@ def _feed_tensors(shape: Shape, block: Block, work: TrainingSetup, traits: Trait
 
 def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits) -> float:
     """Return what linear layers keep of what they read, for the adapters and for themselves."""
-    loop, stream = work.loop, stream_bytes(work)
+    loop, stream = work.loop, stream_bytes(shape, work)
     quantised = work.quant is not Quant.NONE
     widths = {
         Role.ATTENTION_IN: shape.hidden, Role.FEED_IN: shape.hidden,
@@ -166,7 +184,7 @@ def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits
     if loop.frozen_inputs and quantised:
         for role in {role_of(one, block) for one in block.linears}:
             shared[role] = widths[role] * loop.frozen_inputs
-    kept, copied, padded = 0.0, _copy_bytes(work), 0
+    kept, copied, padded = 0.0, _copy_bytes(shape, work), 0
     reads = not work.miss and work.variant != "vera"  # whether an adapter keeps what it reads
     adapted = block.linears if work.full else adapted_layers(block, work)
     seen: set[Role] = set()
@@ -201,22 +219,73 @@ def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits
     return kept + sum(shared.values())
 
 
-def _copy_bytes(work: TrainingSetup) -> int:
+def _copy_bytes(shape: Shape, work: TrainingSetup) -> int:
     """Return the bytes of a number of an adapter's own copy of its input; 0 if it has none."""
-    loop = work.loop
+    loop, size = work.loop, BYTES[work.precision]
     if work.precision is PrecisionChoice.FP32 or loop.trained_bytes < 4:
         return 0
-    if work.quant is not Quant.NONE:  # PEFT leaves the cast to autocast, if that is on
-        if not loop.autocast:
-            return 0 if loop.upcast else 4
-        return BYTES[work.precision] if loop.upcast else 0
-    return {"16": BYTES[work.precision], "32": 4, "": 0}[loop.cast_inputs]
+    if loop.autocast and stream_bytes(shape, work) > size:
+        return size  # which autocast makes of float32
+    if work.quant is not Quant.NONE and not loop.cast_quantised:
+        return 0 if loop.autocast or loop.upcast else 4
+    return {"16": size, "32": 4, "": 0}[loop.cast_inputs]
 
 
-def brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
-    """Return what the backward pass of one layer holds of one token at its widest moment."""
-    size = stream_bytes(work)
-    feed = size * (2 * block.feed_forward + 2 * shape.hidden)
-    if not work.loop.eager:
-        return feed
-    return max(feed, block.heads * work.tokens * work.loop.eager_brief)
+@dataclass(frozen=True, kw_only=True)
+class Brief:
+    """What a layer holds of one token beside what it keeps, at each of its widest moments."""
+
+    unpacking: float
+    """While a weight is unpacked, which comes on top."""
+    casting: float
+    """While an adapter's input is cast, or gradients meet: no weight is unpacked then."""
+
+
+def brief_bytes(shape: Shape, block: Block, work: TrainingSetup) -> Brief:
+    """Return what the widest moments of a layer hold, which are where its feed-forward part ends.
+
+    In the forward pass its inner values are there, and for an adapter once more in float32; in the
+    backward pass the gradients for the base and the adapter, and their sum. Attention that computes
+    all scores has as many of their gradients.
+    """
+    stream, size, width = stream_bytes(shape, work), BYTES[work.precision], block.feed_forward
+    adapted = any(role_of(one, block) is Role.FEED_OUT for one in adapted_layers(block, work))
+    copied = _copy_bytes(shape, work) if adapted else 0
+    hidden = 5 * shape.hidden * size
+    if stream > size:
+        inner = stream * (width + shape.hidden) + hidden
+        gradients = (3 if adapted else 2) * stream * width + stream * shape.hidden - copied * width
+        return Brief(unpacking=inner, casting=max(gradients, _score_bytes(shape, block, work)))
+    inner = size * width + hidden
+    gradients = size * (2 * width + 2 * shape.hidden)
+    casting = max(gradients, inner + (4 * width if copied else 0))
+    return Brief(unpacking=inner, casting=max(casting, _score_bytes(shape, block, work)))
+
+
+def _score_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
+    """Return what the backward pass of attention holds, if it computes all scores."""
+    if not (work.loop.eager or traits_of(shape).eager_bytes):
+        return 0.0
+    return block.heads * work.tokens * work.loop.eager_brief
+
+
+def checkpointed_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
+    """Return what is there of one token while a checkpointed layer is done again.
+
+    A norm of torch's own keeps the checkpoint itself, which is counted already.
+    """
+    kept = kept_bytes(shape, block, work)
+    if traits_of(shape).layer_norm:
+        kept -= shape.hidden * stream_bytes(shape, work)
+    return kept
+
+
+def kept_in_eight_bits(block: Block, work: TrainingSetup) -> float:
+    """Return what the layers of bitsandbytes in 8 bits keep of one token, checkpointed or not.
+
+    They keep what they read outside of what a checkpoint leaves away.
+    """
+    if work.quant is not Quant.INT8:
+        return 0.0
+    widths = {role_of(one, block): one.columns for one in block.linears}
+    return float(BYTES[work.precision] * sum(widths.values()))

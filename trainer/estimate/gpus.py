@@ -72,7 +72,7 @@ _CARDS = (
         precision=PrecisionChoice.FP16,
     ),
     _Card(
-        name="V100", gib=15.77, tensor=112, float32=14, bandwidth=900, share=0.45,
+        name="V100", gib=15.77, tensor=112, float32=14, bandwidth=900, share=0.62,
         source=SCALED.format("A100"), precision=PrecisionChoice.FP16,
     ),
     _Card(

@@ -38,7 +38,7 @@ def choose_micro_batch(
     if wanted != "auto":
         return MicroBatch(min(wanted, batch_size), "as configured")
     if gpu is None:
-        return MicroBatch(batch_size, "whole batches: a CPU has memory enough")
+        return MicroBatch(batch_size, "whole batches, as far as memory suffices")
     try:
         found = estimate_training(
             config,

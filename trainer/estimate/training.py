@@ -88,6 +88,7 @@ def estimate_rows(
         "largest_micro_batch": fitting,
         "fits": fitting is not None and wanted is not None and wanted <= fitting,
         "memory_bytes": asdict(peak),
+        "memory_span": peak.need.to_json(),
         "step_seconds": seconds,
         "steps": steps,
         "hours": hours,

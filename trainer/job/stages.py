@@ -18,11 +18,16 @@ from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.causal_probe import require_causal
+from trainer.device.activations import is_checkpointing
+from trainer.device.host_memory import is_tight
+from trainer.device.out_of_memory import return_memory_at_once
 from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
+from trainer.job.fit_memory import fit_memory, memory_facts, note_saving
 from trainer.job.prepare import PreparedInputs, prepare_inputs
+from trainer.method_table import OptimizerKind
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import (
     ADAPTER,
@@ -41,6 +46,7 @@ from trainer.saving.async_saver import AsyncSaver
 from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
+from trainer.saving.memory_savings import MemorySavings
 from trainer.saving.state import Best, TrainingState
 from trainer.text import inexact
 from trainer.tracking.tracker import make_tracker
@@ -58,6 +64,8 @@ def run_stages(job: JobContext) -> None:
     prepared = prepare_inputs(job)
     stop_if_preempted(job)
     done = adapter_done(job.run_dir, job.config, job.inputs)
+    if prepared.device.type == "cpu" and is_tight():
+        return_memory_at_once()
     shares: list[QuantisedShare] = []
     base = models.load_base(
         prepared.source,
@@ -111,6 +119,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     store = Store(directory, keep=keep, disk=RealDisk(), on_message=job.on_message)
     store.sweep()
     resume(job, prepared, store, state)
+    fit_memory(job, prepared, context, state)
     tracker = make_tracker(
         job.run_dir, steps_done=state.counters.step, wall_s=time.time, on_message=job.on_message
     )
@@ -192,12 +201,17 @@ def set_up(
     accelerator = Accelerator(mixed_precision=precision.mixed, cpu=prepared.device.type == "cpu")
     accelerator.scaler = None  # the loop scales by itself: accelerate does it under autocast only
     parameters = models.trainable(adapted)
-    optimizer = methods.make_optimizer(job.config.method, table, list(parameters.values()))
+
+    def make_optimizer(kind: OptimizerKind | None) -> torch.optim.Optimizer:
+        method = job.config.method.model_copy(update={} if kind is None else {"optimizer": kind})
+        return methods.make_optimizer(method, table, list(parameters.values()))
+
     state = TrainingState(
         parameters=parameters,
-        optimizer=optimizer,
+        optimizer=make_optimizer(None),
         scaler=torch.amp.GradScaler(prepared.device.type) if precision.loss_scaling else None,
         log=MetricsLog(job.run_dir / "metrics.jsonl"),
+        make_optimizer=make_optimizer,
     )
     micro_batch = choose_micro_batch(
         job.config, prepared.model_config, prepared.rows.items, gpu=_gpu(prepared)
@@ -217,6 +231,9 @@ def set_up(
         max_grad_norm=table.max_grad_norm,
         flag=job.flag,
         on_message=job.on_message,
+        on_saving=partial(note_saving, job),
+        checkpointing=is_checkpointing(adapted),
+        optimizer=job.config.method.optimizer,
         price_usd_per_h=job.options.price_usd_per_h,
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
     )
@@ -292,6 +309,7 @@ def resume(job: JobContext, prepared: PreparedInputs, store: Store, state: Train
             continue
         if verdict.inexact:  # another card, or asked for: what once fitted says nothing
             state.counters.micro_batch = micro_batch
+            state.savings = MemorySavings(optimizer=state.savings.optimizer)
         _note_inexact(job, state, found, verdict.inexact)
         break
     counters = state.counters
@@ -358,6 +376,7 @@ def write_adapter(
         "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
         "base": prepared.fingerprint["base"],
+        **memory_facts(job.run_dir),
         **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }

@@ -24,6 +24,7 @@ ADAPTER = "adapter"
 ADAPTER_PARTIAL = ".adapter.partial"
 SCORED = ".scored.json"  # of which config and data the scores are
 HASHES = ".hashes.json"  # a cache of what the base's files hash to
+MEMORY = "memory.json"  # what the longest batch took, and what was done to fit it
 DAY = ".day.json"  # on which the run began, if its config does not say
 STAGES = ("before", "after")
 # What decides about an answer of the base: how it is stored and asked.
@@ -35,6 +36,7 @@ RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
 # What `replace_file` writes to before it renames: the name, then the process.
 _REPLACED = (
     "status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES, DAY,
+    MEMORY,
 )  # fmt: skip
 _UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
+from trainer.method_table import OptimizerKind
 from trainer.rundir.status import MetricsLog, last_step, parse_log
 from trainer.saving.checkpoint import Snapshot, check_same_tensors
 from trainer.saving.manifest import Damaged
+from trainer.saving.memory_savings import NO_SAVINGS, MemorySavings, read_savings
 
 BEST = "best/"  # in front of a parameter's name: its value at the best validation
 
@@ -57,9 +59,12 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         scaler: Any | None,
         log: MetricsLog,
+        make_optimizer: Callable[[OptimizerKind | None], torch.optim.Optimizer] | None = None,
     ) -> None:
         self.parameters = parameters
         self.optimizer = optimizer
+        self.savings = NO_SAVINGS
+        self._make_optimizer = make_optimizer  # of a kind, or of the configured one
         self.scaler = scaler
         self.log = log
         self.counters = Counters()
@@ -83,6 +88,18 @@ class TrainingState:
             for name, value in self.best_adapter.items():
                 self.parameters[name].copy_(value)
 
+    def save_memory(self, savings: MemorySavings) -> None:
+        """Compute with these savings from the next step on; another optimizer begins afresh.
+
+        Raises:
+            RuntimeError: the optimizer would be another one, and has moments already.
+        """
+        if savings.optimizer is not self.savings.optimizer:
+            if self.optimizer.state or self._make_optimizer is None:
+                raise RuntimeError("moments of one optimizer are not those of another")
+            self.optimizer = self._make_optimizer(savings.optimizer)
+        self.savings = savings
+
     def snapshot(self, fingerprint: Mapping[str, Any]) -> Snapshot:
         """Copy everything to the host; training may go on while the copy is written."""
         tensors, plain = self._optimizer_state()
@@ -98,6 +115,7 @@ class TrainingState:
                 "optimizer": plain,
                 "best": asdict(self.best),
                 "scaler": self.scaler.state_dict() if self.scaler else None,
+                **({} if self.savings == NO_SAVINGS else {"savings": self.savings.to_json()}),
             },
             log=self.log.to_bytes(),
             fingerprint=fingerprint,
@@ -119,7 +137,13 @@ class TrainingState:
         scaler = snapshot.state.get("scaler")
         if _kinds(scaler) != _kinds(self.scaler.state_dict() if self.scaler else None):
             raise Damaged("its loss scale is missing or foreign")
-        moments = self._match_moments(snapshot, plain)
+        before = self.optimizer, self.savings
+        self.save_memory(_read_savings(snapshot))
+        try:
+            moments = self._match_moments(snapshot, plain)
+        except Damaged:
+            self.optimizer, self.savings = before
+            raise
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(snapshot.adapter[name])
@@ -163,6 +187,10 @@ class TrainingState:
             name, _, entry = key.rpartition("/")
             moments.setdefault(name, {})[entry] = value
         return moments
+
+    def moments_to_come(self) -> list[torch.Tensor]:
+        """Return tensors as the optimizer makes them in its first step, none if it has them."""
+        return [] if self.optimizer.state else [*self._fresh_optimizer_state()[0].values()]
 
     def _fresh_optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the state that the optimizer makes in its first step, and forget it again.
@@ -238,6 +266,14 @@ def _read_counters(snapshot: Snapshot) -> Counters:
     if counters.step != snapshot.step:
         raise Damaged(f"its counters are about step {counters.step}")
     return counters
+
+
+def _read_savings(snapshot: Snapshot) -> MemorySavings:
+    """Return what was switched on to save memory; checkpoints of most runs say nothing."""
+    try:
+        return read_savings(snapshot.state.get("savings"))
+    except ValueError as error:
+        raise Damaged(str(error)) from error
 
 
 def _read_best(snapshot: Snapshot) -> Best:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import DoesNotFit
+from trainer.scoring.batch_memory import BatchMemory
 
 TOKENS_PER_BATCH = 4096  # what a forward pass takes at once, padding included
 ROWS_PER_BATCH = 64
@@ -237,13 +239,21 @@ def run_in_batches(
         DoesNotFit: memory does not even suffice for one prompt.
     """
     waiting = list(batches_by_length([len(prompt) for prompt in prompts]))
+    memory = BatchMemory(on_processor=not torch.cuda.is_available())
     done = 0
     on_progress(done, len(prompts))
     while waiting:
         batch = waiting.pop(0)
+        lengths = [len(prompts[at]) for at in batch]
+        if (fitting := memory.rows(lengths)) < len(batch):
+            waiting = [batch[:fitting], batch[fitting:], *waiting]
+            continue
         try:
-            answer(batch)
-        except torch.OutOfMemoryError as error:
+            with memory.watched(lengths):
+                answer(batch)
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
             if len(batch) == 1:
                 raise DoesNotFit(
                     "one held-out row does not fit into the memory of the device; shorten it, or "
@@ -255,4 +265,4 @@ def run_in_batches(
             done += len(batch)
             on_progress(done, len(prompts))
             continue
-        torch.cuda.empty_cache()
+        give_memory_back()

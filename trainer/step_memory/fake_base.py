@@ -92,8 +92,8 @@ def is_seq2seq(config: Mapping[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    known = CONFIG_MAPPING[kind]() if isinstance(kind, str) and kind in CONFIG_MAPPING else None
-    return bool(config.get("is_encoder_decoder", getattr(known, "is_encoder_decoder", False)))
+    default = CONFIG_MAPPING[kind]() if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    return bool(config.get("is_encoder_decoder", getattr(default, "is_encoder_decoder", False)))
 
 
 def _quantise_layers(model: Any, method: MethodTable, compute: torch.dtype) -> ExpertQuantiser:

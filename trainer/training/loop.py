@@ -14,10 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import Diverged, DoesNotFit, Preempted
 from trainer.saving.state import TrainingState, digest, finite_or_none
 from trainer.schedule import derive_seed, micro_batches
 from trainer.text import inexact
+from trainer.training.fit import apply_setup, available
+from trainer.training.passes import backward_pass
+from trainer.training.saving_order import MemorySetup, next_saving
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -42,6 +46,7 @@ def train(
     """
     counters, validation = state.counters, context.validation
     context.model.train()
+    apply_setup(context, state, _setup(state))
     if validation is not None and validation.was_interrupted(state):
         callback.amend({**state.log.last, **validation.run(state)})
     while counters.step < until and not (validation is not None and validation.should_stop(state)):
@@ -93,7 +98,7 @@ class StepResult:
 
 
 def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
-    """Do one step; if memory runs out in a pass, do all passes again with smaller micro-batches.
+    """Do one step; if memory runs out in a pass, save some (`saving_order`) and do all again.
 
     Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
     Nothing has changed by then. The update is never done twice: half of it may have happened.
@@ -103,26 +108,20 @@ def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
             with context.determinism.enforced():
                 loss_sum = all_passes(context, state)
             break
-        except torch.OutOfMemoryError as error:
+        except MEMORY_ERRORS as error:
             state.optimizer.zero_grad(set_to_none=True)
-            if state.counters.micro_batch == 1:
-                raise DoesNotFit(
-                    "one sequence does not fit into the memory of the device; lower "
-                    f"`train.max_length` or `method.r`, or rent a larger GPU ({error})"
-                ) from error
-            state.counters.micro_batch = -(-state.counters.micro_batch // 2)
-            context.on_message(
-                f"out of memory: going on with {state.counters.micro_batch} at a time"
-            )
-        except RuntimeError as error:
-            if not context.determinism.relax(error):
+            if is_out_of_memory(error):
+                save_more(context, state, error)
+            elif isinstance(error, RuntimeError) and context.determinism.relax(error):
+                note_inexact(context, state, error)
+            else:
                 raise
-            state.optimizer.zero_grad(set_to_none=True)
-            note_inexact(context, state, error)
-        torch.cuda.empty_cache()
+        give_memory_back()
     try:
         grad_norm = update(context, state)
-    except torch.OutOfMemoryError as error:
+    except MEMORY_ERRORS as error:
+        if not is_out_of_memory(error):
+            raise
         raise DoesNotFit(
             "the update of the adapter does not fit into the memory of the device; lower "
             f"`method.r`, try `method.optimizer: adamw8bit`, or rent a larger GPU ({error})"
@@ -136,6 +135,23 @@ def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
         targets=targets,
         skipped=not math.isfinite(grad_norm),
     )
+
+
+def _setup(state: TrainingState) -> MemorySetup:
+    return MemorySetup(micro_batch=state.counters.micro_batch, savings=state.savings)
+
+
+def save_more(context: TrainContext, state: TrainingState, error: BaseException) -> None:
+    """Save memory in the next way there is; raise `DoesNotFit` if there is none left."""
+    following = next_saving(_setup(state), available(context, state))
+    if following is None:
+        raise DoesNotFit(
+            "one sequence does not fit into the memory of the device; lower "
+            f"`train.max_length` or `method.r`, or rent a larger GPU ({error})"
+        ) from error
+    setup, words = following
+    apply_setup(context, state, setup)
+    context.on_saving(f"out of memory in step {state.counters.step + 1}: {words}")
 
 
 def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeError) -> None:
@@ -154,7 +170,7 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     cut into micro-batches does not change the gradient's meaning. Raises `Preempted`, with
     nothing changed, if a notice leaves no time for the rest of the step.
     """
-    step, scaler = state.counters.step, state.scaler
+    step = state.counters.step
     context.method.before_step(step)
     rows = context.schedule.batch(step)
     targets = sum(context.examples[row].targets for row in rows)
@@ -167,14 +183,13 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
             if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        batch = context.objective.collate([context.examples[row] for row in micro_batch])
-        batch = {name: value.to(context.accelerator.device) for name, value in batch.items()}
-        torch.manual_seed(derive_seed(context.seed, "dropout", step, number))
-        with context.accelerator.autocast():
-            loss = context.objective.loss(context.model, batch)
-        loss_sum += loss.detach()
-        mean = loss / targets
-        context.accelerator.backward(scaler.scale(mean) if scaler else mean)
+        loss_sum += backward_pass(
+            context,
+            state,
+            [context.examples[row] for row in micro_batch],
+            targets=targets,
+            seed=derive_seed(context.seed, "dropout", step, number),
+        )
     return loss_sum
 
 

@@ -18,6 +18,7 @@ from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.examples import Examples, collate, load_examples, padding_id
 from trainer.data_table import DataTable
+from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import DoesNotFit
 from trainer.hub import Shards
 from trainer.loss import summed_cross_entropy
@@ -114,7 +115,9 @@ def mean_loss(
                 total += objective.loss(
                     model, {name: value.to(device) for name, value in batch.items()}
                 )
-        except torch.OutOfMemoryError as error:
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
             if micro_batch == 1:
                 raise DoesNotFit(
                     "one held-out row does not fit into the memory of the device; lower "
@@ -125,5 +128,5 @@ def mean_loss(
             done = min(done + micro_batch, len(rows))
             on_progress(done, len(rows))
             continue
-        torch.cuda.empty_cache()
+        give_memory_back()
     return (total / max(1, targets)).item()

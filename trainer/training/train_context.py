@@ -13,6 +13,7 @@ from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
 from trainer.eviction import PreemptionFlag
+from trainer.method_table import OptimizerKind
 from trainer.schedule import Schedule
 from trainer.training.objective import Objective
 from trainer.training.validation import Validation
@@ -44,6 +45,12 @@ class TrainContext:
     max_grad_norm: float
     flag: PreemptionFlag
     on_message: Callable[[str], None]
+    on_saving: Callable[[str], None] = lambda _text: None
+    """Hears what was done because memory did not suffice."""
+    checkpointing: bool = False
+    """Whether the config has activations computed again in the backward pass."""
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    """The configured one."""
     price_usd_per_h: float = 0.0
     validation: Validation | None = None
     determinism: Determinism = field(default_factory=Determinism)

@@ -13,7 +13,10 @@ from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.ranking import JobOffer
 from commands.ui.errors import Exit
 from infra.run.budget import Budget
+from trainer.estimate.span import Span
 
+CAP_MARGIN = 1.2
+"""A cap less than a fifth above the market is passed by ordinary moves of the price."""
 NOTHING_CREATED = "nothing was created: "
 
 
@@ -67,9 +70,9 @@ def _refused(offers: Sequence[JobOffer], cards: Sequence[JobOffer], cap: float |
     if not offers:
         return Answer(text="nothing is offered: name other `vm.regions`", exit_code=Exit.CLOUD)
     fitting = [one for one in offers if not one.too_small]
-    other = _other_card({one.offer.gpu for one in offers}, cards)
+    others = [one for one in cards if one.offer.gpu not in {each.offer.gpu for each in offers}]
     if not fitting:
-        remedy = f": take {other}" if other else ""
+        remedy = f"; take {larger}" if (larger := _card_that_fits(others)) else ""
         return Answer(
             text=f"{NOTHING_CREATED}{offers[0].too_small}{remedy}",
             exit_code=Exit.USAGE,
@@ -77,6 +80,7 @@ def _refused(offers: Sequence[JobOffer], cards: Sequence[JobOffer], cap: float |
     dear = [one for one in fitting if one.too_dear]
     if cap is not None and len(dear) == len(fitting):
         least = min(one.offer.spot_usd_per_h for one in dear)
+        other = _card_that_fits([one for one in others if one.is_free])
         return Answer(
             text=f"nothing fits under {hourly(cap)}/h; the cheapest is {hourly(least)}: "
             "raise `vm.max_price`" + (f" or take {other}" if other else ""),
@@ -89,14 +93,23 @@ def _refused(offers: Sequence[JobOffer], cards: Sequence[JobOffer], cap: float |
     return Answer(text=f"no machine can be rented now{then} ({where})", exit_code=Exit.CLOUD)
 
 
-def _other_card(named: set[str], cards: Sequence[JobOffer]) -> str:
-    """Name the card of another kind that can be had and on which the job costs least."""
-    other = next((one for one in cards if one.is_free and one.offer.gpu not in named), None)
-    if other is None or other.job is None or other.job.fits is None:
-        return ""
-    article = "an" if other.offer.gpu[:1] in "AH" else "a"  # as the letters are spoken
-    cost = f" (about {dollars(other.likely_usd)} in all)" if other.cost is not None else ""
-    return f"{article} {other.offer.gpu}{cost}"
+def _card_that_fits(cards: Sequence[JobOffer]) -> str:
+    """Name the card on which the job fits and costs least, and the cap that it takes; or none."""
+    fitting = [
+        one
+        for one in cards
+        if one.job is not None
+        and one.job.fits
+        and not one.too_small
+        and (one.cost is None or one.cost.budget_suffices)
+    ]
+    for one in [*(each for each in fitting if each.is_free), *fitting]:
+        article = "an" if one.offer.gpu[:1] in "AH" else "a"  # as the letters are spoken
+        cost = f" (about {dollars(one.likely_usd)} in all)" if one.cost is not None else ""
+        cap = CAP_MARGIN * one.offer.spot_usd_per_h
+        raised = f", with `vm.max_price: {_upwards(cap)}`" if one.too_dear else ""
+        return f"{article} {one.offer.gpu}{cost}{raised}"
+    return ""
 
 
 def _too_little(first: JobOffer, budget: Budget, steps: int | None) -> Answer:
@@ -110,10 +123,10 @@ def _too_little(first: JobOffer, budget: Budget, steps: int | None) -> Answer:
     limits, remedies = [], []
     if by_usd and budget.usd is not None:
         limits.append(f"of {dollars(budget.usd)}")
-        remedies.append(f"`budget.usd` to {_upwards(cost.total.high)}")
+        remedies.append(f"`budget.usd` to {_range_upwards(cost.total)}")
     if by_hours and budget.hours is not None:
         limits.append(f"of {budget.hours:g} machine hours")
-        remedies.append(f"`budget.hours` to {_upwards(job.billed_hours.high)}")
+        remedies.append(f"`budget.hours` to {_range_upwards(job.billed_hours)}")
     return Answer(
         text=f"{NOTHING_CREATED}the budget {' and '.join(limits)} ends the run {where}; "
         f"raise {' and '.join(remedies)}",
@@ -125,9 +138,17 @@ def budget_end(trained_share: float, steps: int | None) -> str:
     """Return how far a training gets, such as `at about step 480 of 1000`."""
     if trained_share >= 1.0:
         return "after its last step, before the adapter is home"
+    if trained_share <= 0.0:
+        return "before its first step"
     if steps is None:
         return f"after about {trained_share:.0%} of its steps"
     return f"at about step {int(trained_share * steps)} of {steps}"
+
+
+def _range_upwards(span: Span) -> str:
+    """Return the limit that likely covers a figure, and the one that surely does."""
+    likely, high = _upwards(span.likely), _upwards(span.high)
+    return likely if likely == high else f"{likely} ({high} to be sure)"
 
 
 def _upwards(value: float) -> str:

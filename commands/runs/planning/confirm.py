@@ -20,7 +20,7 @@ from infra.run.plan import Goal
 
 TIME_CELLS = 9
 """What a plain line begins with: the time of day and a space."""
-QUESTION = "rent it and go ahead?"
+PROMPT = "rent it and go ahead?"
 
 
 def confirm_renting(
@@ -45,7 +45,7 @@ def confirm_renting(
     if not request.ask:
         return first
     try:
-        agreed = ask(QUESTION)
+        agreed = ask(PROMPT)
     except KeyboardInterrupt:
         show("\nnothing was rented")
         raise
@@ -65,7 +65,7 @@ def confirmation(page: PlanPage, width: int) -> list[str]:
         place = f"{first.offer.size} in {first.offer.place}"
         lines += wrapped(f"machine  {place}, the first of {len(page.offers)} offers", width)
     if not page.answer.goes_ahead:
-        texts = [*page.advice, f"warning: {page.answer.obstacle}"]
+        texts = [*page.advice_lines(), f"warning: {page.answer.obstacle}"]
         lines += [line for text in texts for line in wrapped(text, width, indent="  ")]
     return lines
 

@@ -14,7 +14,7 @@ from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.job_estimate import JobEstimate
-from commands.runs.planning.job_inputs import job_inputs, with_hub
+from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.job_parts import job_parts, machine_of, notes_on
 from commands.runs.planning.row_lengths import RowLengths
 from commands.ui.errors import UsageError
@@ -215,26 +215,32 @@ def rows_of(tables: TrainerConfig, lengths: RowLengths | None) -> RowTokens:
 
 
 def estimate_job(
-    loaded: LoadedConfig, card: str, *, offer: Offer | None = None, hub: HubAnswer | None = None
+    loaded: LoadedConfig,
+    card: str,
+    *,
+    offer: Offer | None = None,
+    hub: HubAnswer | None = None,
+    inputs: JobInputs | None = None,
 ) -> JobEstimate:
     """Return what the whole job needs on one card: memory, and the hours of each part.
 
     `card` is a name of the catalog, or `HERE` for this computer; `offer` says how often machines
     there are evicted, `hub` how large the base is and who fetches it. What is not known is None,
-    and `problem` says what to do. Cheap when asked again for another offer.
+    and `problem` says what to do. Cheap when asked again for another offer; `inputs` are given
+    where they are known, as for a config that differs in little.
     """
     gpu = find_gpu(loaded, card)
     if gpu is None:
         problem = f"no figures are known for the card `{card}`; name one of {', '.join(GPUS)}"
         return JobEstimate(card=card, card_bytes=0.0, problem=problem)
-    inputs = job_inputs(loaded)
+    inputs = inputs or job_inputs(loaded)
     if inputs.shape is None:
         return JobEstimate(card=gpu.name, card_bytes=gpu.memory_bytes, problem=inputs.problem)
     tables = tables_here(inputs.tables) if card == HERE else inputs.tables
     found = estimate_rows(tables, inputs.shape, rows_of(tables, inputs.lengths), gpu=gpu)
     if hub is not None:
         inputs = with_hub(inputs, hub)
-    machine = machine_of(loaded, card, offer)
+    machine = machine_of(loaded, offer, here=card == HERE)
     parts = job_parts(replace(inputs, tables=tables), found, gpu, machine)
     steps = found["steps"]
     tokens = None
@@ -244,7 +250,7 @@ def estimate_job(
     return JobEstimate(
         card=gpu.name,
         card_bytes=gpu.memory_bytes,
-        memory_bytes=Span.exactly(found["memory_bytes"]["reserved"]),
+        memory_bytes=Span(**found["memory_span"]),
         fits=found["fits"],
         micro_batch=found["micro_batch"],
         trained_tokens=tokens,

@@ -32,7 +32,9 @@ DRIVER_SOURCE = "published: a driver for the A10 takes 12 min (skypilot#3718, 20
 PRESENT_H = Span(low=0.1, likely=0.3, high=1.0) * MINUTE_H
 PRESENT_SOURCE = "our own: a look at a machine that is set up (2026-11-22)"
 UPLOAD_BYTES_PER_S = Span(low=1e6, likely=4e6, high=30e6)
-UPLOAD_SOURCE = "assumed: 8 to 240 Mbit/s from here"
+UPLOAD_SOURCE = "assumed: 8 to 240 Mbit/s"
+MEASURED_FACTOR = 2.0
+"""By which a network may be slower or faster than it was the last time."""
 LOOPBACK_BYTES_PER_S = Span(low=10e6, likely=30e6, high=60e6)
 LOOPBACK_SOURCE = "our own: SFTP on this computer (2026-11-22)"
 DOWNLOAD_BYTES_PER_S = Span(low=40e6, likely=120e6, high=400e6)
@@ -64,9 +66,9 @@ class Machine:
     """Evictions that run.yaml asks for, beside those."""
 
 
-def machine_of(loaded: LoadedConfig, card: str, offer: Offer | None) -> Machine:
-    """Return what is known of the machine that a run would have for a card."""
-    vm, here = loaded.config.vm, card == "this computer"
+def machine_of(loaded: LoadedConfig, offer: Offer | None, *, here: bool) -> Machine:
+    """Return what is known of the machine that a run would have; `here` this computer plays it."""
+    vm = loaded.config.vm
     rehearsed = len(vm.rehearse_evictions) if vm.provider != "ssh" else 0
     if here:
         rehearsed += len(vm.local.evict_after_s)
@@ -135,15 +137,11 @@ def _before(inputs: JobInputs, machine: Machine) -> list[JobPart]:
     load = at_rate(inputs.base_bytes, READ_BYTES_PER_S)
     if not inputs.base_sent and not machine.here:
         load += at_rate(inputs.base_bytes, DOWNLOAD_BYTES_PER_S)
+    send = send_part("send", inputs.sent_bytes, inputs, machine)
     if machine.here:
         return [
             JobPart(name="set-up", hours=PRESENT_H, source=PRESENT_SOURCE, measured=True),
-            JobPart(
-                name="send",
-                hours=at_rate(inputs.sent_bytes, LOOPBACK_BYTES_PER_S),
-                source=LOOPBACK_SOURCE,
-                measured=True,
-            ),
+            send,
             JobPart(name="load", hours=load, source=LOAD_SOURCE),
         ]
     set_up, source = SET_UP_H, SET_UP_SOURCE
@@ -151,10 +149,9 @@ def _before(inputs: JobInputs, machine: Machine) -> list[JobPart]:
         set_up, source = set_up + DRIVER_H, f"{source}; {DRIVER_SOURCE}"
     if not machine.rented:  # whether it was set up before is not known
         set_up = replace(set_up, low=PRESENT_H.low)
-    sent = at_rate(inputs.sent_bytes, UPLOAD_BYTES_PER_S)
     parts = [
         JobPart(name="set-up", hours=set_up, source=source, measured=not machine.installs_driver),
-        JobPart(name="send", hours=sent, source=UPLOAD_SOURCE),
+        send,
         JobPart(name="load", hours=load, source=LOAD_SOURCE),
     ]
     rent = JobPart(name="rent", hours=RENT_H, source=RENT_SOURCE)
@@ -202,12 +199,22 @@ def score_part(
     return JobPart(name=name, hours=hours_span(seconds / HOUR_S, gpu), source=gpu.source)
 
 
+def send_part(name: str, amount: float, inputs: JobInputs, machine: Machine) -> JobPart:
+    """Return what bytes take between here and the machine, at the last measured rate if any."""
+    found = inputs.upload
+    if found is not None:
+        rate = Span.within_factor(found.bytes_per_s, MEASURED_FACTOR)
+        source = f"our own: {found.bytes_per_s / 1e6:.1f} MB/s from here on {found.day}"
+        return JobPart(name=name, hours=at_rate(amount, rate), source=source, measured=True)
+    rate = LOOPBACK_BYTES_PER_S if machine.here else UPLOAD_BYTES_PER_S
+    source = LOOPBACK_SOURCE if machine.here else UPLOAD_SOURCE
+    return JobPart(name=name, hours=at_rate(amount, rate), source=source, measured=machine.here)
+
+
 def fetch_part(inputs: JobInputs, machine: Machine) -> JobPart:
     """Return what bringing the adapter home and giving the machine back takes."""
-    rate = LOOPBACK_BYTES_PER_S if machine.here else UPLOAD_BYTES_PER_S
-    hours = at_rate(inputs.adapter_bytes, rate)
-    source = LOOPBACK_SOURCE if machine.here else UPLOAD_SOURCE.replace("from", "to")
-    return JobPart(name="fetch", hours=hours if machine.here else FETCH_H + hours, source=source)
+    sent = send_part("fetch", inputs.adapter_bytes, inputs, machine)
+    return sent if machine.here else replace(sent, hours=FETCH_H + sent.hours)
 
 
 def evictions_part(

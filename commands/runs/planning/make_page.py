@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
-from commands.runs.config import LoadedConfig, absent_files, check_data_and_model
+from commands.runs.base_description import table_base
+from commands.runs.config import (
+    LoadedConfig,
+    absent_files,
+    check_data_and_model,
+    require_weights,
+)
 from commands.runs.extras import missing_packages_text, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import environment, qft_home, run_folder
 from commands.runs.parent_adapter import resolve_parent
 from commands.runs.planning.answer import Answer, answer
 from commands.runs.planning.estimates import (
+    HERE,
     cores,
     estimate_job,
     estimate_local_run,
@@ -25,17 +33,19 @@ from commands.runs.planning.estimates import (
     require_embedded_tokens,
     why_unknown,
 )
+from commands.runs.planning.job_inputs import JobInputs
+from commands.runs.planning.make_advice import advice_here, advice_on
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer
 from commands.runs.planning.ranking import (
     JobOffer,
-    as_tried,
     cheapest_by_card,
     in_order_of_cost,
     job_offer,
     reference_offers,
 )
 from commands.runs.planning.services import service_costs
-from commands.ui.errors import CloudError, Exit
+from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
@@ -49,18 +59,24 @@ def make_plan(wanted: str) -> PlanPage:
     """Check a run's config and base, and plan it. Raises a class of `commands.ui.errors`."""
     home = qft_home(environment())
     loaded, _ = resolve_parent(find_config(wanted, home), home)
-    check_data_and_model(loaded, absent=absent_files(loaded))
+    warnings = check_data_and_model(loaded, absent=absent_files(loaded))
     begun = hub_base.base_begun_with(loaded, run_folder(home, loaded.config.name))
     base = hub_base.inspect_base(loaded, log, begun)
     require_trainable(loaded)
     require_embedded_tokens(loaded)
-    return plan_of(loaded, home, base=base)
+    return plan_of(loaded, home, base=base, warnings=warnings)
 
 
 def plan_of(
-    loaded: LoadedConfig, home: Path, *, base: hub_base.HubAnswer | None = None
+    loaded: LoadedConfig,
+    home: Path,
+    *,
+    base: hub_base.HubAnswer | None = None,
+    warnings: Sequence[str] = (),
 ) -> PlanPage:
     """Plan a checked run: ask its provider for offers and price the job on each.
+
+    `warnings` are what the check of its rows found.
 
     Raises CloudError where the provider refuses to answer; creates nothing.
     """
@@ -75,15 +91,16 @@ def plan_of(
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
     own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
-    priced = [priced_offer(loaded, one) if knows_card else JobOffer(offer=one) for one in found]
-    offers = tuple(priced if vm.gpu else in_order_of_cost(priced))
-    cards = () if own else _cards(loaded, offers)
+    inputs = inputs_of(loaded, base) if knows_card else None
+    offers = _priced(loaded, found, inputs)
+    cards = () if own or inputs is None else _cards(loaded, offers, inputs)
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
-    lacks = tuple(missing_packages_text(needed_here(loaded.config)))
+    fits_here = here is None or bool(here["fits"])
+    lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
-    size = (estimate or {}).get("parameters")
+    size = None if inputs is None or inputs.shape is None else inputs.shape.parameters
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
     return PlanPage(
         run=loaded.config.name,
@@ -94,16 +111,17 @@ def plan_of(
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        answer=_answer(
-            answer(offers, cards, cap=vm.max_price, budget=budget, steps=steps),
-            own=bool(own),
+        answer=_once_complete(
+            _answer(loaded, offers, cards, steps=steps, here=here),
+            account=provider.account_problem(),
             lacks=lacks,
-            fits_here=here is None or bool(here["fits"]),
         ),
+        advice=advice_on(loaded, offers, cards) or (() if fits_here else advice_here(loaded)),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
         too_long=length_warning(loaded),
+        row_warnings=tuple(warnings),
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
@@ -111,63 +129,96 @@ def plan_of(
         safeguards=safeguards,
         lacks=lacks,
         base=base,
+        table_base=table_base(loaded),
         offers_at_s=time.time(),
     )
 
 
-def budget_of(loaded: LoadedConfig) -> Budget:
-    """Return the limits that run.yaml sets."""
-    table = loaded.config.budget
-    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+def _priced(
+    loaded: LoadedConfig, found: Sequence[Offer], inputs: JobInputs | None
+) -> tuple[JobOffer, ...]:
+    """Return the offers with what the job costs there, as a run tries them; without inputs bare."""
+    if inputs is None:
+        return tuple(JobOffer(offer=one) for one in found)
+    priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
+    return tuple(priced if loaded.config.vm.gpu else in_order_of_cost(priced))
 
 
-def priced_offer(loaded: LoadedConfig, offer: Offer) -> JobOffer:
-    """Put what the job needs and costs beside an offer."""
-    card = offer.gpu or loaded.config.vm.gpu
-    return job_offer(
-        offer,
-        estimate_job(loaded, card, offer=offer),
-        cap=loaded.config.vm.max_price,
-        budget=budget_of(loaded),
-    )
-
-
-def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
-    """Return how a run orders what its provider offers: as it is, if run.yaml names the card.
-
-    Where any card will do, by what the job costs on it, and cards that are too small are blocked.
-    """
-    if loaded.config.vm.gpu:
-        return list
-    return lambda offers: as_tried(priced_offer(loaded, one) for one in offers)
-
-
-def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, ...]:
+def _cards(
+    loaded: LoadedConfig, offers: Sequence[JobOffer], inputs: JobInputs
+) -> tuple[JobOffer, ...]:
     """Return the best offer of each card; of those that are not offered, at reference prices."""
     vm = loaded.config.vm
     idle = max((one.offer.idle_usd_per_h for one in offers), default=0.0)
     listed = {one.offer.gpu for one in offers}
     others = {
-        one.gpu: priced_offer(loaded, one)
+        one.gpu: priced_offer(loaded, one, inputs=inputs)
         for one in reference_offers(vm.provider, cap=vm.max_price, idle_usd_per_h=idle)
         if one.gpu not in listed
     }
     return cheapest_by_card(offers, others)
 
 
-def _answer(found: Answer, *, own: bool, lacks: Sequence[str], fits_here: bool) -> Answer:
-    """Take into account what only this computer, or an own machine, lacks."""
-    if own and found.goes_ahead:
-        text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
-        return Answer(text=text)
+def _answer(
+    loaded: LoadedConfig,
+    offers: Sequence[JobOffer],
+    cards: Sequence[JobOffer],
+    *,
+    steps: int | None,
+    here: dict[str, Any] | None,
+) -> Answer:
+    """Return what a run would do now.
+
+    `here` is the estimate of a rehearsal: then the budget pays for the hours of this computer.
+    """
+    cap, budget = loaded.config.vm.max_price, budget_of(loaded)
+    found = answer(offers, cards, cap=cap, budget=Budget() if here else budget, steps=steps)
     if not found.goes_ahead:
         return found
-    if not fits_here:
-        text = "nothing was created, and this computer has too little free memory to rehearse it"
+    if here is not None and not here["fits"]:
+        text = "nothing was created: this computer has too little free memory to rehearse it"
         return Answer(text=text, exit_code=Exit.USAGE)
-    if lacks:
-        return Answer(text="nothing was created; `qft run` goes ahead once that is there")
+    if here is not None:
+        found = answer(_rehearsed(loaded, offers), (), cap=cap, budget=budget, steps=steps)
+    if not found.goes_ahead:
+        return found
+    if loaded.own_machine:
+        text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
+        return Answer(text=text)
     return found
+
+
+def _once_complete(found: Answer, *, account: ProviderError | None, lacks: Sequence[str]) -> Answer:
+    """Take into account what the account at the cloud lacks, and what is not here yet."""
+    if not found.goes_ahead:
+        return found
+    if account is not None:
+        remedy = f": {account.hint}" if account.hint else ""
+        why = str(account).rstrip(".")
+        return Answer(text=f"nothing was created: {why}{remedy}", exit_code=Exit.CLOUD)
+    if not lacks:
+        return found
+    return Answer(text="nothing was created; `qft run` goes ahead once that is there")
+
+
+def _rehearsed(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> list[JobOffer]:
+    """Return the simulated offers with the hours that this computer takes, at the card's price."""
+    cap, budget = loaded.config.vm.max_price, budget_of(loaded)
+    return [
+        job_offer(one.offer, estimate_job(loaded, HERE, offer=one.offer), cap=cap, budget=budget)
+        for one in offers
+    ]
+
+
+def _missing_files(loaded: LoadedConfig) -> list[str]:
+    """Return what a run would refuse for: rows that are not here, a base that is only described."""
+    names = ", ".join(f"`{path.name}`" for path in absent_files(loaded))
+    absent = [f"rows are not here yet: {names}"] if names else []
+    try:
+        require_weights(loaded)
+    except UsageError as error:
+        absent.append(f"{error.message.removesuffix('; nothing was rented')}: {error.hint}")
+    return absent
 
 
 def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:

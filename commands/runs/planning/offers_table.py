@@ -100,6 +100,8 @@ def offer_lines(
     lines = [table[0]]
     for one, line in zip(shown, table[1:], strict=True):
         reason = one.offer.blocked_by or one.too_small
+        if not all_of_them:
+            reason = reason.partition("; ")[0]  # the rest is what to do about it
         lines += [line, *(wrapped(f"    {reason}", width, indent="    ") if reason else [])]
     rest = "" if len(shown) == len(offers) else "; `qft plan --all` shows the others"
     lines += wrapped(f"{len(shown)} of {len(offers)}, in the order they are tried{rest}", width)

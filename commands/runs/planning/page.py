@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.answer import Answer
+from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.services import ServiceCost
 from commands.runs.planning.summary import (
@@ -23,9 +25,8 @@ from commands.ui.wrap import WIDTH_WITHOUT_TERMINAL, wrapped
 from infra.provider import Safeguard
 from infra.run.budget import Budget
 
-CAP_MARGIN = 1.2
-"""A cap less than a fifth above the market is passed by ordinary moves of the price."""
 MARGIN = "  "
+ADVICE_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class PlanPage:
     """The most that budget and cap allow, whatever happens; None if neither limits it."""
     simulated: bool
     answer: Answer
-    advice: tuple[str, ...] = ()
-    """What would make it fit, or cost less, each a sentence."""
+    advice: tuple[Advice, ...] = ()
+    """What would make it fit, or cost less, the least change first."""
     services: tuple[ServiceCost, ...] = ()
     estimate: dict[str, Any] | None = None
     """What `trainer.estimate` estimates; None if the sizes of the model are unknown."""
@@ -53,6 +54,8 @@ class PlanPage:
     """Why they are, and what to do; empty if they are known, or the card is not."""
     too_long: str = ""
     """What to warn of if rows may be longer than the base's texts."""
+    row_warnings: tuple[str, ...] = ()
+    """What to warn of in the rows."""
     local_estimate: dict[str, Any] | None = None
     """The same of this computer, where it trains itself; None if that is unknown."""
     here: str = ""
@@ -62,11 +65,13 @@ class PlanPage:
     safeguards: tuple[Safeguard, ...] = ()
     """What can be expected to end the bill when everything of ours is dead."""
     lacks: tuple[str, ...] = ()
-    """What `qft run` would refuse for: packages that this computer lacks, and what to type."""
+    """What `qft run` would refuse for, such as packages that this computer lacks, with the fix."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     base: HubAnswer | None = None
     """What the hub said of the base; None if it is a directory, or nobody answered."""
+    table_base: TableBase | None = None
+    """The row of the table of common bases whose sizes stand for the base; None if its own are."""
     offers_at_s: float = 0.0
     """When the offers were asked for, in seconds since 1970: prices are aged by it."""
 
@@ -90,9 +95,11 @@ class PlanPage:
             "note": self.note or None,
             "lacks": list(self.lacks),
             "base": self.base.to_json() if self.base else None,
+            "table_base": self.table_base.base.id if self.table_base else None,
             "forecast": self.estimate,
             "forecast_problem": self.unknown or None,
             "length_warning": self.too_long or None,
+            "row_warnings": list(self.row_warnings),
             "rehearsal": self.local_estimate,
             "switches": [
                 {
@@ -111,7 +118,7 @@ class PlanPage:
             "costs": None if cost is None else cost.to_json(),
             "ranking": [one.to_json() for one in self.cards],
             "services": [asdict(one) for one in self.services],
-            "advice": list(self.advice),
+            "advice": [one.to_json() for one in self.advice],
             "answer": {"text": self.answer.text, "exit_code": int(self.answer.exit_code)},
         }
 
@@ -136,7 +143,9 @@ class PlanPage:
             *_wrap(self._limit_lines(all_of_them=all_of_them), width),
             *_wrap(self._warnings(all_of_them=all_of_them), width),
             "",
-            *_wrap([*self.advice, self.answer.text], width),
+            *_wrap(self.advice_lines(all_of_them=all_of_them), width),
+            *([""] if self.advice else []),
+            *_wrap([self.answer.text], width),
         ]
 
     def summary(self, width: int) -> list[str]:
@@ -148,11 +157,19 @@ class PlanPage:
             *(wrapped(INDENT + prices, width, indent=INDENT) if prices else []),
         ]
 
+    def advice_lines(self, *, all_of_them: bool = False) -> list[str]:
+        """Return what would make the run go ahead, the first ways of it or all."""
+        shown = self.advice if all_of_them else self.advice[:ADVICE_SHOWN]
+        lines = [f"advice: {one.text}" for one in shown]
+        if more := len(self.advice) - len(shown):
+            lines.append(f"advice: {more} more with `qft plan --all`")
+        return lines
+
     def _here_lines(self) -> list[str]:
         return [self.here] if self.here else []
 
     def _base_lines(self) -> list[str]:
-        return [self.base.line] if self.base else []
+        return [one.line for one in (self.base, self.table_base) if one is not None]
 
     def _card_lines(self, width: int) -> list[str]:
         """Return the cards by what the job costs on them, if there is more than one to compare."""
@@ -183,7 +200,7 @@ class PlanPage:
         first = self.first
         cap = _cap_warning(self.offers, self.max_price_usd_per_h)
         notes = first.job.notes if first is not None and first.job is not None else ()
-        texts = (cap, self.too_long, *self.lacks)
+        texts = (cap, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {self.note}"] if self.note else []),
@@ -199,7 +216,7 @@ class PlanPage:
         limit = "none: set `budget.hours`"
         if self.budget.hours is not None:
             limit = _counted(self.budget.hours, "machine hour")
-        warnings = (self.too_long, *self.lacks)
+        warnings = (self.too_long, *self.row_warnings, *self.lacks)
         return [
             f"run `{self.run}` on your own machine {self.own}, which costs nothing here",
             "",
@@ -207,7 +224,7 @@ class PlanPage:
             *self._base_lines(),
             f"limit: {limit}",
             *(f"warning: {text}" for text in warnings if text),
-            *self.advice,
+            *self.advice_lines(),
             self.answer.text,
         ]
 

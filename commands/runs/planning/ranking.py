@@ -110,7 +110,8 @@ def _host_obstacle(offer: Offer, host_bytes: float | None) -> str:
 def in_order_of_cost(offers: Iterable[JobOffer]) -> list[JobOffer]:
     """Order offers of several cards: what can be had first, cards by what the job costs there.
 
-    A card stands where its cheapest free offer does; within a card the order stays.
+    A card stands where its cheapest free offer does; within a card the order stays. Single zones
+    come behind all regions, since each costs a refusal of its own to find out.
     """
     listed = list(offers)
     least: dict[str, float] = {}
@@ -119,7 +120,10 @@ def in_order_of_cost(offers: Iterable[JobOffer]) -> list[JobOffer]:
             least[one.offer.gpu] = min(least.get(one.offer.gpu, math.inf), one.likely_usd)
     rank = {gpu: index for index, gpu in enumerate(sorted(least, key=lambda gpu: least[gpu]))}
     last = len(rank)
-    return sorted(listed, key=lambda one: (not one.is_free, rank.get(one.offer.gpu, last)))
+    return sorted(
+        listed,
+        key=lambda one: (not one.is_free, bool(one.offer.zone), rank.get(one.offer.gpu, last)),
+    )
 
 
 def as_tried(priced: Iterable[JobOffer]) -> list[Offer]:

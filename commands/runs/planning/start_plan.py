@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.actual import COMPUTE, DISK
-from commands.runs.planning.costs import cost_of_job
-from commands.runs.planning.estimates import estimate_job, estimate_local_run, has_card
-from commands.runs.planning.job_estimate import JobEstimate, JobPart
+from commands.runs.planning.estimates import HERE, estimate_job, has_card
+from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.planned import Planned, write_planned
-from commands.runs.planning.ranking import JobOffer
+from commands.runs.planning.pricing import budget_of, priced_offer
+from commands.runs.planning.ranking import JobOffer, job_offer
 from commands.runs.request import RunRequest
 from commands.ui.errors import QftError
 from infra.errors import ProviderError
-from infra.provider import Provider
-from infra.run.budget import Budget
-from trainer.estimate.span import Span
+from infra.provider import Offer, Provider
 
 UNPLANNED = (ProviderError, QftError, OSError, ValueError, LookupError, ArithmeticError)
 """What may go wrong with a plan: prices that nobody gives, files that changed meanwhile."""
@@ -74,29 +73,13 @@ def first_offer(loaded: LoadedConfig, provider: Provider) -> JobOffer | None:
     offer = next((one for one in offers if not one.blocked_by), None)
     if offer is None:
         return None
-    card = offer.gpu or vm.gpu
-    job = _job_here(loaded) if loaded.simulated else estimate_job(loaded, card, offer=offer)
-    table = loaded.config.budget
-    budget = Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
-    rented = job is not None and offer.spot_usd_per_h > 0
-    cost = cost_of_job(offer, job, cap=vm.max_price, budget=budget) if job and rented else None
-    return JobOffer(offer=offer, job=job, cost=cost, cap=vm.max_price)
+    if not loaded.simulated:
+        return priced_offer(loaded, offer)
+    job = _job_here(loaded, offer)
+    return job_offer(offer, job, cap=vm.max_price, budget=budget_of(loaded))
 
 
-def _job_here(loaded: LoadedConfig) -> JobEstimate | None:
-    """Return what a rehearsal needs on this computer; None if the base is unknown."""
-    found = estimate_local_run(loaded)
-    if found is None:
-        return None
-    parts = []
-    if found["hours"] is not None:
-        hours = Span.within_factor(found["hours"], found["hours_factor"])
-        parts.append(JobPart(name="train", hours=hours))
-    return JobEstimate(
-        card=str(found["gpu"]),
-        card_bytes=found["gpu_bytes"],
-        memory_bytes=Span.exactly(found["memory_bytes"]["reserved"]),
-        fits=found["fits"],
-        micro_batch=found["micro_batch"],
-        parts=tuple(parts),
-    )
+def _job_here(loaded: LoadedConfig, offer: Offer) -> JobEstimate:
+    """Return what a rehearsal needs on this computer, all of it billed as if it were rented."""
+    job = estimate_job(loaded, HERE, offer=offer)
+    return replace(job, parts=tuple(replace(part, billed=True) for part in job.parts))

@@ -13,7 +13,7 @@ from commands.runs.planning.figures import (
 )
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.ranking import JobOffer
-from commands.ui.wrap import wrapped
+from commands.ui.wrap import NO_BREAK, wrapped
 
 INDENT = " " * 9
 """As wide as the longest of the three words and its space."""
@@ -44,8 +44,8 @@ def memory_fact(job: JobEstimate | None) -> str:
     if job.fits is False:
         return f"{figures}: does NOT fit a {job.card}"
     rows = f"{job.micro_batch} row{'s' * (job.micro_batch != 1)} at once" if job.micro_batch else ""
-    close = " if all goes well" if job.memory_bytes.high > job.card_bytes else ""
-    return f"{figures}: fits{close}{', ' * bool(rows)}{rows}" if job.fits else figures
+    likely = "likely " if job.memory_bytes.high > job.card_bytes else ""
+    return f"{figures}: {likely}fits{', ' * bool(rows)}{rows}" if job.fits else figures
 
 
 def hours_fact(job: JobEstimate | None) -> str:
@@ -54,8 +54,8 @@ def hours_fact(job: JobEstimate | None) -> str:
         return (job.problem if job is not None else "") or "not known"
     longest = sorted(job.parts, key=lambda part: (part.name != TRAIN, -part.hours.likely))
     shown = [part for part in job.parts if part in longest[:SHOWN_PARTS] and part.hours.likely > 0]
-    parts = ", ".join(f"{part.name} {hours(part.hours.likely)}" for part in shown)
-    return f"{hours_span(job.hours)}: {parts}"
+    parts = [f"{part.name} {hours(part.hours.likely)}".replace(" ", NO_BREAK) for part in shown]
+    return f"{hours_span(job.hours)}: {', '.join(parts)}"
 
 
 def dollars_fact(cost: Cost | None, *, simulated: bool = False) -> str:

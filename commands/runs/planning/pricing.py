@@ -1,0 +1,48 @@
+"""Prices the job of a run.yaml on what a provider offers, by the estimate for the offered card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from commands.runs.config import LoadedConfig
+from commands.runs.hub_base import HubAnswer
+from commands.runs.planning.estimates import estimate_job
+from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
+from commands.runs.planning.ranking import JobOffer, as_tried, job_offer
+from infra.provider import Offer
+from infra.run.budget import Budget
+
+
+def budget_of(loaded: LoadedConfig) -> Budget:
+    """Return the limits that run.yaml sets."""
+    table = loaded.config.budget
+    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+
+
+def inputs_of(loaded: LoadedConfig, hub: HubAnswer | None = None) -> JobInputs:
+    """Return what decides the hours beside the card, with what the hub said of the base."""
+    inputs = job_inputs(loaded)
+    return inputs if hub is None else with_hub(inputs, hub)
+
+
+def priced_offer(
+    loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
+) -> JobOffer:
+    """Put what the job needs and costs beside an offer; `inputs` are given where they are known."""
+    card = offer.gpu or loaded.config.vm.gpu
+    return job_offer(
+        offer,
+        estimate_job(loaded, card, offer=offer, inputs=inputs),
+        cap=loaded.config.vm.max_price,
+        budget=budget_of(loaded),
+    )
+
+
+def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
+    """Return how a run orders what its provider offers: as it is, if run.yaml names the card.
+
+    Where any card will do, by what the job costs on it, and cards that are too small are blocked.
+    """
+    if loaded.config.vm.gpu or loaded.own_machine:
+        return list
+    return lambda offers: as_tried(priced_offer(loaded, one) for one in offers)

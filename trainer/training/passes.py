@@ -1,0 +1,41 @@
+"""One forward and backward pass over some rows: the only place where gradients are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from trainer.data.codec import Example
+from trainer.device.activations import offloaded
+from trainer.saving.state import TrainingState
+from trainer.training.train_context import TrainContext
+
+
+def backward_pass(
+    context: TrainContext,
+    state: TrainingState,
+    examples: Sequence[Example],
+    *,
+    targets: int,
+    seed: int,
+) -> torch.Tensor:
+    """Add the gradient of the loss of `examples`, over `targets`, and return that summed loss.
+
+    `seed` decides about the dropout masks. Where there is a loss scale, the gradient is scaled.
+    """
+    device = context.accelerator.device
+    batch = context.objective.collate(examples)
+    batch = {name: value.to(device) for name, value in batch.items()}
+    torch.manual_seed(seed)
+    moving: AbstractContextManager[None] = (
+        offloaded(context.model, pinned=device.type == "cuda")
+        if state.savings.offloading
+        else nullcontext()
+    )
+    with context.accelerator.autocast(), moving:
+        loss = context.objective.loss(context.model, batch)
+    mean = loss / targets
+    context.accelerator.backward(state.scaler.scale(mean) if state.scaler else mean)
+    return loss.detach()
