@@ -9,8 +9,8 @@ from typing import Any
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.advice import Advice
-from commands.runs.planning.answer import CAP_MARGIN, Answer
-from commands.runs.planning.figures import dollars, hourly
+from commands.runs.planning.answer import CAP_MARGIN, Answer, cheaper_card
+from commands.runs.planning.figures import dollars, hourly, hours_span
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.services import ServiceCost
@@ -134,6 +134,7 @@ class PlanPage:
             head,
             "",
             *self.summary(width),
+            *(_wrap(self._part_lines(), width) if all_of_them else []),
             *_wrap([*self._here_lines(), *self._base_lines()], width),
             "",
             *offers,
@@ -165,6 +166,17 @@ class PlanPage:
             lines.append(f"advice: {more} more with `qft plan --all`")
         return lines
 
+    def _part_lines(self) -> list[str]:
+        """Return the parts of the hours, each with the source of its rate."""
+        first = self.first
+        parts = () if first is None or first.job is None else first.job.parts
+        return [
+            f"{INDENT}{part.name} {hours_span(part.hours)}"
+            + (f": {part.source}" if part.source else ": nobody has measured it for this trainer")
+            for part in parts
+            if part.hours.high > 0
+        ]
+
     def _here_lines(self) -> list[str]:
         return [self.here] if self.here else []
 
@@ -175,7 +187,11 @@ class PlanPage:
         """Return the cards by what the job costs on them, if there is more than one to compare."""
         if len([one for one in self.cards if one.cost is not None]) < 2:
             return []
-        return ["", "the same job on each card:", *card_lines(self.cards, width)]
+        lines = ["", "the same job on each card:", *card_lines(self.cards, width)]
+        named = {one.offer.gpu for one in self.offers}
+        if cheaper := cheaper_card(self.cards, named):
+            lines += wrapped(cheaper, width, indent=MARGIN)
+        return lines
 
     def _service_lines(self) -> list[str]:
         if not self.services:
