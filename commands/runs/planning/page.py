@@ -16,8 +16,7 @@ from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.services import ServiceCost
 from commands.runs.planning.summary import (
     INDENT,
-    hours_fact,
-    memory_fact,
+    job_lines,
     price_fact,
     three_lines,
 )
@@ -125,7 +124,7 @@ class PlanPage:
     def lines(self, width: int = WIDTH_WITHOUT_TERMINAL, *, all_of_them: bool = False) -> list[str]:
         """Return the lines to print; `all_of_them` shows every offer and every detail."""
         if self.own:
-            return _wrap(self._lines_of_own(), width)
+            return self._lines_of_own(width)
         cap = self.max_price_usd_per_h
         head = f"run `{self.run}` on {self.provider}"
         head += f", cap {hourly(cap)}/h" if cap is not None else ", no price cap"
@@ -223,25 +222,28 @@ class PlanPage:
             *(f"note: {text}" for text in notes if all_of_them),
         ]
 
-    def _lines_of_own(self) -> list[str]:
+    def _lines_of_own(self, width: int) -> list[str]:
         """Return the lines for the user's own machine: no offer, no price, no guessed card."""
         job = self.first.job if self.first is not None else None
-        figures = []
-        if job is not None:
-            figures = [f"memory   {memory_fact(job)}", f"hours    {hours_fact(job)}"]
         limit = "none: set `budget.hours`"
         if self.budget.hours is not None:
             limit = _counted(self.budget.hours, "machine hour")
         warnings = (self.too_long, *self.row_warnings, *self.lacks)
-        return [
-            f"run `{self.run}` on your own machine {self.own}, which costs nothing here",
-            "",
-            *figures,
+        texts = [
             *self._base_lines(),
             f"limit: {limit}",
             *(f"warning: {text}" for text in warnings if text),
             *self.advice_lines(),
             self.answer.text,
+        ]
+        return [
+            *_wrap(
+                [f"run `{self.run}` on your own machine {self.own}, which costs nothing here"],
+                width,
+            ),
+            "",
+            *(job_lines(job, width) if job is not None else []),
+            *_wrap(texts, width),
         ]
 
 
