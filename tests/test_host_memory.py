@@ -16,9 +16,9 @@ from trainer.device.host_memory import (
     resident_bytes,
     watched_peak,
 )
-from trainer.device.weight_files import require_host_memory, weight_files
 from trainer.errors import DoesNotFit
 from trainer.estimate.host import PROCESS_BYTES, WeightFile, host_bytes_needed, loading_bytes
+from trainer.job.weight_files import require_host_memory, weight_files
 
 GIB = 1 << 30
 
@@ -123,7 +123,7 @@ def test_mapped_files_take_little_and_old_pickles_all() -> None:
     assert loading_bytes(shards, quantised=True, kept_bytes=7e9) > 7e9
 
 
-def test_the_files_of_a_base_say_what_they_need(tmp_path: Path) -> None:
+def test_the_files_of_a_base_show_what_they_need(tmp_path: Path) -> None:
     """Sizes, the largest tensor, and whether a pickle is of the kind that can be mapped."""
     from safetensors.torch import save_file
 

@@ -23,13 +23,13 @@ from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
-from trainer.device.weight_files import require_host_memory, weight_files
 from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
 from trainer.job.prepare import PreparedInputs, prepare_inputs
+from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import (
