@@ -17,8 +17,8 @@ from support import tiny
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 
-HUGE = 1 << 40
-"""A limit that never holds: with it, memory is returned at once, as with one that does."""
+AMPLE = 7 << 30
+"""A limit that never holds, but under which memory is returned at once, as under one that does."""
 ROWS, BATCH, STEPS = 24, 16, 2
 PROGRAM = """
 import sys
@@ -85,7 +85,7 @@ def train_within(run_dir: Path, limit_bytes: int) -> Ended:
 @pytest.fixture(scope="module")
 def unlimited(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     """A run that has memory enough."""
-    found = train_within(make_run(tmp_path_factory.mktemp("enough") / "a"), HUGE)
+    found = train_within(make_run(tmp_path_factory.mktemp("enough") / "a"), AMPLE)
     assert found.code == 0, found.log
     return found
 
@@ -117,8 +117,8 @@ def test_a_limit_makes_smaller_passes_of_the_same_batch(unlimited: Ended, tmp_pa
     assert limited.memory["steps_taken"][0].startswith("micro-batch 16 -> 8 (")
     learnt = [[r["tokens"], r["targets"]] for r in tiny.losses(limited.run_dir)]
     assert learnt == [[r["tokens"], r["targets"]] for r in tiny.losses(unlimited.run_dir)]
-    told = json.loads((limited.run_dir / "adapter" / "qft.json").read_text())["memory"]
-    assert told == {"micro_batch": size, "steps_taken": limited.memory["steps_taken"]}
+    receipt = json.loads((limited.run_dir / "adapter" / "qft.json").read_text())["memory"]
+    assert receipt == {"micro_batch": size, "steps_taken": limited.memory["steps_taken"]}
 
     configured = make_run(tmp_path / "configured", micro_batch=size)
     run_job(JobOptions(run_dir=configured), lambda _text: None)
