@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +204,11 @@ def _once_complete(found: Answer, *, account: ProviderError | None, lacks: Seque
 
 def _rehearsed(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> list[JobOffer]:
     """Return the simulated offers with the hours that this computer takes, at the card's price."""
+    job = estimate_job(loaded, HERE)
+    # Simulated machines bill like others as long as they exist, though nobody is charged.
+    job = replace(job, parts=tuple(replace(part, billed=True) for part in job.parts))
     cap, budget = loaded.config.vm.max_price, budget_of(loaded)
-    return [
-        job_offer(one.offer, estimate_job(loaded, HERE, offer=one.offer), cap=cap, budget=budget)
-        for one in offers
-    ]
+    return [job_offer(one.offer, job, cap=cap, budget=budget) for one in offers]
 
 
 def _missing_files(loaded: LoadedConfig) -> list[str]:
