@@ -143,7 +143,9 @@ class PlanPage:
             *_wrap(self._limit_lines(all_of_them=all_of_them), width),
             *_wrap(self._warnings(all_of_them=all_of_them), width),
             "",
-            *_wrap([*self.advice_lines(all_of_them=all_of_them), self.answer.text], width),
+            *_wrap(self.advice_lines(all_of_them=all_of_them), width),
+            *([""] if self.advice else []),
+            *_wrap([self.answer.text], width),
         ]
 
     def summary(self, width: int) -> list[str]:
