@@ -134,11 +134,11 @@ GPT = (
             **TIED).base(
         "tiiuae/falcon-40b", 41.303, 8192, 60, 128, 8, 65024, same="tiiuae/falcon-40b-instruct"),
     gpt2("openai-community/gpt2", 0.1244, 768, 12, 12, 50257, 1024, weight_bytes=4,
-         same="gpt-2-124m gpt-2-small distilbert/gpt2"),
+         same="gpt-2-124m gpt-2-117m gpt-2-small"),
     gpt2("openai-community/gpt2-medium", 0.3548, 1024, 24, 16, 50257, 1024, weight_bytes=4,
-         same="gpt-2-355m"),
+         same="gpt-2-355m gpt-2-345m"),
     gpt2("openai-community/gpt2-large", 0.7740, 1280, 36, 20, 50257, 1024, weight_bytes=4,
-         same="gpt-2-774m"),
+         same="gpt-2-774m gpt-2-762m"),
     gpt2("openai-community/gpt2-xl", 1.558, 1600, 48, 25, 50257, 1024, weight_bytes=4,
          same="gpt-2-1.5b"),
     columns("n_embd n_layer n_head vocab_size n_positions", model_type="gptj", **UNTIED).base(
