@@ -34,7 +34,7 @@ VERSION = "0.1.0"
 COMMANDS = {
     "init": "Write a run.yaml to start from.",
     "doctor": "Check this computer, account and host; say the fixes.",
-    "plan": "Show offers, prices and the worst-case bill; create nothing.",
+    "plan": "Say whether it fits, how long it takes, what it costs; create nothing.",
     "up": "Rent a machine and make it ready to train.",
     "train": "Sync, train, survive evictions; attach if it already runs.",
     "status": "Show where a run is and what it costs.",
@@ -60,7 +60,7 @@ FIRST_STEPS = """\b
 First steps:
   qft init --data rows.csv   a run.yaml that fits your rows
   qft audit                  what would be trained
-  qft plan                   offers, hours and the most it can cost
+  qft plan                   will it fit, how long, how much
   qft run                    do it; type it again whenever it was cut off"""
 EXIT_CODES = f"Exit codes: {', '.join(f'{int(code)} {code.meaning}' for code in Exit)}."
 

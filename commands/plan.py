@@ -40,7 +40,7 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show offers, prices and the worst-case bill; create nothing."""
+    """Say whether it fits, how long it takes, what it costs; create nothing."""
     if other_loop is not None:
         from commands.runs.planning.as_published import make_comparison
 

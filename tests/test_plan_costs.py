@@ -171,11 +171,9 @@ def test_cards_that_nobody_offers_stand_at_their_reference_prices() -> None:
 def test_a_service_is_priced_by_its_tier() -> None:
     """Ten million tokens of an 8 B base, of a 30 B base, and of one that neither takes."""
     small = {one.name: one.usd for one in service_costs(8e9, 10e6)}
-    pairs = {one.name: one.usd for one in service_costs(8e9, 10e6, preferences=True)}
     large = {one.name: one.usd for one in service_costs(30e9, 10e6)}
 
     assert small == pytest.approx({"Together": 4.80, "Fireworks": 5.00})
-    assert pairs == pytest.approx({"Together": 12.00, "Fireworks": 10.00})
     assert large == pytest.approx({"Together": 15.00, "Fireworks": 30.00})
     assert service_costs(900e9, 10e6) == ()
     assert service_costs(None, 10e6) == ()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import answer, budget_end
 from commands.runs.planning.figures import dollars, hourly, hours, hours_span, memory
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
 from commands.runs.planning.offers_table import offer_lines
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer, job_offer
 from commands.runs.planning.summary import three_lines
 from commands.ui.errors import Exit
@@ -130,8 +130,9 @@ def test_the_answer_comes_first_and_last() -> None:
     assert lines[3].startswith("hours    6.2 h (4.1 to 9.3): set-up 12 min, train 6.0 h")
     assert lines[4] == "dollars  $1.04 ($0.69 to $1.55), worst case $2.49"
     assert "3 of 9, in the order they are tried; `qft plan --all` shows the others" in lines
-    assert lines[-2:] == [
-        "`train.micro_batch: 2` would take 1.2 GB less.",
+    assert lines[-3:] == [
+        "advice: train.micro_batch: 2: 1.2 GB less; the result stays the same",
+        "",
         "nothing was created; `qft run` goes ahead",
     ]
 
@@ -193,6 +194,14 @@ def test_unknown_figures_are_called_so() -> None:
         "dollars  not known",
     ]
     assert three_lines(None, 80)[2] == "dollars  not known"
+
+
+def test_a_need_that_may_be_more_than_the_card_has_likely_fits() -> None:
+    """Where only the high end of the range is above the card, no more is claimed than that."""
+    close = job(memory_bytes=Span(low=13e9, likely=15e9, high=17e9))
+    line = three_lines(job_offer(offer("eastus"), close, cap=None, budget=BUDGET), 80)[0]
+
+    assert line.endswith("15.0 GB of the T4's 15.8 (13.0 to 17.0): likely fits, 4 rows at once")
 
 
 def test_simulated_dollars_are_called_so() -> None:

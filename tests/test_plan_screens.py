@@ -1,4 +1,4 @@
-"""The screens of `qft plan` in docs/plan.md and README.md are its own, on a simulated cloud.
+"""The screens of `qft plan` in docs/plan.md and the README are those of a simulated cloud.
 
 `make screens` writes them anew.
 """

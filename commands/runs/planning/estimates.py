@@ -240,7 +240,7 @@ def estimate_job(
     found = estimate_rows(tables, inputs.shape, rows_of(tables, inputs.lengths), gpu=gpu)
     if hub is not None:
         inputs = with_hub(inputs, hub)
-    machine = machine_of(loaded, card, offer)
+    machine = machine_of(loaded, offer, here=card == HERE)
     parts = job_parts(replace(inputs, tables=tables), found, gpu, machine)
     steps = found["steps"]
     tokens = None

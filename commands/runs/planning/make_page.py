@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
@@ -21,7 +22,9 @@ from commands.runs.home import environment, qft_home, run_folder
 from commands.runs.parent_adapter import resolve_parent
 from commands.runs.planning.answer import Answer, answer
 from commands.runs.planning.estimates import (
+    HERE,
     cores,
+    estimate_job,
     estimate_local_run,
     estimate_run,
     has_card,
@@ -30,13 +33,15 @@ from commands.runs.planning.estimates import (
     require_embedded_tokens,
     why_unknown,
 )
-from commands.runs.planning.make_advice import advice_on
+from commands.runs.planning.job_inputs import JobInputs
+from commands.runs.planning.make_advice import advice_here, advice_on
 from commands.runs.planning.page import PlanPage
-from commands.runs.planning.pricing import budget_of, priced_offer
+from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer
 from commands.runs.planning.ranking import (
     JobOffer,
     cheapest_by_card,
     in_order_of_cost,
+    job_offer,
     reference_offers,
 )
 from commands.runs.planning.services import service_costs
@@ -45,7 +50,7 @@ from commands.ui.output import log
 from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.errors import ProviderError
-from infra.provider import Provider, Safeguard, Want
+from infra.provider import Offer, Provider, Safeguard, Want
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 
@@ -86,15 +91,16 @@ def plan_of(
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
     own = f"{vm.ssh.user}@{vm.ssh.host}:{vm.ssh.port}" if vm.ssh and vm.provider == "ssh" else ""
     knows_card = not own or ("gpu" in vm.model_fields_set and bool(vm.ssh and vm.ssh.gpu))
-    priced = [priced_offer(loaded, one) if knows_card else JobOffer(offer=one) for one in found]
-    offers = tuple(priced if vm.gpu else in_order_of_cost(priced))
-    cards = () if own else _cards(loaded, offers)
+    inputs = inputs_of(loaded, base) if knows_card else None
+    offers = _priced(loaded, found, inputs)
+    cards = () if own or inputs is None else _cards(loaded, offers, inputs)
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
+    fits_here = here is None or bool(here["fits"])
     lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
-    size = (estimate or {}).get("parameters")
+    size = None if inputs is None or inputs.shape is None else inputs.shape.parameters
     tokens = next((one.job.trained_tokens for one in offers if one.job is not None), None)
     return PlanPage(
         run=loaded.config.name,
@@ -105,14 +111,12 @@ def plan_of(
         budget=budget,
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
-        answer=_answer(
-            answer(offers, cards, cap=vm.max_price, budget=budget, steps=steps),
-            own=bool(own),
-            lacks=lacks,
-            fits_here=here is None or bool(here["fits"]),
+        answer=_once_complete(
+            _answer(loaded, offers, cards, steps=steps, here=here),
             account=provider.account_problem(),
+            lacks=lacks,
         ),
-        advice=advice_on(loaded, offers, cards),
+        advice=advice_on(loaded, offers, cards) or (() if fits_here else advice_here(loaded)),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
@@ -130,13 +134,25 @@ def plan_of(
     )
 
 
-def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, ...]:
+def _priced(
+    loaded: LoadedConfig, found: Sequence[Offer], inputs: JobInputs | None
+) -> tuple[JobOffer, ...]:
+    """Return the offers with what the job costs there, as a run tries them; without inputs bare."""
+    if inputs is None:
+        return tuple(JobOffer(offer=one) for one in found)
+    priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
+    return tuple(priced if loaded.config.vm.gpu else in_order_of_cost(priced))
+
+
+def _cards(
+    loaded: LoadedConfig, offers: Sequence[JobOffer], inputs: JobInputs
+) -> tuple[JobOffer, ...]:
     """Return the best offer of each card; of those that are not offered, at reference prices."""
     vm = loaded.config.vm
     idle = max((one.offer.idle_usd_per_h for one in offers), default=0.0)
     listed = {one.offer.gpu for one in offers}
     others = {
-        one.gpu: priced_offer(loaded, one)
+        one.gpu: priced_offer(loaded, one, inputs=inputs)
         for one in reference_offers(vm.provider, cap=vm.max_price, idle_usd_per_h=idle)
         if one.gpu not in listed
     }
@@ -144,29 +160,54 @@ def _cards(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> tuple[JobOffer, 
 
 
 def _answer(
-    found: Answer,
+    loaded: LoadedConfig,
+    offers: Sequence[JobOffer],
+    cards: Sequence[JobOffer],
     *,
-    own: bool,
-    lacks: Sequence[str],
-    fits_here: bool,
-    account: ProviderError | None,
+    steps: int | None,
+    here: dict[str, Any] | None,
 ) -> Answer:
-    """Take into account what this computer, an own machine or the account at the cloud lacks."""
-    if own and found.goes_ahead:
+    """Return what a run would do now.
+
+    `here` is the estimate of a rehearsal: then the budget pays for the hours of this computer.
+    """
+    cap, budget = loaded.config.vm.max_price, budget_of(loaded)
+    found = answer(offers, cards, cap=cap, budget=Budget() if here else budget, steps=steps)
+    if not found.goes_ahead:
+        return found
+    if here is not None and not here["fits"]:
+        text = "nothing was created: this computer has too little free memory to rehearse it"
+        return Answer(text=text, exit_code=Exit.USAGE)
+    if here is not None:
+        found = answer(_rehearsed(loaded, offers), (), cap=cap, budget=budget, steps=steps)
+    if not found.goes_ahead:
+        return found
+    if loaded.own_machine:
         text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
         return Answer(text=text)
+    return found
+
+
+def _once_complete(found: Answer, *, account: ProviderError | None, lacks: Sequence[str]) -> Answer:
+    """Take into account what the account at the cloud lacks, and what is not here yet."""
     if not found.goes_ahead:
         return found
     if account is not None:
         remedy = f": {account.hint}" if account.hint else ""
         why = str(account).rstrip(".")
         return Answer(text=f"nothing was created: {why}{remedy}", exit_code=Exit.CLOUD)
-    if not fits_here:
-        text = "nothing was created, and this computer has too little free memory to rehearse it"
-        return Answer(text=text, exit_code=Exit.USAGE)
-    if lacks:
-        return Answer(text="nothing was created; `qft run` goes ahead once that is there")
-    return found
+    if not lacks:
+        return found
+    return Answer(text="nothing was created; `qft run` goes ahead once that is there")
+
+
+def _rehearsed(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> list[JobOffer]:
+    """Return the simulated offers with the hours that this computer takes, at the card's price."""
+    cap, budget = loaded.config.vm.max_price, budget_of(loaded)
+    return [
+        job_offer(one.offer, estimate_job(loaded, HERE, offer=one.offer), cap=cap, budget=budget)
+        for one in offers
+    ]
 
 
 def _missing_files(loaded: LoadedConfig) -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.services import ServiceCost
 from commands.runs.planning.summary import (
@@ -143,7 +143,9 @@ class PlanPage:
             *_wrap(self._limit_lines(all_of_them=all_of_them), width),
             *_wrap(self._warnings(all_of_them=all_of_them), width),
             "",
-            *_wrap([*self.advice_lines(all_of_them=all_of_them), self.answer.text], width),
+            *_wrap(self.advice_lines(all_of_them=all_of_them), width),
+            *([""] if self.advice else []),
+            *_wrap([self.answer.text], width),
         ]
 
     def summary(self, width: int) -> list[str]:

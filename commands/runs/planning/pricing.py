@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from commands.runs.config import LoadedConfig
+from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.estimates import estimate_job
-from commands.runs.planning.job_inputs import JobInputs
+from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.ranking import JobOffer, as_tried, job_offer
 from infra.provider import Offer
 from infra.run.budget import Budget
@@ -16,6 +17,12 @@ def budget_of(loaded: LoadedConfig) -> Budget:
     """Return the limits that run.yaml sets."""
     table = loaded.config.budget
     return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+
+
+def inputs_of(loaded: LoadedConfig, hub: HubAnswer | None = None) -> JobInputs:
+    """Return what decides the hours beside the card, with what the hub said of the base."""
+    inputs = job_inputs(loaded)
+    return inputs if hub is None else with_hub(inputs, hub)
 
 
 def priced_offer(

@@ -18,10 +18,8 @@ class Tier:
     """The price of bases up to one size, USD per million trained tokens."""
 
     parameters_max: float
-    tuning: float
-    """Supervised, a LoRA adapter."""
-    preferences: float
-    """Of pairs of a better and a worse answer (DPO)."""
+    usd: float
+    """Of supervised fine-tuning, a LoRA adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +42,9 @@ SERVICES = (
         page="together.ai/pricing; docs.together.ai on fine-tuning: no minimum",
         seen="2026-02-13",
         tiers=(
-            Tier(parameters_max=16 * BILLION, tuning=0.48, preferences=1.20),
-            Tier(parameters_max=69 * BILLION, tuning=1.50, preferences=3.75),
-            Tier(parameters_max=100 * BILLION, tuning=2.90, preferences=7.25),
+            Tier(parameters_max=16 * BILLION, usd=0.48),
+            Tier(parameters_max=69 * BILLION, usd=1.50),
+            Tier(parameters_max=100 * BILLION, usd=2.90),
         ),
     ),
     Service(
@@ -54,9 +52,9 @@ SERVICES = (
         page="fireworks.ai/pricing",
         seen="2026-06-30",
         tiers=(
-            Tier(parameters_max=16 * BILLION, tuning=0.50, preferences=1.00),
-            Tier(parameters_max=80 * BILLION, tuning=3.00, preferences=6.00),
-            Tier(parameters_max=300 * BILLION, tuning=6.00, preferences=12.00),
+            Tier(parameters_max=16 * BILLION, usd=0.50),
+            Tier(parameters_max=80 * BILLION, usd=3.00),
+            Tier(parameters_max=300 * BILLION, usd=6.00),
         ),
     ),
 )
@@ -76,7 +74,6 @@ def service_costs(
     parameters: float | None,
     tokens: float | None,
     *,
-    preferences: bool = False,
     services: tuple[Service, ...] = SERVICES,
 ) -> tuple[ServiceCost, ...]:
     """Return what each service that takes a base of that size asks for so many trained tokens.
@@ -90,8 +87,7 @@ def service_costs(
     for service in services:
         tier = next((one for one in service.tiers if parameters <= one.parameters_max), None)
         if tier is not None:
-            price = tier.preferences if preferences else tier.tuning
-            usd = max(tokens / MILLION * price, service.minimum_usd)
+            usd = max(tokens / MILLION * tier.usd, service.minimum_usd)
             found.append(
                 ServiceCost(name=service.name, usd=usd, seen=service.seen, page=service.page)
             )

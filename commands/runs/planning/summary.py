@@ -44,8 +44,8 @@ def memory_fact(job: JobEstimate | None) -> str:
     if job.fits is False:
         return f"{figures}: does NOT fit a {job.card}"
     rows = f"{job.micro_batch} row{'s' * (job.micro_batch != 1)} at once" if job.micro_batch else ""
-    close = " if all goes well" if job.memory_bytes.high > job.card_bytes else ""
-    return f"{figures}: fits{close}{', ' * bool(rows)}{rows}" if job.fits else figures
+    likely = "likely " if job.memory_bytes.high > job.card_bytes else ""
+    return f"{figures}: {likely}fits{', ' * bool(rows)}{rows}" if job.fits else figures
 
 
 def hours_fact(job: JobEstimate | None) -> str:
