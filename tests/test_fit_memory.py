@@ -316,7 +316,7 @@ def test_bytes_are_extrapolated_by_what_was_seen() -> None:
         (OSError(28, "No space left on device"), False),
     ],
 )
-def test_errors_of_memory_are_told_from_others(error: BaseException, expected: bool) -> None:  # noqa: FBT001
+def test_errors_of_memory_are_distinguished(error: BaseException, expected: bool) -> None:  # noqa: FBT001
     """Every library has its own error for it; a bug is none of them."""
     assert is_out_of_memory(error) == expected
 

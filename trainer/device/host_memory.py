@@ -36,9 +36,9 @@ TIGHT_BYTES = 8 << 30
 
 
 def is_tight(root: Path = ROOT) -> bool:
-    """Tell whether memory is limited for this process, or little is free."""
+    """Tell whether little is free, under whatever limit."""
     found = free_memory(root)
-    return found is not None and (found.own or found.bytes < TIGHT_BYTES)
+    return found is not None and found.bytes < TIGHT_BYTES
 
 
 def free_memory(root: Path = ROOT) -> FreeMemory | None:

@@ -150,6 +150,19 @@ def _estimator(prepared: PreparedInputs, context: TrainContext, state: TrainingS
     return estimated
 
 
+def kept_bytes(config: TrainerConfig, prepared: PreparedInputs) -> float:
+    """Return what the weights of the base take as they are kept; 0 if that is not known."""
+    try:
+        shape = find_shape(prepared.model_config)
+    except UnknownShapeError:
+        return 0.0
+    here = TrainingGpu(
+        name="", memory_bytes=float("inf"), precision=prepared.precision.compute, flops=1e12
+    )
+    memory: dict[str, float] = estimate_training(config, shape, gpu=here)["memory_bytes"]
+    return memory["base"]
+
+
 def with_micro_batch(config: TrainerConfig, size: int) -> TrainerConfig:
     """Return the config with another micro-batch."""
     train = config.train.model_copy(update={"micro_batch": size})

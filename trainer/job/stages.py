@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,16 +19,18 @@ from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.atomic import RealDisk, replace_directory, replace_file
 from trainer.causal_probe import require_causal
+from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
-from trainer.device.host_memory import is_tight
+from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
 from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
-from trainer.job.fit_memory import fit_memory, memory_facts, note_saving
+from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
 from trainer.job.prepare import PreparedInputs, prepare_inputs
-from trainer.method_table import OptimizerKind
+from trainer.job.weight_files import require_host_memory, weight_files
+from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import (
     ADAPTER,
@@ -64,8 +67,7 @@ def run_stages(job: JobContext) -> None:
     prepared = prepare_inputs(job)
     stop_if_preempted(job)
     done = adapter_done(job.run_dir, job.config, job.inputs)
-    if prepared.device.type == "cpu" and is_tight():
-        return_memory_at_once()
+    prepare_host(prepared, job.config)
     shares: list[QuantisedShare] = []
     base = models.load_base(
         prepared.source,
@@ -92,6 +94,23 @@ def run_stages(job: JobContext) -> None:
         select_rank(job, prepared, adapted)
         write_adapter(job, prepared, adapted, best, share=shares[0])
     score(job, prepared, adapted, "after")
+
+
+def prepare_host(prepared: PreparedInputs, config: TrainerConfig) -> None:
+    """Refuse a base that the machine's own memory cannot load; be careful where it is short.
+
+    Of a base that is fetched from a hub while it is loaded, nothing is known yet.
+    """
+    on_processor = prepared.device.type == "cpu"
+    if on_processor and is_tight():
+        return_memory_at_once()
+    if prepared.source.local:
+        require_host_memory(
+            weight_files(Path(prepared.source.name)),
+            free_memory(),
+            quantised=config.method.storage is not Quant.NONE,
+            kept_bytes=kept_bytes(config, prepared) if on_processor else 0.0,
+        )
 
 
 def report_share(job: JobContext, share: QuantisedShare) -> QuantisedShare:
