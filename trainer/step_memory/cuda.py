@@ -47,7 +47,7 @@ def like_cuda(capability: tuple[int, int]) -> Iterator[None]:
         _register(library, name)
     enabled = torch.is_autocast_enabled
     with ExitStack() as stack:
-        stack.callback(library._destroy)  # type: ignore[no-untyped-call]  # as above
+        stack.callback(library._destroy)
         for place, name, ours in (
             (functional, "scaled_dot_product_attention", partial(_attention, capability)),
             (functional, "dropout", _dropout),

@@ -1,4 +1,4 @@
-"""Counts a deep model by two shallow ones: its layers are alike, so every sum grows evenly with them.
+"""Counts a deep model by two shallow ones: layers are alike, so every sum grows evenly with them.
 
 A stack is a list of layers that repeat with some period, perhaps after a few of another kind. Two
 models with two and three periods are counted, apart for each moment: what comes before and after
