@@ -296,9 +296,11 @@ def checkpointed_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float
 def kept_in_eight_bits(block: Block, work: TrainingSetup) -> float:
     """Return what the layers of bitsandbytes in 8 bits keep of one token, checkpointed or not.
 
-    They keep what they read outside of what a checkpoint leaves away.
+    They keep what they read where neither a checkpoint nor the backward pass frees it: that of one
+    pass is there until the next has made its loss.
     """
     if work.quant is not Quant.INT8:
         return 0.0
     widths = {role_of(one, block): one.columns for one in block.linears}
-    return float(BYTES[work.precision] * sum(widths.values()))
+    passes = 2 if work.loop.accumulates else 1
+    return float(passes * BYTES[work.precision] * sum(widths.values()))
