@@ -44,6 +44,7 @@ from commands.runs.planning.ranking import (
     in_order_of_cost,
     job_offer,
     reference_offers,
+    working_first,
 )
 from commands.runs.planning.services import service_costs
 from commands.ui.errors import CloudError, Exit, UsageError
@@ -142,7 +143,7 @@ def _priced(
     if inputs is None:
         return tuple(JobOffer(offer=one) for one in found)
     priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
-    return tuple(priced if loaded.config.vm.gpu else in_order_of_cost(priced))
+    return tuple((working_first if loaded.config.vm.gpu else in_order_of_cost)(priced))
 
 
 def _cards(
@@ -173,7 +174,8 @@ def _answer(
     `here` is the estimate of a rehearsal: then the budget pays for the hours of this computer.
     """
     cap, budget = loaded.config.vm.max_price, budget_of(loaded)
-    found = answer(offers, cards, cap=cap, budget=Budget() if here else budget, steps=steps)
+    on_card = offers if here is None else [replace(one, cost=None) for one in offers]
+    found = answer(on_card, cards, cap=cap, budget=budget, steps=steps)
     if not found.goes_ahead:
         return found
     if here is not None and not here["fits"]:
