@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.advice import advise, memory_advice
-from commands.runs.planning.estimates import HERE, estimate_job, find_gpu, rows_of, tables_here
-from commands.runs.planning.job_inputs import JobInputs, job_inputs
+from commands.runs.planning.estimates import find_gpu, rows_of, tables_here
+from commands.runs.planning.job_inputs import JobInputs
 from commands.runs.planning.priced_change import Advice, Pricing
-from commands.runs.planning.pricing import priced_offer
+from commands.runs.planning.pricing import priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.row_lengths import RowLengths
 from infra.provider import Offer
@@ -25,28 +25,44 @@ from trainer.estimate.weights import adapter_parameters
 
 
 def advice_on(
-    loaded: LoadedConfig, offers: Sequence[JobOffer], cards: Sequence[JobOffer]
+    loaded: LoadedConfig,
+    offers: Sequence[JobOffer],
+    cards: Sequence[JobOffer],
+    inputs: JobInputs | None,
 ) -> tuple[Advice, ...]:
     """Return what would make a planned run go ahead; empty if it does, or nothing helps.
 
-    `offers` and `cards` are those of the plan.
+    `offers`, `cards` and `inputs` are those of the plan; without inputs no card is known.
     """
-    inputs = job_inputs(loaded)
-    if inputs.shape is None:
+    if inputs is None or inputs.shape is None:
         return ()
     return advise(loaded, offers, cards, pricing=_pricing(loaded, inputs))
 
 
-def advice_here(loaded: LoadedConfig) -> tuple[Advice, ...]:
-    """Return what would make a rehearsal fit the free memory of this computer; empty if it does."""
-    inputs, job = job_inputs(loaded), estimate_job(loaded, HERE)
-    return tuple(memory_advice(tables_here(inputs.tables), job, _pricing(loaded, inputs)))
+def advice_on_rehearsal(
+    loaded: LoadedConfig, rehearsed: Sequence[JobOffer], inputs: JobInputs | None
+) -> tuple[Advice, ...]:
+    """Return the same where this computer trains: its memory is free now, its hours are paid for.
+
+    `rehearsed` are the simulated offers with the hours of this computer.
+    """
+    first = next((one.job for one in rehearsed if one.job is not None), None)
+    if inputs is None or inputs.shape is None or first is None:
+        return ()
+    pricing = _pricing(loaded, inputs, here=True)
+    if first.fits is False:
+        return tuple(memory_advice(tables_here(inputs.tables), first, pricing))
+    return advise(loaded, rehearsed, (), pricing=pricing)
 
 
-def _pricing(loaded: LoadedConfig, inputs: JobInputs) -> Pricing:
+def _pricing(loaded: LoadedConfig, inputs: JobInputs, *, here: bool = False) -> Pricing:
+    """Return how a changed config is priced: on the offered card, or on this computer."""
+
     def price(changed: LoadedConfig, offer: Offer) -> JobOffer:
         same_base = changed.config.model == loaded.config.model
         given = inputs_with(inputs, _tables(changed)) if same_base else None
+        if here:
+            return rehearsed_offer(changed, offer, inputs=given)
         return priced_offer(changed, offer, inputs=given)
 
     return Pricing(
