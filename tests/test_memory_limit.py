@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,15 +19,6 @@ from trainer.job.job import run_job
 AMPLE = 7 << 30
 """A limit that never holds, but under which memory is returned at once, as under one that does."""
 ROWS, BATCH, STEPS = 24, 16, 2
-PROGRAM = """
-import sys
-from pathlib import Path
-from trainer.__main__ import main
-code = main(["train", "--run-dir", sys.argv[1]])
-lines = Path("/proc/self/status").read_text().splitlines()
-print(next(line.split()[1] for line in lines if line.startswith("VmPeak")))
-sys.exit(code)
-"""
 
 
 @dataclass(frozen=True)
@@ -37,8 +27,6 @@ class Ended:
 
     code: int
     log: str
-    peak_bytes: int
-    """Of its address space."""
     run_dir: Path
 
     @property
@@ -46,6 +34,10 @@ class Ended:
         """What it measured."""
         found: dict[str, Any] = json.loads((self.run_dir / "memory.json").read_text())
         return found
+
+    def limit_with(self, free_bytes: int) -> int:
+        """Return a limit that leaves so much free once the model is loaded."""
+        return int(self.memory["reserved_bytes"] - self.memory["extra_bytes"] + free_bytes)
 
 
 def make_run(directory: Path, **train: Any) -> Path:
@@ -65,7 +57,7 @@ def train_within(run_dir: Path, limit_bytes: int) -> Ended:
     """Train under `ulimit -v`."""
     limited = f'ulimit -v {limit_bytes // 1024} && exec "$@"'
     done = subprocess.run(
-        ["sh", "-c", limited, "sh", sys.executable, "-c", PROGRAM, str(run_dir)],
+        ["sh", "-c", limited, "sh", *tiny.trainer_command("train", run_dir)],
         cwd=tiny.ROOT,
         env=tiny.quiet_environment(),
         capture_output=True,
@@ -73,13 +65,7 @@ def train_within(run_dir: Path, limit_bytes: int) -> Ended:
         timeout=600,
         check=False,
     )
-    words = done.stdout.split()
-    return Ended(
-        code=done.returncode,
-        log=done.stderr,
-        peak_bytes=int(words[0]) * 1024 if words else 0,
-        run_dir=run_dir,
-    )
+    return Ended(code=done.returncode, log=done.stderr, run_dir=run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +92,7 @@ def test_a_limit_makes_smaller_passes_of_the_same_batch(unlimited: Ended, tmp_pa
 
     The adapter is that of a run which is configured so from the start, bit for bit.
     """
-    limit = unlimited.peak_bytes - unlimited.memory["extra_bytes"] // 2
+    limit = unlimited.limit_with((40 << 20) + unlimited.memory["extra_bytes"] // 2)
     limited = train_within(make_run(tmp_path / "limited"), limit)
 
     assert limited.code == 0, limited.log
@@ -128,8 +114,7 @@ def test_a_limit_makes_smaller_passes_of_the_same_batch(unlimited: Ended, tmp_pa
 
 def test_an_impossible_limit_is_refused_in_words(unlimited: Ended, tmp_path: Path) -> None:
     """Where not even one row fits, the run ends with 78, both figures and what would help."""
-    limit = unlimited.peak_bytes - unlimited.memory["extra_bytes"] - (40 << 20)
-    refused = train_within(make_run(tmp_path / "refused"), limit)
+    refused = train_within(make_run(tmp_path / "refused"), unlimited.limit_with(20 << 20))
 
     assert refused.code == 78, refused.log
     assert "Traceback" not in refused.log

@@ -157,6 +157,20 @@ def test_run_and_doctor_refuse_the_same(
     assert not list((tmp_path / "home").glob("runs/*/journal.jsonl"))
 
 
+def test_a_comma_in_a_price_is_explained(qft: Command, tmp_path: Path) -> None:
+    """Inside braces YAML reads `0,20` as a price of 0 and a key 20; the fault says so."""
+    tables(tmp_path)
+    (tmp_path / "other.yaml").write_text(
+        "name: tiny\nvm: {provider: azure, max_price: 0,20}\nmodel: {id: microsoft/phi-2}\n"
+        "data: {train: train.jsonl, prompt: '{text}', completion: '{mood}'}\n"
+    )
+
+    ended = qft(tables(tmp_path), "plan", "other.yaml")
+
+    assert ended.code == 2
+    assert ended.has("vm: the key `20` is no word; a number has a point for its decimals (`0.20`)")
+
+
 def test_no_rows_is_reported_with_the_file(qft: Command, tmp_path: Path) -> None:
     """A file without a row, and one that is not there, are named; exit 2."""
     empty = qft(tables(tmp_path, []))

@@ -87,7 +87,8 @@ class TrainTable(BaseModel):
     )
     batch_size: int = Field(default=8, ge=1, description="Sequences per optimizer step.")
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
-        default="auto", description="Sequences per forward pass; cuts the batch, never its meaning."
+        default="auto",
+        description="Sequences per forward pass, at most; cuts the batch, never its meaning.",
     )
     lr: float = Field(default=2e-4, gt=0, description="Peak learning rate.")
     warmup: float = Field(
@@ -103,7 +104,8 @@ class TrainTable(BaseModel):
     max_length: int = Field(default=1024, ge=8, description="Tokens of prompt and answer together.")
     gradient_checkpointing: Literal["auto"] | bool = Field(
         default="auto",
-        description="Recompute activations to save memory; `auto`: on a GPU, where it is scarce.",
+        description="Recompute activations to save memory; `auto`: on a GPU, where it is scarce. "
+        "Switched on by itself if a step does not fit otherwise.",
     )
     precision: PrecisionChoice = Field(default=PrecisionChoice.AUTO, description="Arithmetic.")
     seed: int = Field(

@@ -105,6 +105,8 @@ GPT = (
          weight_bytes=4, same="stabilityai/stablelm-tuned-alpha-3b stablelm-alpha-3b"),
     neox("stabilityai/stablelm-base-alpha-7b", 7.869, 6144, 24576, 16, 48, 50432, 4096,
          weight_bytes=4, same="stabilityai/stablelm-tuned-alpha-7b stablelm-alpha-7b"),
+    neox("EleutherAI/pythia-14m", 0.01407, 128, 512, 6, 4, 50304, 2048),
+    neox("EleutherAI/pythia-31m", 0.03049, 256, 1024, 6, 8, 50304, 2048),
     neox("EleutherAI/pythia-70m", 0.0704, 512, 2048, 6, 8, 50304, 2048,
          same="EleutherAI/pythia-70m-deduped"),
     neox("EleutherAI/pythia-160m", 0.1623, 768, 3072, 12, 12, 50304, 2048,
@@ -133,12 +135,17 @@ GPT = (
             model_type="falcon", new_decoder_architecture=True, max_position_embeddings=2048,
             **TIED).base(
         "tiiuae/falcon-40b", 41.303, 8192, 60, 128, 8, 65024, same="tiiuae/falcon-40b-instruct"),
+    columns("hidden_size num_hidden_layers num_attention_heads num_kv_heads vocab_size",
+            model_type="falcon", new_decoder_architecture=True, max_position_embeddings=2048,
+            **TIED).base(
+        "tiiuae/falcon-180B", 178.560, 14848, 80, 232, 8, 65024, gated=True,
+        same="tiiuae/falcon-180B-chat"),
     gpt2("openai-community/gpt2", 0.1244, 768, 12, 12, 50257, 1024, weight_bytes=4,
-         same="gpt-2-124m gpt-2-small distilbert/gpt2"),
+         same="gpt-2-124m gpt-2-117m gpt-2-small"),
     gpt2("openai-community/gpt2-medium", 0.3548, 1024, 24, 16, 50257, 1024, weight_bytes=4,
-         same="gpt-2-355m"),
+         same="gpt-2-355m gpt-2-345m"),
     gpt2("openai-community/gpt2-large", 0.7740, 1280, 36, 20, 50257, 1024, weight_bytes=4,
-         same="gpt-2-774m"),
+         same="gpt-2-774m gpt-2-762m"),
     gpt2("openai-community/gpt2-xl", 1.558, 1600, 48, 25, 50257, 1024, weight_bytes=4,
          same="gpt-2-1.5b"),
     columns("n_embd n_layer n_head vocab_size n_positions", model_type="gptj", **UNTIED).base(
@@ -160,7 +167,7 @@ GPT = (
     starcoder2("bigcode/starcoder2-3b", 3.030, 3072, 12288, 30, 24, 2, 49152, 16384),
     starcoder2("bigcode/starcoder2-7b", 7.174, 4608, 18432, 32, 36, 4, 49152, 16384),
     starcoder2("bigcode/starcoder2-15b", 15.957, 6144, 24576, 40, 48, 4, 49152, 16384,
-               tie_word_embeddings=False),
+               tie_word_embeddings=False, weight_bytes=4),
 )
 MIXTRAL = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"
 mixtral = columns(MIXTRAL, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2,

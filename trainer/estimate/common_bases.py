@@ -29,8 +29,9 @@ DATES_FROM = 100
 NOISE = re.compile(
     r"\b(?:\d+[ -]?bits?|(?:bf|fp|float|int|w|a|nf)\d+|r(?!1\b)\d+|\d+k|q\d_k(?:_[sml])?)\b"
     r"|(?<=\d)e\d+t\b"
+    r"|\b(?:mini|micro|small|large)[ -]?(?:batch|context|rank)\w*|\bflash[ -]?att\w*"
 )
-"""Precisions, ranks and context lengths, whose numbers are neither a version nor a size."""
+"""Precisions, ranks, lengths and batches: they say nothing of a version, a size or a kind."""
 TOKEN = re.compile(
     r"(?P<experts>\d+x\d+)b\b"
     r"|(?P<active>[ae]\d+(?:\.\d+)?)b\b"
@@ -91,12 +92,14 @@ KINDS_OF: Mapping[str, frozenset[str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Name:
-    """What a text says of a base; `sizes` are as written ("8b", "8x7b"), the first one counts."""
+    """What a text says of a base."""
 
     family: str
     version: str
+    """Without a `.0` at its end; empty if the text gives none."""
     kinds: frozenset[str]
     size: str | None
+    """Such as "8b" or "8x7b"; None if the text gives none. Of several the first one counts."""
 
 
 def find_common_base(text: str) -> CommonBase | None:
@@ -174,7 +177,7 @@ def _read(text: str) -> Name | None:
         plain = plain.partition("/")[2]
     # "Qwen-1_8B" and "ERNIE_4_5_21B" write a point as an underscore, and a blank, too.
     plain = re.sub(r"(?<![\d.])(\d{1,2})_(\d{1,2})(?![\d.])", r"\1.\2", plain).replace("_", " ")
-    plain = re.sub(r"(?<=\d) +(?=b\b)|(?<=\d) *billion\b", lambda m: "b" * (len(m[0]) > 2), plain)
+    plain = re.sub(r"(?<=\d) *(?:b|billion)\b", "b", plain)
     tokens = list(TOKEN.finditer(NOISE.sub(" ", plain)))
     begin, end, family = _family(tokens)
     if not family:
