@@ -50,6 +50,8 @@ class JobInputs:
     """Whether they are sent from here, not fetched from the hub by the machine."""
     adapter_bytes: float
     """Of what comes home."""
+    may_count: bool = True
+    """Whether memory may be counted on the model itself, which takes seconds."""
     upload: UploadRate | None = None
     """How fast files last travelled from here to such machines, if that was ever measured."""
 
