@@ -276,3 +276,14 @@ def test_without_a_subscription_nothing_goes_ahead(runner: CliRunner) -> None:
     )
     assert "no Azure subscription is chosen" in run.err
     assert runner.harness.cloud.leftovers() == []
+
+
+def test_a_subscription_that_is_not_there_is_named(runner: CliRunner) -> None:
+    """Azure's own word for it is the last line of the plan, with the command that lists them."""
+    runner.harness.changes = {"subscription_id": "my-subscription"}
+
+    plan = runner.qft("plan")
+
+    last = " ".join(plan.out[plan.out.rindex("nothing was created") :].split())
+    assert plan.code == 3
+    assert "The subscription 'my-subscription' could not be found: `az account list`" in last

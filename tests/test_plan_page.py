@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import answer, budget_end
 from commands.runs.planning.figures import dollars, hourly, hours, hours_span, memory
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
 from commands.runs.planning.offers_table import offer_lines
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer, job_offer
 from commands.runs.planning.summary import three_lines
 from commands.ui.errors import Exit

@@ -22,8 +22,6 @@ INT8_STEP = 1 / 127
 """LLM.int8 rounds so, and which columns it rounds depends on all tokens."""
 
 _UNABLE = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
-_OF_THE_DEVICE = (torch.AcceleratorError,)
-"""What may be otherwise on another machine, or at another time."""
 
 
 def require_causal(base: Any, precision: Precision) -> None:
@@ -42,11 +40,8 @@ def require_causal(base: Any, precision: Precision) -> None:
     try:
         found = [_logits(base, one, precision)[:-1] for one in (ids, other)]
     except _UNABLE as error:
-        if (
-            is_out_of_memory(error)
-            or isinstance(error, _OF_THE_DEVICE)
-            or "CUDA" in str(error).upper()
-        ):
+        of_device = is_out_of_memory(error) or isinstance(error, torch.AcceleratorError)
+        if of_device or "CUDA" in str(error).upper():  # otherwise elsewhere, or at another time
             raise
         stored = " with quantised weights; try `kind: lora`" if _is_quantised(base) else ""
         reason = " ".join(str(error).split())

@@ -1,7 +1,7 @@
 """Counts what the layers of a model keep of one token for the backward pass; pure arithmetic.
 
 What is kept was counted in the code of transformers, PEFT and litgpt by torch's own hooks for saved
-tensors; the formula is written out in `docs/memory.md`.
+tensors; the formula is written out in `docs/memory-points.md`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "gptj": Traits(layer_norm=True, norm_inputs=1, python_gelu=True),
         "gpt2": Traits(layer_norm=True, norm_inputs=2, python_gelu=True, dropouts=2),
         "opt": Traits(layer_norm=True, dropouts=2),
-        **dict.fromkeys(("falcon", "gpt_neox"), Traits(layer_norm=True, norm_inputs=1)),
+        "falcon": Traits(layer_norm=True, norm_inputs=1, broadcast_keys=True),
+        "gpt_neox": Traits(layer_norm=True, norm_inputs=1),
         **dict.fromkeys(("cohere", "cohere2"), Traits(norm_inputs=1, head_followed=True)),
         "granite": Traits(head_followed=True),
         **dict.fromkeys(("bloom", "starcoder2", "stablelm"), Traits(layer_norm=True)),

@@ -68,7 +68,7 @@ GOOGLE = (
     gemma2("google/gemma-2-27b", 27.227, 4608, 36864, 46, 32, 16, 256000, 8192, gated=True,
            head_dim=128, same="google/gemma-2-27b-it"),
     gemma3_text("google/gemma-3-270m", 0.268, 640, 2048, 18, 4, 1, 262144, 32768, gated=True,
-                same="google/gemma-3-270m-it"),
+                same="google/gemma-3-270m-it google/functiongemma-270m-it"),
     gemma3_text("google/gemma-3-1b-pt", 1.000, 1152, 6912, 26, 4, 1, 262144, 32768, gated=True,
                 same="google/gemma-3-1b-it"),
     gemma3("google/gemma-3-4b-pt", 4.300, 2560, 10240, 34, 8, 4, 262208, 131072,
@@ -213,6 +213,49 @@ MIXTURES = (
             "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
             "num_experts_per_tok": 4, "decoder_sparse_step": 1, "max_position_embeddings": 8192,
             **UNTIED,
+        }),
+    CommonBase(
+        id="allenai/OLMoE-1B-7B-0125", billions=6.919,
+        same_sizes=("allenai/OLMoE-1B-7B-0125-Instruct", "allenai/OLMoE-1B-7B-0924", "olmoe-7b"),
+        config={
+            "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048,
+            "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+            "max_position_embeddings": 4096, **UNTIED,
+        }),
+    CommonBase(
+        id="microsoft/Phi-3.5-MoE-instruct", billions=41.873, same_sizes=("phi-3.5-moe-42b",),
+        config={
+            "model_type": "phimoe", "vocab_size": 32064, "hidden_size": 4096,
+            "intermediate_size": 6400, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2,
+            "attention_bias": True, "lm_head_bias": True, "max_position_embeddings": 131072,
+            **UNTIED,
+        }),
+    CommonBase(
+        id="zai-org/GLM-4.5-Air", billions=106.852,
+        same_sizes=("zai-org/GLM-4.5-Air-Base", "glm-4.5-air-106b"),
+        config={
+            "model_type": "glm4_moe", "vocab_size": 151552, "hidden_size": 4096,
+            "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 46,
+            "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
+            "n_routed_experts": 128, "n_shared_experts": 1, "num_experts_per_tok": 8,
+            "first_k_dense_replace": 1, "attention_bias": True, "use_qk_norm": False,
+            "max_position_embeddings": 131072, **UNTIED,
+        }),
+    CommonBase(
+        id="Qwen/Qwen3-Next-80B-A3B-Instruct", billions=79.674,
+        same_sizes=("Qwen/Qwen3-Next-80B-A3B-Thinking", "qwen3-next-80b"),
+        config={
+            "model_type": "qwen3_next", "vocab_size": 151936, "hidden_size": 2048,
+            "intermediate_size": 5120, "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512, "num_hidden_layers": 48,
+            "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+            "full_attention_interval": 4, "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32, "linear_value_head_dim": 128, "num_experts": 512,
+            "num_experts_per_tok": 10, "decoder_sparse_step": 1, "mlp_only_layers": [],
+            "max_position_embeddings": 262144, **UNTIED,
         }),
     # Its own architecture is counted here as GLM-4.5's without norms of queries and keys, which
     # has the same matrices under the same names.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainerConfig
@@ -76,6 +77,15 @@ def note_saving(job: JobContext, text: str) -> None:
     stored = read_memory_record(job.run_dir)
     if stored is not None:
         stored.with_step(text).write(job.run_dir)
+
+
+def memory_facts(run_dir: Path) -> dict[str, Any]:
+    """Return what the receipt of an adapter says of memory: nothing, if nothing had to be done."""
+    stored = read_memory_record(run_dir)
+    if stored is None or not stored.steps_taken:
+        return {}
+    facts = {"micro_batch": stored.micro_batch, "steps_taken": [*stored.steps_taken]}
+    return {"memory": facts}
 
 
 def _report(job: JobContext, text: str) -> None:

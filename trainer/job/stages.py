@@ -25,7 +25,7 @@ from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
-from trainer.job.fit_memory import fit_memory, note_saving
+from trainer.job.fit_memory import fit_memory, memory_facts, note_saving
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.method_table import OptimizerKind
 from trainer.rundir.fingerprint import compare
@@ -376,6 +376,7 @@ def write_adapter(
         "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
         "base": prepared.fingerprint["base"],
+        **memory_facts(job.run_dir),
         **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
     }

@@ -35,7 +35,7 @@ class MemoryRecord:
     allocated_bytes: int
     """The peak of what tensors took; on a CPU, of the whole process."""
     reserved_bytes: int
-    """The same with what the allocator kept for itself."""
+    """The same with what the allocator kept; on a CPU, what counts against `limit_bytes`."""
     extra_bytes: int
     """What the pass took beyond the loaded model."""
     estimated_bytes: int | None

@@ -17,6 +17,7 @@ import torch
 
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import DoesNotFit
+from trainer.scoring.batch_memory import BatchMemory
 
 TOKENS_PER_BATCH = 4096  # what a forward pass takes at once, padding included
 ROWS_PER_BATCH = 64
@@ -238,12 +239,18 @@ def run_in_batches(
         DoesNotFit: memory does not even suffice for one prompt.
     """
     waiting = list(batches_by_length([len(prompt) for prompt in prompts]))
+    memory = BatchMemory(on_processor=not torch.cuda.is_available())
     done = 0
     on_progress(done, len(prompts))
     while waiting:
         batch = waiting.pop(0)
+        lengths = [len(prompts[at]) for at in batch]
+        if (fitting := memory.rows(lengths)) < len(batch):
+            waiting = [batch[:fitting], batch[fitting:], *waiting]
+            continue
         try:
-            answer(batch)
+            with memory.watched(lengths):
+                answer(batch)
         except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise

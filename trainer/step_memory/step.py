@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -214,7 +215,9 @@ def remember_head(base: Any, values: Values) -> None:
     """Note what the head returns: whether the logits are just that decides how the loss is made."""
 
     def remember(_: Any, __: Any, result: torch.Tensor) -> None:
-        values.head_results = {result.untyped_storage()._cdata}
+        storage = result.untyped_storage()
+        values.head_results.add(storage._cdata)
+        weakref.finalize(storage, values.head_results.discard, storage._cdata)
 
     base.get_output_embeddings().register_forward_hook(remember)
 

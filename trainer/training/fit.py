@@ -85,6 +85,7 @@ def fit(
     trials = _Trials(context=context, state=state, estimated_bytes=estimated_bytes)
     setup = MemorySetup(micro_batch=state.counters.micro_batch, savings=state.savings)
     taken: list[str] = []
+    tried: list[str] = []
     while True:
         apply_setup(context, state, setup)
         found = trials.try_out(setup)
@@ -95,11 +96,12 @@ def fit(
             raise DoesNotFit(
                 [
                     f"one sequence at a time does not fit: {found.to_text()}",
-                    *(f"tried: {line}" for line in taken),
+                    *([f"tried, one after the other: {'; '.join(tried)}"] if tried else []),
                     *advise(found),
                 ]
             )
         setup, words = following
+        tried.append(words.partition(":")[0])
         taken.append(f"{words} ({found.to_text()})")
         on_saving(taken[-1])
 
@@ -184,7 +186,7 @@ class _Trials:
             return None
         if CAUTION * need <= limit.usable_bytes:
             return None
-        return limit.lacking(round(need))
+        return limit.lacking(round(CAUTION * need))
 
     def _measure(self, savings: MemorySavings, one: Pass) -> Measured | Shortage:
         """Return what a pass took, measured once; what it lacks if memory ran out, or nearly."""

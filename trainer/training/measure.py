@@ -29,7 +29,7 @@ class Measured:
     allocated_bytes: int
     """What tensors took at most; on a CPU, the whole process."""
     reserved_bytes: int
-    """What the allocator took for them; on a CPU the same."""
+    """What the allocator took for them; on a CPU, what counts against the limit that holds."""
     extra_bytes: int
     """What the pass took beyond what was there before it, with what a save will take of a host."""
     host_bytes: int
@@ -46,13 +46,19 @@ class DeviceLimit:
     name: str
 
     @property
+    def used_bytes(self) -> int:
+        """What counts against the limit already."""
+        return self.reach_bytes - self.free_bytes
+
+    @property
     def usable_bytes(self) -> float:
         """What is free, less what a pass does not show: the interpreter, a log, an allocator."""
         return self.free_bytes * (1 - ROOM) - ROOM_BYTES
 
     def lacking(self, extra_bytes: int | None) -> Shortage:
         """Return the shortage of a pass that takes so much more than is taken already."""
-        need = None if extra_bytes is None else self.reach_bytes - self.free_bytes + extra_bytes
+        room = self.free_bytes - round(self.usable_bytes)
+        need = None if extra_bytes is None else self.used_bytes + extra_bytes + room
         return Shortage(need_bytes=need, limit_bytes=self.reach_bytes, limit=self.name)
 
 
@@ -81,6 +87,7 @@ def measure(context: TrainContext, state: TrainingState, one: Pass) -> Measured:
     """
     device = context.accelerator.device
     give_memory_back()
+    limit = device_limit(device)
     with _unchanged(context, state):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -89,10 +96,11 @@ def measure(context: TrainContext, state: TrainingState, one: Pass) -> Measured:
         with watched_peak() as host:
             saved_bytes = _run(context, state, one)
         if device.type != "cuda":
+            extra = host.extra + saved_bytes
             return Measured(
                 allocated_bytes=host.peak,
-                reserved_bytes=host.peak,
-                extra_bytes=host.extra + saved_bytes,
+                reserved_bytes=extra + (limit.used_bytes if limit else host.before),
+                extra_bytes=extra,
                 host_bytes=host.peak,
             )
         torch.cuda.synchronize(device)
@@ -109,8 +117,9 @@ def _run(context: TrainContext, state: TrainingState, one: Pass) -> int:
     """Do the pass, and return the bytes of the copies that a save of the state makes."""
     context.method.before_step(state.counters.step)
     moments = state.moments_to_come()  # kept until the end of this function
-    for parameter in state.parameters.values():  # as there are from the second pass of a step on
-        parameter.grad = torch.zeros_like(parameter)
+    matrices = (one for one in context.model.buffers() if one.requires_grad)  # of NOLA
+    for tensor in (*state.parameters.values(), *matrices):  # as from the second pass of a step on
+        tensor.grad = torch.zeros_like(tensor)
     determinism = Determinism()
     if not context.determinism.strict:
         determinism.strict = False

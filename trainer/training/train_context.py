@@ -45,7 +45,7 @@ class TrainContext:
     max_grad_norm: float
     flag: PreemptionFlag
     on_message: Callable[[str], None]
-    on_saving: Callable[[str], None]
+    on_saving: Callable[[str], None] = lambda _text: None
     """Hears what was done because memory did not suffice."""
     checkpointing: bool = False
     """Whether the config has activations computed again in the backward pass."""

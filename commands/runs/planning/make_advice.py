@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from commands.runs.config import LoadedConfig
-from commands.runs.planning.advice import Advice, Pricing, advise
-from commands.runs.planning.estimates import find_gpu, rows_of
+from commands.runs.planning.advice import advise, memory_advice
+from commands.runs.planning.estimates import HERE, estimate_job, find_gpu, rows_of, tables_here
 from commands.runs.planning.job_inputs import JobInputs, job_inputs
-from commands.runs.planning.pricing import budget_of, priced_offer
+from commands.runs.planning.priced_change import Advice, Pricing
+from commands.runs.planning.pricing import priced_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.row_lengths import RowLengths
 from infra.provider import Offer
@@ -33,24 +34,27 @@ def advice_on(
     inputs = job_inputs(loaded)
     if inputs.shape is None:
         return ()
+    return advise(loaded, offers, cards, pricing=_pricing(loaded, inputs))
 
+
+def advice_here(loaded: LoadedConfig) -> tuple[Advice, ...]:
+    """Return what would make a rehearsal fit the free memory of this computer; empty if it does."""
+    inputs, job = job_inputs(loaded), estimate_job(loaded, HERE)
+    return tuple(memory_advice(tables_here(inputs.tables), job, _pricing(loaded, inputs)))
+
+
+def _pricing(loaded: LoadedConfig, inputs: JobInputs) -> Pricing:
     def price(changed: LoadedConfig, offer: Offer) -> JobOffer:
         same_base = changed.config.model == loaded.config.model
         given = inputs_with(inputs, _tables(changed)) if same_base else None
         return priced_offer(changed, offer, inputs=given)
 
-    return advise(
-        loaded,
-        offers,
-        cards,
-        budget=budget_of(loaded),
-        pricing=Pricing(
-            price=price,
-            need=lambda card: memory_estimate(loaded, card, inputs),
-            shape=inputs.shape,
-            longer_share=None if inputs.lengths is None else _longer_share(inputs.lengths),
-            other_bases=smaller_bases(loaded.config.model.id),
-        ),
+    return Pricing(
+        price=price,
+        need=lambda card: memory_estimate(loaded, card, inputs),
+        shape=inputs.shape,
+        longer_share=None if inputs.lengths is None else _longer_share(inputs.lengths),
+        other_bases=smaller_bases(loaded.config.model.id),
     )
 
 

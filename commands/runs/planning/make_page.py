@@ -34,7 +34,7 @@ from commands.runs.planning.estimates import (
     why_unknown,
 )
 from commands.runs.planning.job_inputs import JobInputs
-from commands.runs.planning.make_advice import advice_on
+from commands.runs.planning.make_advice import advice_here, advice_on
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer
 from commands.runs.planning.ranking import (
@@ -97,6 +97,7 @@ def plan_of(
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
+    fits_here = here is None or bool(here["fits"])
     lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = None if inputs is None or inputs.shape is None else inputs.shape.parameters
@@ -115,7 +116,7 @@ def plan_of(
             account=provider.account_problem(),
             lacks=lacks,
         ),
-        advice=advice_on(loaded, offers, cards),
+        advice=advice_on(loaded, offers, cards) or (() if fits_here else advice_here(loaded)),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",

@@ -8,10 +8,10 @@ from typing import Any
 
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import CAP_MARGIN, Answer
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.services import ServiceCost
 from commands.runs.planning.summary import (
