@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def fit_memory(
     memory = estimated(with_micro_batch(job.config, state.counters.micro_batch))
     need = None if memory is None else round(memory["reserved"])
     record = _record(found, prepared, state, key=key, estimated_bytes=need)
-    record.write(job.run_dir)
+    _keep(record, job)
     job.on_message(f"longest batch measured: {_figures(record)}")
 
 
@@ -76,7 +77,12 @@ def note_saving(job: JobContext, text: str) -> None:
     _report(job, text)
     stored = read_memory_record(job.run_dir)
     if stored is not None:
-        stored.with_step(text).write(job.run_dir)
+        _keep(stored.with_step(text), job)
+
+
+def _keep(record: MemoryRecord, job: JobContext) -> None:
+    with suppress(OSError):  # no room: the next start measures again
+        record.write(job.run_dir)
 
 
 def memory_facts(run_dir: Path) -> dict[str, Any]:
