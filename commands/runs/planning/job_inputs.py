@@ -53,6 +53,8 @@ class JobInputs:
     """Whether they are sent from here, not fetched from the hub by the machine."""
     adapter_bytes: float
     """Of what comes home."""
+    may_count: bool = True
+    """Whether memory may be counted on the model itself, which takes seconds."""
     host_bytes: float | None = None
     """What a machine needs of its own memory to load the base; None if nothing is known of it."""
     upload: UploadRate | None = None
