@@ -60,7 +60,7 @@ fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values
 recipes: $(STAMP)  ## every published experiment on a small model, each through one eviction
 	$(BIN)/python examples/walk.py
 
-hours: $(STAMP)  ## how far the estimated times are from published ones; writes docs/hours.md anew
+hours: $(STAMP)  ## how far estimated times are from published ones; writes docs/hours.md, the recipes
 	PYTHONPATH=.:tests $(BIN)/python -m support.hours_tables --write
 
 memory: $(STAMP)  ## how far the memory formula is from published peaks, also with each left out

@@ -142,9 +142,10 @@ class RunStatus:
             # Once the adapter is home, what was kept until then says nothing about its safety.
             kept = "" if state.fetched else f", checkpoint at home: step {state.home_step}"
             rows.append(("step", f"{step}/{steps}{kept}"))
-        eta_s = job.heartbeat.eta_s if job else None
-        if eta_s is not None and step < steps:
-            rows.append(("time left", duration(eta_s)))
+        eta_s = job.heartbeat.eta_s if job and step < steps else None
+        left = _left_text(self.corrected, eta_s)
+        if left and state.ending is None:
+            rows.append(("time left", left))
         if self.corrected is not None:
             rows.append(("hours", self.corrected.line))
         if state.vm is not None:
@@ -175,6 +176,15 @@ class RunStatus:
         elif not (state.fetched and state.deleted):
             rows.append(("driven", f"by nobody; `qft run {self.name}` goes on"))
         return rows
+
+
+def _left_text(corrected: Corrected | None, eta_s: float | None) -> str:
+    """Describe the time left: of the whole job by its plan, and of the training by the trainer."""
+    training = "" if eta_s is None else duration(eta_s)
+    if corrected is None or not corrected.left_h:
+        return training
+    left = duration(corrected.left_h * 3600)
+    return f"{left}, {training} of it training" if training else left
 
 
 def status(wanted: str) -> RunStatus:

@@ -29,6 +29,7 @@ for name in ("ETAG", "DOWNLOAD"):  # after ten seconds it would ask a slow hub o
 for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(name, None)
     os.environ.pop(name.upper(), None)
+os.environ["QFT_COUNT_S"] = "0"  # a plan counts no training step: seconds each, tested by itself
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know what a CPU computes
 prepare_environment()  # else the first test that trains would do it, for those after it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts it so behind an `&`

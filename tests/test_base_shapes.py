@@ -30,6 +30,7 @@ GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 160, "n_positions"
 T5 = {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4, "vocab_size": 160}
 MOE = {**DENSE, "num_local_experts": 4, "num_experts_per_tok": 2}
 QWEN_MOE = {**DENSE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_state": 16, "mamba_n_groups": 2}
 SHARED = {**QWEN_MOE, "shared_expert_intermediate_size": 40}
 STATE = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
          "linear_value_head_dim": 8, "head_dim": 16}  # fmt: skip
@@ -87,6 +88,19 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
     ("bloom", {"hidden_size": 64, "n_layer": 3, "n_head": 4, "vocab_size": 160}),
     ("t5", T5), ("t5", {**T5, "num_decoder_layers": 2, "feed_forward_proj": "gated-gelu"}),
     ("mt5", T5), ("umt5", T5),
+    ("mpt", {"d_model": 64, "n_layers": 3, "n_heads": 4, "vocab_size": 160}),
+    ("lfm2", {**DENSE, "full_attn_idxs": [1]}),
+    ("lfm2", {**DENSE, "block_ff_dim": 700, "conv_bias": True, "layer_types": [
+        "conv", "full_attention", "conv"], "tie_embedding": False}),
+    ("lfm2", {**DENSE, "block_auto_adjust_ff_dim": False}),
+    ("granitemoehybrid", {**MAMBA, **MOE, "shared_intermediate_size": 40, "layer_types": [
+        "mamba", "attention", "mamba"]}),
+    ("granitemoehybrid", {**MAMBA, **DENSE, "num_local_experts": 0, "attention_bias": True,
+                          "shared_intermediate_size": 40, "mamba_conv_bias": False}),
+    ("falcon_h1", {**MAMBA, **DENSE, "mamba_d_ssm": 64}),
+    ("falcon_h1", {**MAMBA, **DENSE, "mamba_d_ssm": None, "mamba_rms_norm": True,
+                   "projectors_bias": True, "mamba_proj_bias": True, "mlp_bias": True,
+                   "attention_bias": True, "tie_word_embeddings": True}),
     ("mixtral", MOE), ("gpt_oss", MOE), ("phimoe", {**MOE, "lm_head_bias": True}),
     ("granitemoe", MOE), ("granitemoeshared", {**MOE, "shared_intermediate_size": 40}),
     ("granitemoeshared", MOE), ("minimax_m2", MOE), ("olmoe", {**QWEN_MOE}),
@@ -120,8 +134,8 @@ SMALL: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 INSIDE_ONLY = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text"}
 """Text models that transformers builds inside of another alone, as above."""
-NOT_IN_TRANSFORMERS = {"qwen"}
-"""Held by the published number of parameters (`test_memory.py`)."""
+NOT_IN_TRANSFORMERS = {"qwen", "baichuan", "internlm2", "chatglm", "phi3small"}
+"""Held by the published number of parameters (`test_common_bases.py`)."""
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,21 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from commands.runs.config import load
-from commands.runs.planning.advice import Advice
+from commands.runs.planning import estimates
 from commands.runs.planning.job_inputs import job_inputs
 from commands.runs.planning.make_advice import inputs_with, smaller_bases
 from commands.runs.planning.make_page import make_plan
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.priced_change import Advice
+from commands.ui.errors import Exit
 from trainer.config import TrainerConfig
 
 LLAMA_7B = {
@@ -29,9 +33,12 @@ ROWS = 200
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home of its own, and no network."""
+    """A home of its own, no network, and memory for anything."""
     monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e12))
+    (tmp_path / "driver").touch()  # so that no rehearsal on the processor is planned as well
+    monkeypatch.setattr(estimates, "DRIVER", tmp_path / "driver")
 
 
 def planned(folder: Path, **tables: Any) -> tuple[Path, PlanPage]:
@@ -121,6 +128,41 @@ def test_a_budget_that_is_changed_as_advised_pays_for_the_job(tmp_path: Path, ke
     check_advice(path, page, {f"budget.{key}", "train.epochs"})
 
 
+def test_a_rehearsal_that_this_computer_lacks_the_memory_for_gets_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fits the card but not this computer is changed until it fits here, as is said."""
+    monkeypatch.setattr(estimates, "DRIVER", tmp_path / "no driver")
+    _, page = planned(tmp_path, train={"micro_batch": 4, "max_length": 512})
+    assert page.local_estimate is not None
+    need = page.local_estimate["memory_bytes"]["reserved"]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=need * 0.95))
+    path, page = planned(tmp_path, train={"micro_batch": 4, "max_length": 512})
+
+    assert page.advice
+    assert page.advice[0].effect.startswith("fits this computer, ")
+    for one in page.advice:
+        here = plan_with(path, one.change).local_estimate
+        assert here is not None
+        assert here["fits"], one
+
+
+def test_a_rehearsal_is_paid_for_by_the_hours_of_this_computer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that pays for the card but not for the processor is too small, and is told so."""
+    monkeypatch.setattr(estimates, "DRIVER", tmp_path / "no driver")
+    path, page = planned(tmp_path, budget={"usd": 50, "hours": 200})
+    (budget,) = [one for one in page.advice if "budget" in one.change]
+
+    assert page.first is not None
+    assert page.first.cost is not None
+    assert page.first.cost.budget_suffices
+    assert page.answer.exit_code is Exit.BUDGET
+    again = plan_with(path, budget.change).answer
+    assert again.exit_code is not Exit.BUDGET
+
+
 def test_a_plan_that_goes_ahead_has_no_advice(tmp_path: Path) -> None:
     """What fits, is paid for and is free is left alone."""
     _, page = planned(tmp_path)
@@ -139,7 +181,7 @@ def test_the_page_has_the_first_ways_and_json_all(tmp_path: Path) -> None:
     every = [line for line in page.lines(200, all_of_them=True) if line.startswith("advice: ")]
 
     assert every == [f"advice: {one.text}" for one in ways]
-    assert page.lines(200)[-5:-1] == [*every[:3], "advice: 2 more with `qft plan --all`"]
+    assert page.lines(200)[-6:-2] == [*every[:3], "advice: 2 more with `qft plan --all`"]
     assert page.to_json()["advice"] == [one.to_json() for one in ways]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.memory_points import MODELS
 from support.tiny import make_config
 
@@ -147,6 +149,31 @@ def test_each_saving_saves(cheaper: dict[str, Any]) -> None:
     )  # fmt: skip
 
     assert estimate(PHI_15, replace(dear, **cheaper)).reserved < estimate(PHI_15, dear).reserved
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    name=st.sampled_from(sorted(MODELS)),
+    tokens=st.integers(1, 4096),
+    micro_batch=st.integers(1, 8),
+    r=st.integers(1, 128),
+    checkpointing=st.booleans(),
+    quant=st.sampled_from([Quant.NF4, Quant.INT8, Quant.NONE]),
+    precision=st.sampled_from(list(PrecisionChoice)[1:]),
+    loss_tokens=st.integers(1, 4096),
+)
+def test_more_of_anything_never_needs_less(name: str, **choices: Any) -> None:
+    """One token, row, rank, layer or learnt token more, or no checkpointing: never less memory."""
+    work = TrainingSetup(**choices)
+    shape = read_shape(MODELS[name])
+    deeper = replace(shape, blocks=tuple(replace(one, count=one.count + 1) for one in shape.blocks))
+    need = estimate(shape, work).reserved
+
+    assert estimate(deeper, work).reserved >= need
+    assert estimate(shape, replace(work, checkpointing=True)).reserved <= need * 1.0001
+    for key in ("tokens", "micro_batch", "r", "loss_tokens"):
+        more = replace(work, **{key: choices[key] + 1})
+        assert estimate(shape, more).reserved >= need, key
 
 
 def test_nola_has_coefficients_with_moments_and_matrices_without() -> None:

@@ -170,6 +170,17 @@ def test_a_file_that_is_no_table_is_refused(
     assert words in capsys.readouterr().err
 
 
+def test_the_document_has_the_errors_as_they_are() -> None:
+    """The table in `docs/memory-points.md` is what `make memory` finds."""
+    page = (ROOT / "docs" / "memory-points.md").read_text(encoding="utf-8")
+    every = [one for each in leave_one_source_out(ROWS).values() for one in each]
+    found = (list(errors_of(ROWS).relative), leave_one_out(ROWS), every)
+
+    for errors in found:
+        middle = statistics.median(abs(one) for one in errors)
+        assert f"| {100 * middle:.1f} % | {100 * ninth_tenth(errors):.1f} % |" in page
+
+
 def test_predicting_needs_no_torch() -> None:
     """The command runs on a laptop without the trainer's libraries."""
     code = (

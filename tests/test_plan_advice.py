@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 
 from commands.runs.config import LoadedConfig, RunConfig
-from commands.runs.planning.advice import Advice, Pricing, advise, with_overrides
+from commands.runs.planning.advice import advise
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
+from commands.runs.planning.priced_change import Advice, Pricing, with_overrides
 from commands.runs.planning.ranking import JobOffer, job_offer
+from infra.catalog.azure import AZURE
 from infra.provider import Offer
 from infra.renting.prices import price_obstacle
 from infra.run.budget import Budget
@@ -99,15 +101,13 @@ def offer_of(loaded: LoadedConfig, card: str, *, region: str = "eastus", **more:
 def advice_on(loaded: LoadedConfig, offers: Sequence[JobOffer], **more: Any) -> list[Advice]:
     """The advice where every card can be had."""
     cards = sorted((offer_of(loaded, card) for card in CARDS), key=lambda one: one.likely_usd)
-    table = loaded.config.budget
     pricing = Pricing(
         price=price,
         need=lambda card: lambda config: need_of(card, config),
         shape=PHI_2,
         **more,
     )
-    budget = Budget(usd=table.usd, hours=table.hours)
-    return [*advise(loaded, offers, cards, budget=budget, pricing=pricing)]
+    return [*advise(loaded, offers, cards, pricing=pricing)]
 
 
 def pasted(loaded: LoadedConfig, change: str) -> LoadedConfig:
@@ -151,6 +151,18 @@ def test_a_job_that_does_not_fit_is_changed_until_it_does() -> None:
     assert not job_of(pasted(loaded, "`train.max_length: 2688`"), "T4").fits
     assert found[1].keeps_result
     assert "in all at $0.40/h" in found[1].effect
+
+
+def test_a_card_that_the_named_regions_do_not_sell_comes_with_its_region() -> None:
+    """What is typed in is a config that `qft plan` takes: a card, and a place that has it."""
+    sold = AZURE.region_list
+    region = next(
+        one for one in sold.regions if sold.sells("T4", one) and not sold.sells("A10", one)
+    )
+    loaded = loaded_with(train={"max_length": 3200}, vm={"regions": [region]})
+    changes = [one.change for one in advice_on(loaded, [offer_of(loaded, "T4")])]
+
+    assert "`vm.gpu: A10` and `vm.regions: [eastus]` and `vm.max_price: 0.48`" in changes
 
 
 def test_a_smaller_base_of_the_family_is_advised_if_it_fits() -> None:
@@ -254,6 +266,26 @@ def test_a_cap_below_the_market_gets_the_price_with_a_margin() -> None:
     assert first.change == "`vm.max_price: 0.18`"
     assert "T4-size in westus2 costs $0.15/h now" in first.effect
     assert offer_of(pasted(loaded, first.change), "T4").is_free
+
+
+def test_a_card_that_the_budget_does_not_pay_for_comes_with_its_budget() -> None:
+    """What fits elsewhere is advised with every line that is needed for it to go ahead."""
+    loaded = loaded_with(train={"max_length": 3200}, budget={"usd": 0.2, "hours": 0.5})
+    (card,) = [one for one in advice_on(loaded, [offer_of(loaded, "T4")]) if "gpu" in one.change]
+    keys = re.findall(r"`([\w.]+):", card.change)
+    changed = pasted(loaded, card.change)
+
+    assert keys == ["vm.gpu", "vm.max_price", "budget.usd", "budget.hours"]
+    assert offer_of(changed, changed.config.vm.gpu).is_free
+    assert suffices(changed, changed.config.vm.gpu)
+
+
+def test_a_card_above_the_cap_is_advised_if_the_job_costs_less_on_it() -> None:
+    """A cap below the market gets the card of a higher price on which the job costs less in all."""
+    loaded = loaded_with(vm={"max_price": 0.10})
+    changes = [one.change for one in advice_on(loaded, [offer_of(loaded, "T4")])]
+
+    assert changes == ["`vm.max_price: 0.18`", "`vm.gpu: A10` and `vm.max_price: 0.48`"]
 
 
 def test_a_place_without_quota_is_not_advised_for_its_price() -> None:

@@ -18,6 +18,7 @@ from infra.run.fold import fold
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Kind, read
 from trainer.estimate.span import Span
+from trainer.text import duration
 
 HOUR_S = 3600.0
 OFFER = Offer(provider="fake", region="a", size="small", spot_usd_per_h=0.2, idle_usd_per_h=0.02)
@@ -186,8 +187,9 @@ def test_status_shows_planned_hours_and_those_expected_now(
 
     if has_plan:
         assert rows["hours"].startswith("planned 6.5 h, now ")
+        assert rows["time left"] == duration(values["hours_left"] * HOUR_S)
         assert values["planned_hours"]["likely"] == pytest.approx(TOTAL_H)
         assert 0 < values["hours_left"] < values["expected_hours"]
     else:
-        assert "hours" not in rows
+        assert not {"hours", "time left"} & set(rows)
         assert values["planned_hours"] is values["expected_hours"] is values["hours_left"] is None

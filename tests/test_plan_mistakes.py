@@ -157,6 +157,20 @@ def test_run_and_doctor_refuse_the_same(
     assert not list((tmp_path / "home").glob("runs/*/journal.jsonl"))
 
 
+def test_a_comma_in_a_price_is_explained(qft: Command, tmp_path: Path) -> None:
+    """Inside braces YAML reads `0,20` as a price of 0 and a key 20; the fault says so."""
+    tables(tmp_path)
+    (tmp_path / "other.yaml").write_text(
+        "name: tiny\nvm: {provider: azure, max_price: 0,20}\nmodel: {id: microsoft/phi-2}\n"
+        "data: {train: train.jsonl, prompt: '{text}', completion: '{mood}'}\n"
+    )
+
+    ended = qft(tables(tmp_path), "plan", "other.yaml")
+
+    assert ended.code == 2
+    assert ended.has("vm: the key `20` is no word; a number has a point for its decimals (`0.20`)")
+
+
 def test_no_rows_is_reported_with_the_file(qft: Command, tmp_path: Path) -> None:
     """A file without a row, and one that is not there, are named; exit 2."""
     empty = qft(tables(tmp_path, []))
@@ -276,3 +290,14 @@ def test_without_a_subscription_nothing_goes_ahead(runner: CliRunner) -> None:
     )
     assert "no Azure subscription is chosen" in run.err
     assert runner.harness.cloud.leftovers() == []
+
+
+def test_a_subscription_that_is_not_there_is_named(runner: CliRunner) -> None:
+    """Azure's own word for it is the last line of the plan, with the command that lists them."""
+    runner.harness.changes = {"subscription_id": "my-subscription"}
+
+    plan = runner.qft("plan")
+
+    last = " ".join(plan.out[plan.out.rindex("nothing was created") :].split())
+    assert plan.code == 3
+    assert "The subscription 'my-subscription' could not be found: `az account list`" in last

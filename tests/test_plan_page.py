@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from commands.runs.planning.advice import Advice
 from commands.runs.planning.answer import answer, budget_end
 from commands.runs.planning.figures import dollars, hourly, hours, hours_span, memory
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
 from commands.runs.planning.offers_table import offer_lines
 from commands.runs.planning.page import PlanPage
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer, job_offer
 from commands.runs.planning.summary import three_lines
 from commands.ui.errors import Exit
@@ -146,6 +146,35 @@ def test_three_offers_are_shown_and_all_on_request() -> None:
     assert len([line for line in whole if "spot quota (lowPriorityCores)" in line]) == 3
     assert not [line for line in short if "spot quota" in line]
     assert [line for line in whole if line.startswith("note: no card has shown")]
+
+
+def test_all_shows_the_source_of_each_rate() -> None:
+    """A part that nobody has measured says so; the short page has only the longest parts."""
+    parts = (
+        JobPart(name="set-up", hours=Span.exactly(0.2), source="our own, 2026-11-22"),
+        JobPart(name="train", hours=Span.exactly(6.0)),
+    )
+    one = job_offer(offer("eastus"), job(parts=parts), cap=0.25, budget=BUDGET)
+    short, whole = (page(offers=(one,)).lines(80, all_of_them=all_) for all_ in (False, True))
+
+    assert "         set-up 12 min: our own, 2026-11-22" in whole
+    assert "         train 6.0 h: nobody has measured it for this trainer" in whole
+    assert not [line for line in short if "our own" in line]
+
+
+def test_a_card_that_costs_clearly_less_is_named() -> None:
+    """With the cap that it takes; a saving within what nobody knows is no reason to change."""
+    a10 = offer("westus2", gpu="A10", spot_usd_per_h=0.59)
+    slow = job_offer(offer("eastus"), job(), cap=0.25, budget=BUDGET)
+    much, little = (
+        job_offer(a10, job("A10", hours_), cap=0.25, budget=BUDGET) for hours_ in (1.0, 1.4)
+    )
+
+    shown = page(offers=(slow,), cards=(much, slow)).lines(80)
+    assert "least in all: `vm.gpu: A10` and `vm.max_price: 0.71`, about $0.73" in shown
+    for cards in ((little, slow), (slow, much)):
+        lines = page(offers=(slow,), cards=cards).lines(80)
+        assert not [line for line in lines if line.startswith("least in all")]
 
 
 def test_a_wider_terminal_shows_more_columns() -> None:

@@ -220,6 +220,18 @@ def test_a_planned_row_is_no_longer_than_is_allowed(tmp_path: Path) -> None:
     assert (planned.mean_tokens, planned.longest_tokens) == (256, 256)
 
 
+def test_rows_to_score_may_be_planned_beside_rows_that_are_here(tmp_path: Path) -> None:
+    """Where only the held-out file is absent, the table stands for that one alone."""
+    write(tmp_path / "train.jsonl", rows(20))
+    data = {
+        "train": "train.jsonl", "eval": "eval.jsonl", "prompt": "{text}", "completion": "{label}",
+    }  # fmt: skip
+    found = lengths(project(tmp_path, data=data, plan=PLAN))
+
+    assert (found.rows, found.eval_rows, found.answer_tokens) == (20, 100, 8)
+    assert found.counted
+
+
 def test_each_number_of_the_table_plan_changes_the_hours(tmp_path: Path) -> None:
     """Rows, tokens, the answer's tokens and the rows to score are all counted with."""
     data = {

@@ -21,10 +21,10 @@ def read_measured(out: Path, *, redone_steps: int) -> Measured:
 
     `redone_steps` are those of the whole run, also those that went with a machine.
     """
-    seconds = [_seconds(step) for step in _log(out)]
+    train_s, steps = _trained(out / "metrics.jsonl")
     return Measured(
-        train_s=sum(seconds),
-        steps=len(seconds),
+        train_s=train_s,
+        steps=steps,
         redone_steps=redone_steps,
         before_s=_seconds(read_result(out / "eval-before.json")),
         after_s=_seconds(read_result(out / "eval-after.json")),
@@ -32,16 +32,20 @@ def read_measured(out: Path, *, redone_steps: int) -> Measured:
     )
 
 
-def _log(out: Path) -> list[dict[str, Any]]:
-    """Return the steps in the log, up to the first line that is none."""
-    steps = []
+def _trained(log: Path) -> tuple[float, int]:
+    """Return the seconds and the number of the steps in a log, up to the first line that is none.
+
+    A log may have millions of lines, of which none is kept.
+    """
+    seconds, steps = 0.0, 0
     try:
-        with (out / "metrics.jsonl").open("rb") as lines:
+        with log.open("rb") as lines:
             for line in lines:
-                steps.append(table(parse(line, bytes_max=LINE_BYTES_MAX)))  # noqa: PERF401
+                seconds += _seconds(table(parse(line, bytes_max=LINE_BYTES_MAX)))
+                steps += 1
     except (OSError, NotPlain):  # not fetched, or torn: what was read counts
-        return steps
-    return steps
+        return seconds, steps
+    return seconds, steps
 
 
 def _seconds(found: dict[str, Any]) -> float:

@@ -68,6 +68,8 @@ class SshWorkload:
         self._failures = 0
         self._garbled = 0
         """Answers in a row that could not be read."""
+        self._sent_bytes = 0
+        """Of the files that were pushed last."""
         self._helper = config.helper_python
         self._checkpoint_sync = CheckpointSync(
             connect=self._connect,
@@ -102,17 +104,16 @@ class SshWorkload:
                     return None
                 config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
-            began_s = config.clock()
-            items = config.payload.items(config.layout.base)
-            sent_bytes = sum(self._push(connection, item) for item in items)
-            record_upload(
-                config.cache, vm.provider, sent_bytes=sent_bytes, seconds=config.clock() - began_s
-            )
+            began_s, self._sent_bytes = config.clock(), 0
+            for item in config.payload.items(config.layout.base):
+                self._push(connection, item)
+            if self._sent_bytes:
+                passed_s, sent_bytes = config.clock() - began_s, self._sent_bytes
+                record_upload(config.cache, vm.provider, sent_bytes=sent_bytes, seconds=passed_s)
             self._checkpoint_sync.push_newest(connection)
             return config.clock() - began_s
 
-    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> int:
-        """Push one tree of files; return how many bytes travelled."""
+    def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(
             python=self._helper,
             exclude=("__pycache__", *item.exclude),
@@ -122,7 +123,7 @@ class SshWorkload:
         on_progress = self._shower(item.label)
         source, target = item.source, item.target
         report = push(connection, source, target, on_progress=on_progress, options=options)
-        return report.bytes_sent
+        self._sent_bytes += report.bytes_sent
 
     def _shower(self, what: str) -> Callable[[Progress], None]:
         return lambda seen: self._config.progress(what, seen.bytes_done, seen.bytes_total)

@@ -32,6 +32,7 @@ START_ONE = "`qft init` writes a run.yaml to start from"
 DATES = {("data", "day")}
 """Where a date is meant, so that what YAML reads as one needs no quotes."""
 QUOTE = "if the word itself is meant, put it in quotes"
+COMMA = "a number has a point for its decimals (`0.20`): a comma begins the next key"
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,11 @@ def _demand_bounded(root: yaml.Node) -> None:
         raise yaml.composer.ComposerError(None, None, message, root.start_mark)
 
 
+def _is_empty(value: Any) -> bool:
+    """Tell whether nothing stands behind a key, as behind the 20 of `{max_price: 0,20}`."""
+    return getattr(value, "value", None) == ""
+
+
 class _Reading:
     """Makes plain values of nodes, and gathers what is wrong with keys."""
 
@@ -191,7 +197,8 @@ class _Reading:
                 continue
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or table"
             place = ".".join(where) or "config"
-            self.faults.append(f"{place}: the key `{_short(shown)}` is no word; {QUOTE}")
+            remedy = COMMA if isinstance(name, int) and _is_empty(value) else QUOTE
+            self.faults.append(f"{place}: the key `{_short(shown)}` is no word; {remedy}")
         return found
 
     def _demand_single_keys(self, node: yaml.MappingNode, where: tuple[str, ...]) -> None:

@@ -158,7 +158,7 @@ def count_all(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     from trainer.step_memory.request import StepRequest
 
     for name in names or list(REQUESTS):
-        yield name, asdict(count(StepRequest.model_validate(REQUESTS[name])))
+        yield name, asdict(count(StepRequest.model_validate(REQUESTS[name]), whole=True))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The tables of docs/hours.md, as the program computes them: `make hours` writes them anew.
+"""The tables of docs/hours.md and the estimates of the recipes; `make hours` writes them anew.
 
 PYTHONPATH=.:tests python -m support.hours_tables [--write]
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +26,12 @@ from trainer.estimate.gpus import FITTED_FACTOR, GPUS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "hours.md"
+README = ROOT / "README.md"
+ESTIMATE = re.compile(
+    r"memory +(?P<need>\S+) GB of the (?P<card>\S+)'s (?P<size>[\d.]+): .*\n"
+    r"time +(?P<time>.+?) \(.*\ndollars +(?P<usd>\S+) \(.*"
+)
+"""What `examples/recipes.py --plan` prints."""
 PUBLISHED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "phi2-sentiment": ("100 updates of 4 on a T4; no hours given", "rank 64 ran out of memory"),
@@ -129,8 +137,32 @@ def written(page: str) -> str:
     return page
 
 
+def write_recipes(readme: str) -> str:
+    """Write the estimate on the page of each recipe; return the README with its rows of them."""
+    spec = importlib.util.spec_from_file_location("recipes", ROOT / "examples" / "recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    recipes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipes)
+    for name in recipes.names():
+        path = ROOT / "examples" / name / "README.md"
+        lines = recipes.foretold(name).splitlines()
+        page = path.read_text(encoding="utf-8")
+        for word, line in zip(("memory", "time", "dollars"), lines, strict=True):
+            page = re.sub(rf"^    {word} .*$", f"    {line}", page, count=1, flags=re.MULTILINE)
+        path.write_text(page, encoding="utf-8")
+        found = ESTIMATE.fullmatch("\n".join(lines))
+        assert found, lines
+        needs = f"{found['need']} of {found['size']} GB ({found['card']})"
+        row = rf"^(\| \[{name}\]\(.* \| ).*\|$"
+        rest = rf"\g<1>{needs}, {found['time']}, ${found['usd']} |"
+        readme = re.sub(row, rest, readme, count=1, flags=re.MULTILINE)
+    return readme
+
+
 if __name__ == "__main__":
     os.environ |= dict.fromkeys(("QFT_HOME", "HF_HOME"), str(ROOT / "no such folder"))
     if "--write" in sys.argv:
         PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        README.write_text(write_recipes(README.read_text(encoding="utf-8")), encoding="utf-8")
     sys.stdout.write("\n".join([*points_table(), "", *summary(), "", *recipes_table(), ""]))

@@ -24,8 +24,20 @@ from trainer.device.architectures.gpt import (
     read_phi,
     read_qwen,
 )
+from trainer.device.architectures.hub_code import (
+    read_baichuan,
+    read_chatglm,
+    read_internlm2,
+    read_mpt,
+    read_phi3small,
+)
 from trainer.device.architectures.hybrid import read_hybrid
 from trainer.device.architectures.sizes import Sizes
+from trainer.device.architectures.state_space import (
+    read_falcon_h1,
+    read_granite_hybrid,
+    read_lfm2,
+)
 from trainer.device.architectures.t5 import read_t5
 from trainer.device.architectures.vision import MULTIMODAL, Multimodal
 from trainer.device.model_shape import Block, Experts, Linear, Shape, UnknownShapeError
@@ -41,6 +53,9 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         **dict.fromkeys(("t5", "mt5", "umt5"), read_t5),
         "phi": read_phi, "gpt_neox": read_neox, "falcon": read_falcon, "gpt2": read_gpt2,
         "gptj": read_gptj, "opt": read_opt, "bloom": read_bloom, "qwen": read_qwen,
+        "mpt": read_mpt, "baichuan": read_baichuan, "internlm2": read_internlm2,
+        "chatglm": read_chatglm, "phi3small": read_phi3small, "lfm2": read_lfm2,
+        "granitemoehybrid": read_granite_hybrid, "falcon_h1": read_falcon_h1,
     }
 )  # fmt: skip
 SUPPORTED = frozenset(READERS) | frozenset(MULTIMODAL)

@@ -1,7 +1,7 @@
 """Counts what the layers of a model keep of one token for the backward pass; pure arithmetic.
 
 What is kept was counted in the code of transformers, PEFT and litgpt by torch's own hooks for saved
-tensors; the formula is written out in `docs/memory.md`.
+tensors; the formula is written out in `docs/memory-points.md`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Traits:
     """Keys and values of the one head they have are never copied."""
     head_followed: bool = False
     """Something follows the head, such as a soft cap: logits are made all at once."""
+    distances: bool = False
+    """Attention is given what the distance of two tokens adds, of each head; the norm multiplies
+    its input as it is, too."""
     dropouts: int = 0
     """Masks of dropout that a layer keeps of its hidden states, whatever the adapter has."""
 
@@ -51,10 +54,12 @@ TRAITS: Mapping[str, Traits] = MappingProxyType(
         "gptj": Traits(layer_norm=True, norm_inputs=1, python_gelu=True),
         "gpt2": Traits(layer_norm=True, norm_inputs=2, python_gelu=True, dropouts=2),
         "opt": Traits(layer_norm=True, dropouts=2),
-        **dict.fromkeys(("falcon", "gpt_neox"), Traits(layer_norm=True, norm_inputs=1)),
+        "falcon": Traits(layer_norm=True, norm_inputs=1, broadcast_keys=True),
+        "gpt_neox": Traits(layer_norm=True, norm_inputs=1),
         **dict.fromkeys(("cohere", "cohere2"), Traits(norm_inputs=1, head_followed=True)),
         "granite": Traits(head_followed=True),
         **dict.fromkeys(("bloom", "starcoder2", "stablelm"), Traits(layer_norm=True)),
+        **dict.fromkeys(("t5", "mt5", "umt5"), Traits(distances=True, dropouts=2)),
         "phi3": Traits(fused=True),
         "gemma2": Traits(eager_bytes=8.0, head_followed=True),
         **dict.fromkeys(
@@ -119,7 +124,7 @@ def kept_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float:
     return (
         _norm_bytes(shape, block, work, traits)
         + _attention_bytes(block, work, traits)
-        + size * block.feed_forward * _feed_tensors(shape, block, work, traits)
+        + _feed_bytes(shape, block, work, traits)
         + _input_bytes(shape, block, work, traits)
         + MASK_BYTES * shape.hidden * traits.dropouts
         # What reaches an expert is a copy of its own for each of those that a token chooses.
@@ -135,7 +140,7 @@ def _norm_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits)
         each = size
     elif work.loop.fused_norms:
         each = size
-    kept = count * shape.hidden * each
+    kept = count * shape.hidden * (each + (size if traits.distances else 0))
     if traits.head_norms:
         kept += 4 * (block.queries + block.keys)
     if work.full:  # the normed values, to be multiplied by the gradient of the norm's weights
@@ -159,16 +164,25 @@ def _attention_bytes(block: Block, work: TrainingSetup, traits: Traits) -> float
         kept = size * (2 * queries + 2 * spread)
     if eager:
         return kept + block.heads * work.tokens * max(traits.eager_bytes, loop.eager_kept)
-    if is_padded(work):
+    if traits.distances:
+        kept += block.heads * work.tokens * size
+    elif is_padded(work):
         kept += work.tokens * size
     return kept + LSE_BYTES * block.heads
 
 
-def _feed_tensors(shape: Shape, block: Block, work: TrainingSetup, traits: Traits) -> int:
-    """Return how many tensors of the feed-forward width the non-linearity keeps."""
+def _feed_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits) -> float:
+    """Return what the non-linearity of the feed-forward part keeps."""
+    stream, width = stream_bytes(shape, work), block.feed_forward
+    if traits.distances and block.gated:
+        # GELU in Python, whose power autocast makes float32: four such tensors and two as they are.
+        wide = 4 if work.loop.autocast else stream
+        return width * (4 * wide + 2 * stream + MASK_BYTES)
+    if traits.distances:
+        return width * (stream + MASK_BYTES)
     if block.gated:
-        return 6 if shape.kind in {"t5", "mt5", "umt5"} else work.loop.gated_kept
-    return 4 if traits.python_gelu and work.loop.slow_activations else 1
+        return width * stream * work.loop.gated_kept
+    return width * stream * (4 if traits.python_gelu and work.loop.slow_activations else 1)
 
 
 def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-BYTES_OF_16_BITS = 2
+BYTES_OF_16_BITS, BYTES_OF_32_BITS = 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,12 @@ class Columns:
         `sizes` are in the order of the columns, `same` are other names with blanks between, `more`
         are keys of the config that only some bases have.
         """
+        stored = {"torch_dtype": "float32"} if weight_bytes == BYTES_OF_32_BITS else {}
+        keyed = dict(zip(self.keys, sizes, strict=True))
         return CommonBase(
             id=name,
             billions=billions,
-            config={**self.common, **dict(zip(self.keys, sizes, strict=True)), **more},
+            config={**self.common, **stored, **keyed, **more},
             gated=gated,
             same_sizes=tuple(same.split()),
             weight_bytes=weight_bytes,

@@ -22,6 +22,8 @@ olmo = columns(KEYS, model_type="olmo", **UNTIED).base
 olmo2 = columns(KEYS, model_type="olmo2", **UNTIED).base
 olmo3 = columns(KEYS, model_type="olmo3", **UNTIED).base
 glm4 = columns(KEYS, model_type="glm4", attention_bias=False, head_dim=128, **UNTIED).base
+cohere = columns(KEYS, model_type="cohere", **TIED).base
+exaone4 = columns(KEYS, model_type="exaone4", **TIED).base
 stablelm = columns(KEYS, model_type="stablelm", use_qkv_bias=False, **UNTIED).base
 
 # fmt: off
@@ -31,15 +33,17 @@ META = (
     llama("huggyllama/llama-13b", 13.016, 5120, 13824, 40, 40, 40, 32000, 2048,
           same="llama-1-13b vicuna-13b-v1.3 vicuna-13b-v1.1"),
     llama("huggyllama/llama-30b", 32.529, 6656, 17920, 60, 52, 52, 32000, 2048,
-          same="llama-33b llama-1-30b llama-1-33b vicuna-33b-v1.3"),
+          same="llama-33b llama-1-30b llama-1-33b vicuna-33b-v1.3 garage-bAInd/Platypus-30B"),
     llama("huggyllama/llama-65b", 65.286, 8192, 22016, 80, 64, 64, 32000, 2048,
           same="llama-1-65b"),
     llama("meta-llama/Llama-2-7b-hf", 6.738, 4096, 11008, 32, 32, 32, 32000, 4096, gated=True,
-          same="meta-llama/Llama-2-7b-chat-hf NousResearch/Llama-2-7b-hf lmsys/vicuna-7b-v1.5"),
+          same="meta-llama/Llama-2-7b-chat-hf NousResearch/Llama-2-7b-hf lmsys/vicuna-7b-v1.5"
+          " garage-bAInd/Platypus2-7B togethercomputer/LLaMA-2-7B-32K"),
     llama("meta-llama/Llama-2-13b-hf", 13.016, 5120, 13824, 40, 40, 40, 32000, 4096, gated=True,
-          same="meta-llama/Llama-2-13b-chat-hf NousResearch/Llama-2-13b-hf lmsys/vicuna-13b-v1.5"),
+          same="meta-llama/Llama-2-13b-chat-hf NousResearch/Llama-2-13b-hf lmsys/vicuna-13b-v1.5"
+          " garage-bAInd/Platypus2-13B"),
     llama("meta-llama/Llama-2-70b-hf", 68.977, 8192, 28672, 80, 64, 8, 32000, 4096, gated=True,
-          same="meta-llama/Llama-2-70b-chat-hf"),
+          same="meta-llama/Llama-2-70b-chat-hf garage-bAInd/Platypus2-70B-instruct"),
     llama("meta-llama/Meta-Llama-3-8B", 8.030, 4096, 14336, 32, 32, 8, 128256, 8192, gated=True,
           same="meta-llama/Meta-Llama-3-8B-Instruct NousResearch/Meta-Llama-3-8B"),
     llama("meta-llama/Meta-Llama-3-70B", 70.554, 8192, 28672, 80, 64, 8, 128256, 8192, gated=True,
@@ -57,13 +61,19 @@ META = (
     llama("meta-llama/Llama-3.2-3B", 3.213, 3072, 8192, 28, 24, 8, 128256, 131072, gated=True,
           same="meta-llama/Llama-3.2-3B-Instruct", head_dim=128, **TIED),
     llama("codellama/CodeLlama-7b-hf", 6.739, 4096, 11008, 32, 32, 32, 32016, 16384,
-          same="codellama/CodeLlama-7b-Instruct-hf codellama/CodeLlama-7b-Python-hf"),
+          same="codellama/CodeLlama-7b-Instruct-hf codellama/CodeLlama-7b-Python-hf"
+          " code-llama-2-7b"),
     llama("codellama/CodeLlama-13b-hf", 13.016, 5120, 13824, 40, 40, 40, 32016, 16384,
-          same="codellama/CodeLlama-13b-Instruct-hf codellama/CodeLlama-13b-Python-hf"),
+          same="codellama/CodeLlama-13b-Instruct-hf codellama/CodeLlama-13b-Python-hf"
+          " code-llama-2-13b"),
     llama("codellama/CodeLlama-34b-hf", 33.744, 8192, 22016, 48, 64, 8, 32000, 16384,
           same="codellama/CodeLlama-34b-Instruct-hf codellama/CodeLlama-34b-Python-hf"),
     llama("codellama/CodeLlama-70b-hf", 68.977, 8192, 28672, 80, 64, 8, 32016, 16384,
           same="codellama/CodeLlama-70b-Instruct-hf codellama/CodeLlama-70b-Python-hf"),
+    llama("HKUSTAudio/Llasa-1B", 1.370, 2048, 8192, 16, 32, 8, 193800, 131072, head_dim=64, **TIED,
+          same="llasa-1b-tts"),
+    llama("HKUSTAudio/Llasa-3B", 3.414, 3072, 8192, 28, 24, 8, 193800, 131072, head_dim=128, **TIED,
+          same="llasa-3b-tts"),
     llama("canopylabs/orpheus-3b-0.1-ft", 3.301, 3072, 8192, 28, 24, 8, 156940, 131072, gated=True,
           same="canopylabs/orpheus-3b-0.1-pretrained unsloth/orpheus-3b-0.1-ft orpheus-3b",
           head_dim=128, weight_bytes=4, **TIED),
@@ -128,6 +138,18 @@ LIKE_LLAMA = (
          attention_bias=True, same="zai-org/GLM-Z1-9B-0414"),
     glm4("zai-org/GLM-4-32B-0414", 32.566, 6144, 23040, 61, 48, 2, 151552, 32768,
          same="zai-org/GLM-Z1-32B-0414"),
+    columns(KEYS, model_type="apertus", **UNTIED).base(
+        "swiss-ai/Apertus-8B-2509", 8.053, 4096, 21504, 32, 32, 8, 131072, 65536, gated=True,
+        same="swiss-ai/Apertus-8B-Instruct-2509 apertus-8b"),
+    cohere("CohereLabs/aya-expanse-8b", 8.028, 4096, 14336, 32, 32, 8, 256000, 8192, gated=True,
+           same="CohereForAI/aya-expanse-8b CohereLabs/aya-23-8B"),
+    cohere("CohereLabs/c4ai-command-r-v01", 34.981, 8192, 22528, 40, 64, 64, 256000, 131072,
+           gated=True, same="CohereForAI/c4ai-command-r-v01 command-r-35b"),
+    exaone4("LGAI-EXAONE/EXAONE-4.0-1.2B", 1.279, 2048, 4096, 30, 32, 8, 102400, 65536),
+    exaone4("LGAI-EXAONE/EXAONE-4.0-32B", 32.003, 5120, 27392, 64, 40, 8, 102400, 131072, **UNTIED),
+    columns(KEYS, model_type="seed_oss", attention_bias=True, head_dim=128, **UNTIED).base(
+        "ByteDance-Seed/Seed-OSS-36B-Base", 36.151, 5120, 27648, 64, 80, 8, 155136, 524288,
+        same="ByteDance-Seed/Seed-OSS-36B-Instruct"),
     columns(KEYS, model_type="ernie4_5", head_dim=128, use_bias=False, **TIED).base(
         "baidu/ERNIE-4.5-0.3B-PT", 0.361, 1024, 3072, 18, 16, 2, 103424, 131072,
         same="baidu/ERNIE-4.5-0.3B-Base-PT"),
@@ -149,7 +171,9 @@ MISTRAL = (
     mistral("mistralai/Mistral-Small-Instruct-2409", 22.247, 6144, 16384, 56, 48, 8, 32768, 32768,
             head_dim=128, gated=True, same="mistral-small-22b mistralai/Codestral-22B-v0.1"),
     mistral("mistralai/Mistral-Small-24B-Base-2501", 23.572, 5120, 32768, 40, 32, 8, 131072, 32768,
-            head_dim=128, same="mistralai/Mistral-Small-24B-Instruct-2501 mistral-small-3-24b"),
+            head_dim=128, same="mistralai/Mistral-Small-24B-Instruct-2501 mistral-small-3-24b"
+            " mistralai/Devstral-Small-2507 mistralai/Magistral-Small-2507 devstral-24b"
+            " magistral-24b devstral-small-24b magistral-small-24b"),
     mistral("mistralai/Ministral-8B-Instruct-2410", 8.020, 4096, 12288, 36, 32, 8, 131072, 32768,
             head_dim=128, gated=True),
     mistral("mistralai/Mistral-Large-Instruct-2407", 122.610, 12288, 28672, 88, 96, 8, 32768,

@@ -68,7 +68,7 @@ GOOGLE = (
     gemma2("google/gemma-2-27b", 27.227, 4608, 36864, 46, 32, 16, 256000, 8192, gated=True,
            head_dim=128, same="google/gemma-2-27b-it"),
     gemma3_text("google/gemma-3-270m", 0.268, 640, 2048, 18, 4, 1, 262144, 32768, gated=True,
-                same="google/gemma-3-270m-it"),
+                same="google/gemma-3-270m-it google/functiongemma-270m-it"),
     gemma3_text("google/gemma-3-1b-pt", 1.000, 1152, 6912, 26, 4, 1, 262144, 32768, gated=True,
                 same="google/gemma-3-1b-it"),
     gemma3("google/gemma-3-4b-pt", 4.300, 2560, 10240, 34, 8, 4, 262208, 131072,
@@ -105,6 +105,8 @@ GPT = (
          weight_bytes=4, same="stabilityai/stablelm-tuned-alpha-3b stablelm-alpha-3b"),
     neox("stabilityai/stablelm-base-alpha-7b", 7.869, 6144, 24576, 16, 48, 50432, 4096,
          weight_bytes=4, same="stabilityai/stablelm-tuned-alpha-7b stablelm-alpha-7b"),
+    neox("EleutherAI/pythia-14m", 0.01407, 128, 512, 6, 4, 50304, 2048),
+    neox("EleutherAI/pythia-31m", 0.03049, 256, 1024, 6, 8, 50304, 2048),
     neox("EleutherAI/pythia-70m", 0.0704, 512, 2048, 6, 8, 50304, 2048,
          same="EleutherAI/pythia-70m-deduped"),
     neox("EleutherAI/pythia-160m", 0.1623, 768, 3072, 12, 12, 50304, 2048,
@@ -133,12 +135,17 @@ GPT = (
             model_type="falcon", new_decoder_architecture=True, max_position_embeddings=2048,
             **TIED).base(
         "tiiuae/falcon-40b", 41.303, 8192, 60, 128, 8, 65024, same="tiiuae/falcon-40b-instruct"),
+    columns("hidden_size num_hidden_layers num_attention_heads num_kv_heads vocab_size",
+            model_type="falcon", new_decoder_architecture=True, max_position_embeddings=2048,
+            **TIED).base(
+        "tiiuae/falcon-180B", 178.560, 14848, 80, 232, 8, 65024, gated=True,
+        same="tiiuae/falcon-180B-chat"),
     gpt2("openai-community/gpt2", 0.1244, 768, 12, 12, 50257, 1024, weight_bytes=4,
-         same="gpt-2-124m gpt-2-small distilbert/gpt2"),
+         same="gpt-2-124m gpt-2-117m gpt-2-small"),
     gpt2("openai-community/gpt2-medium", 0.3548, 1024, 24, 16, 50257, 1024, weight_bytes=4,
-         same="gpt-2-355m"),
+         same="gpt-2-355m gpt-2-345m"),
     gpt2("openai-community/gpt2-large", 0.7740, 1280, 36, 20, 50257, 1024, weight_bytes=4,
-         same="gpt-2-774m"),
+         same="gpt-2-774m gpt-2-762m"),
     gpt2("openai-community/gpt2-xl", 1.558, 1600, 48, 25, 50257, 1024, weight_bytes=4,
          same="gpt-2-1.5b"),
     columns("n_embd n_layer n_head vocab_size n_positions", model_type="gptj", **UNTIED).base(
@@ -160,7 +167,7 @@ GPT = (
     starcoder2("bigcode/starcoder2-3b", 3.030, 3072, 12288, 30, 24, 2, 49152, 16384),
     starcoder2("bigcode/starcoder2-7b", 7.174, 4608, 18432, 32, 36, 4, 49152, 16384),
     starcoder2("bigcode/starcoder2-15b", 15.957, 6144, 24576, 40, 48, 4, 49152, 16384,
-               tie_word_embeddings=False),
+               tie_word_embeddings=False, weight_bytes=4),
 )
 MIXTRAL = "hidden_size intermediate_size num_hidden_layers num_attention_heads vocab_size"
 mixtral = columns(MIXTRAL, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2,
@@ -213,6 +220,49 @@ MIXTURES = (
             "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
             "num_experts_per_tok": 4, "decoder_sparse_step": 1, "max_position_embeddings": 8192,
             **UNTIED,
+        }),
+    CommonBase(
+        id="allenai/OLMoE-1B-7B-0125", billions=6.919,
+        same_sizes=("allenai/OLMoE-1B-7B-0125-Instruct", "allenai/OLMoE-1B-7B-0924", "olmoe-7b"),
+        config={
+            "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048,
+            "intermediate_size": 1024, "num_hidden_layers": 16, "num_attention_heads": 16,
+            "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+            "max_position_embeddings": 4096, **UNTIED,
+        }),
+    CommonBase(
+        id="microsoft/Phi-3.5-MoE-instruct", billions=41.873, same_sizes=("phi-3.5-moe-42b",),
+        config={
+            "model_type": "phimoe", "vocab_size": 32064, "hidden_size": 4096,
+            "intermediate_size": 6400, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2,
+            "attention_bias": True, "lm_head_bias": True, "max_position_embeddings": 131072,
+            **UNTIED,
+        }),
+    CommonBase(
+        id="zai-org/GLM-4.5-Air", billions=106.852,
+        same_sizes=("zai-org/GLM-4.5-Air-Base", "glm-4.5-air-106b"),
+        config={
+            "model_type": "glm4_moe", "vocab_size": 151552, "hidden_size": 4096,
+            "intermediate_size": 10944, "moe_intermediate_size": 1408, "num_hidden_layers": 46,
+            "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
+            "n_routed_experts": 128, "n_shared_experts": 1, "num_experts_per_tok": 8,
+            "first_k_dense_replace": 1, "attention_bias": True, "use_qk_norm": False,
+            "max_position_embeddings": 131072, **UNTIED,
+        }),
+    CommonBase(
+        id="Qwen/Qwen3-Next-80B-A3B-Instruct", billions=79.674,
+        same_sizes=("Qwen/Qwen3-Next-80B-A3B-Thinking", "qwen3-next-80b"),
+        config={
+            "model_type": "qwen3_next", "vocab_size": 151936, "hidden_size": 2048,
+            "intermediate_size": 5120, "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512, "num_hidden_layers": 48,
+            "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+            "full_attention_interval": 4, "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32, "linear_value_head_dim": 128, "num_experts": 512,
+            "num_experts_per_tok": 10, "decoder_sparse_step": 1, "mlp_only_layers": [],
+            "max_position_embeddings": 262144, **UNTIED,
         }),
     # Its own architecture is counted here as GLM-4.5's without norms of queries and keys, which
     # has the same matrices under the same names.

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 from trainer.estimate.base_rows import CommonBase
 from trainer.estimate.bases_llama import LLAMA_KIND
+from trainer.estimate.bases_mixed import MIXED_KINDS
 from trainer.estimate.bases_other import OTHER_KINDS
 
-COMMON_BASES: tuple[CommonBase, ...] = LLAMA_KIND + OTHER_KINDS
+COMMON_BASES: tuple[CommonBase, ...] = LLAMA_KIND + OTHER_KINDS + MIXED_KINDS
 """Every base of the table, each once."""
 SIMILAR = 0.75
 SUGGESTED_MAX = 3
@@ -29,8 +29,9 @@ DATES_FROM = 100
 NOISE = re.compile(
     r"\b(?:\d+[ -]?bits?|(?:bf|fp|float|int|w|a|nf)\d+|r(?!1\b)\d+|\d+k|q\d_k(?:_[sml])?)\b"
     r"|(?<=\d)e\d+t\b"
+    r"|\b(?:mini|micro|small|large)[ -]?(?:batch|context|rank)\w*|\bflash[ -]?att\w*"
 )
-"""Precisions, ranks and context lengths, whose numbers are neither a version nor a size."""
+"""Precisions, ranks, lengths and batches: they say nothing of a version, a size or a kind."""
 TOKEN = re.compile(
     r"(?P<experts>\d+x\d+)b\b"
     r"|(?P<active>[ae]\d+(?:\.\d+)?)b\b"
@@ -43,15 +44,16 @@ TOKEN = re.compile(
 )
 FAMILIES = (
     "llama", "code llama", "codellama", "tinyllama", "tiny llama", "open llama", "openllama",
-    "vicuna", "orpheus", "mistral", "mixtral", "ministral", "mathstral", "codestral", "zephyr",
-    "solar", "phi", "gemma", "codegemma", "medgemma", "qwen", "qwq", "deepseek r distill llama",
-    "r distill llama", "deepseek r distill qwen", "r distill qwen", "deepseek r qwen", "r qwen",
-    "deepseek r", "falcon", "stablelm", "stable lm", "stable code", "pythia",
-    "dolly", "redpajama", "redpajama incite", "gpt", "gpt j", "gptj", "gpt neox", "gptneox",
-    "gpt neo", "gpt oss", "opt", "bloom", "bloomz", "mpt", "t5", "flan t5", "mt5", "ul", "smollm",
-    "olmo", "olmoe", "granite", "deepseek", "yi", "internlm", "baichuan", "chatglm", "glm",
-    "starcoder", "afm", "lfm", "ernie", "exaone", "apertus", "command", "aya", "hunyuan", "mamba",
-    "nemotron", "minitron", "cogito",
+    "vicuna", "platypus", "orpheus", "llasa", "devstral", "magistral", "mistral", "mixtral",
+    "ministral", "mathstral", "codestral", "zephyr", "solar", "phi", "gemma", "codegemma",
+    "functiongemma", "medgemma", "qwen", "qwq", "deepseek r distill llama", "r distill llama",
+    "deepseek r distill qwen", "r distill qwen", "deepseek r qwen", "r qwen", "deepseek r",
+    "falcon", "stablelm", "stable lm", "stable code", "pythia", "dolly", "redpajama",
+    "redpajama incite", "gpt", "gpt j", "gptj", "gpt neox", "gptneox", "gpt neo", "gpt oss", "opt",
+    "bloom", "bloomz", "mpt", "t5", "flan t5", "mt5", "ul", "smollm", "olmo", "olmoe", "granite",
+    "deepseek", "yi", "internlm", "baichuan", "chatglm", "glm", "starcoder", "afm", "lfm",
+    "seed oss", "ernie", "exaone", "apertus", "command", "aya", "hunyuan", "mamba", "nemotron",
+    "minitron", "cogito",
 )  # fmt: skip
 """How families are written, in lower case and without numbers; what is not here has no base."""
 FAMILY_TOKENS_MAX = 5
@@ -80,8 +82,9 @@ KINDS_OF: Mapping[str, frozenset[str]] = MappingProxyType(
         "gemma": frozenset(("n",)),
         "stablelm": frozenset(("alpha",)),
         "granite": frozenset(("h", "micro", "tiny", "small", "nano")),
-        "falcon": frozenset(("h",)),
+        "falcon": frozenset(("h", "deep")),
         "deepseek": frozenset(("lite",)),
+        "glm": frozenset(("air", "flash")),
     }
 )
 """Such words of one family only: sizes by name, and series."""
@@ -89,12 +92,14 @@ KINDS_OF: Mapping[str, frozenset[str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Name:
-    """What a text says of a base; `sizes` are as written ("8b", "8x7b"), the first one counts."""
+    """What a text says of a base."""
 
     family: str
     version: str
+    """Without a `.0` at its end; empty if the text gives none."""
     kinds: frozenset[str]
     size: str | None
+    """Such as "8b" or "8x7b"; None if the text gives none. Of several the first one counts."""
 
 
 def find_common_base(text: str) -> CommonBase | None:
@@ -170,8 +175,9 @@ def _read(text: str) -> Name | None:
     plain = text.strip().lower()
     if re.fullmatch(r"[\w.-]+/[\w.-]+", plain):
         plain = plain.partition("/")[2]
-    plain = re.sub(r"(?<=\d)_(?=\d)", ".", plain).replace("_", " ")
-    plain = re.sub(r"(?<=\d) +(?=b\b)|(?<=\d) *billion\b", lambda m: "b" * (len(m[0]) > 2), plain)
+    # "Qwen-1_8B" and "ERNIE_4_5_21B" write a point as an underscore, and a blank, too.
+    plain = re.sub(r"(?<![\d.])(\d{1,2})_(\d{1,2})(?![\d.])", r"\1.\2", plain).replace("_", " ")
+    plain = re.sub(r"(?<=\d) *(?:b|billion)\b", "b", plain)
     tokens = list(TOKEN.finditer(NOISE.sub(" ", plain)))
     begin, end, family = _family(tokens)
     if not family:
@@ -232,10 +238,4 @@ def _rounds_to(wanted: Name, _other: Name, base: CommonBase) -> bool:
 
 def _only(found: list[CommonBase]) -> CommonBase | None:
     """Return the first of bases that a text may mean, None if they are of different sizes."""
-    if all(_sizes(one) == _sizes(found[0]) for one in found):
-        return found[0]
-    return None
-
-
-def _sizes(base: CommonBase) -> dict[str, Any]:
-    return {key: value for key, value in base.config.items() if key != "max_position_embeddings"}
+    return found[0] if all(one.billions == found[0].billions for one in found) else None

@@ -1,7 +1,8 @@
 """How a training loop holds its bytes: ours, and those whose peaks others have published.
 
-One formula (`memory.py`) computes the peak of all of them; a loop is its settings. What they say
-was read in the source of each loop, of the version that was measured; nothing here is fitted.
+One formula (`memory.py`) computes the peak of all of them; a loop is its settings. What it keeps
+was read in its source, or counted in it by torch's hooks for saved tensors. What no source says was
+fitted on the published peaks, few figures for all rows of a loop; each loop names its own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Loop:
     """PEFT casts what an adapter reads to the adapter's type: each layer keeps a copy of 16 bits
     under autocast, and one of 32 bits without; empty: it is not cast."""
     cast_quantised: bool = False
-    """It does so for quantised layers, too, as since PEFT 0.17; before, autocast did it alone."""
+    """It does so for quantised layers, too, as PEFT 0.21; versions before left it to autocast."""
     frozen_inputs: float = 0.0
     """What a quantised layer keeps of each number that it reads, in bytes."""
     eager: bool = False
@@ -105,8 +106,9 @@ LITGPT = Loop(
     head_bytes=10.0,
     dequantised_bytes=4.0,
 )
-"""litgpt: no autocast, logits of chunks in bfloat16 that all stay until the next step; bitsandbytes
-layers compute in float32, and the paged moments are not torch's."""
+"""litgpt: no autocast; logits of chunks in bfloat16, all of which are there at once, with their
+log-softmax and gradients. Fitted: five such tensors, and that quantised layers compute in float32
+(two rows of 2023 do not)."""
 LITGPT_2023 = replace(LITGPT, name="lit-gpt of 2023", frozen_inputs=2.0)
 
 QWEN = Loop(
@@ -124,7 +126,7 @@ QWEN = Loop(
     context_bytes=1.05e9,
 )
 """Two buckets of 2e8 gradients (`ds_config_zero2.json`), weights and moments in float32 beside the
-adapter's 16 bits; GPTQ kernels do not write out the matrix that they unpack."""
+adapter's 16 bits. Fitted: bytes of a logit, the context with NCCL, and what GPTQ's kernels hold."""
 
 QWEN_GPTQ = replace(
     QWEN, head_bytes=8.0, buffer_bytes=QWEN.buffer_bytes + 0.4e9, name="Qwen finetune.py, GPTQ"
@@ -140,7 +142,9 @@ UNSLOTH = Loop(
     head_chunk_bytes=0.8e9,
     buffer_bytes=0.3e9,
 )
-UNSLOTH_SOFTCAP = replace(UNSLOTH, head_bytes=9.0, head_chunk_bytes=None)
+"""Own kernels: norms and the gated part keep less, checkpoints go to the host, and the loss takes
+its logits in chunks. Fitted: 8 bytes of a logit, the chunk and the buffers."""
+UNSLOTH_SOFTCAP = replace(UNSLOTH, head_bytes=7.0, head_chunk_bytes=None)
 
 TORCHTUNE = Loop(
     name="torchtune",
@@ -152,6 +156,7 @@ TORCHTUNE = Loop(
     head_bytes=14.0,
     dequantised_bytes=16.0,
 )
+"""Everything in bfloat16; torchao unpacks 4 bits by way of 64-bit indices."""
 TORCHTUNE_FULL = replace(
     TORCHTUNE, gradient_bytes=0.0, moment_bytes=2.0, head_bytes=6.0, head_parts=8
 )
@@ -165,11 +170,15 @@ PEFT_COMPARISON = Loop(
     head_bytes=14.0,
     accumulates=False,
 )
+"""No autocast: adapters in float32 beside a base in bfloat16. Fitted: the longest batch."""
 PEFT_FULL = replace(PEFT_COMPARISON, trained_bytes=2.0, gradient_bytes=2.0, moment_bytes=4.0)
 
 HF = Loop(name="transformers Trainer and PEFT", upcast=True, head_bytes=16.0, frozen_inputs=2.0)
+"""`prepare_model_for_kbit_training`, and logits copied to float32, shifted, with two gradients."""
 HF_2023 = replace(HF, name="transformers 4.30 Trainer, eager attention", eager=True, eager_kept=8.0)
+"""LLaMA as transformers had it then: scores in 16 bits and float32, and a maximum of them."""
 AXOLOTL = Loop(name="axolotl", head_bytes=4.0)
+"""Its examples compute the loss without whole logits (cut cross-entropy)."""
 FSDP_QLORA = Loop(
     name="fsdp_qlora, DDP",
     trained_bytes=2.0,

@@ -25,8 +25,14 @@ from typing import Any
 from trainer.device.shapes import Shape, UnknownShapeError, read_shape
 from trainer.errors import ConfigError
 from trainer.estimate.common_bases import find_common_base
-from trainer.estimate.memory import estimate
-from trainer.estimate.published import PointError, card_bytes, published_setup, published_shape
+from trainer.estimate.memory import Memory, estimate
+from trainer.estimate.published import (
+    PointError,
+    card_bytes,
+    published_setup,
+    published_shape,
+    shards_of,
+)
 from trainer.estimate.setup import TrainingSetup
 from trainer.estimate.weights import adapter_parameters, base_bytes
 from trainer.exit_codes import ExitCode
@@ -112,7 +118,8 @@ def _predict(
         return base_bytes(shape, work), None
     shape = published_shape(shape, cells)
     work = change(published_setup(cells))
-    memory, context = estimate(shape, work), work.loop.context_bytes
+    memory = _sharded(estimate(shape, work), work, shards_of(cells.get("gpu", "")))
+    context = work.loop.context_bytes
     card = card_bytes(cells.get("gpu", ""))
     tight = memory.allocated * TIGHT_SLACK
     if re.search(r"\bctx\b|context", metric):
@@ -129,6 +136,20 @@ def _predict(
     if card is not None:
         reserved = max(min(reserved, card - context), tight)
     return reserved + (context if "reported" in metric else 0), None
+
+
+def _sharded(memory: Memory, work: TrainingSetup, cards: int) -> Memory:
+    """Return the need of one of several cards, over which a full training spreads what stays."""
+    if cards == 1 or not work.full:
+        return memory
+    stays = memory.base + memory.adapter + memory.optimizer
+    less = stays - stays / cards
+    return replace(
+        memory,
+        base=memory.base / cards, adapter=memory.adapter / cards,
+        optimizer=memory.optimizer / cards, allocated=memory.allocated - less,
+        reserved=memory.reserved - less * work.loop.static_slack,
+    )  # fmt: skip
 
 
 def _more_than_loaded(shape: Shape, work: TrainingSetup, loaded: float) -> float:

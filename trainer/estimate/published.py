@@ -95,7 +95,7 @@ LETTERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "gate_up_proj": ("gate_proj", "up_proj"),
     }
 )  # fmt: skip
-LENGTHS: Mapping[str, int] = MappingProxyType({"metamath": 650})
+LENGTHS: Mapping[str, int] = MappingProxyType({"metamath": 650, "laion": 500})
 """The longest batch of data sets that are shorter than the cap of their runs, in tokens."""
 CARD_GIB: Mapping[str, float] = MappingProxyType(
     {
@@ -122,6 +122,12 @@ def card_bytes(text: str) -> float | None:
     return float(found[1]) * 2**30 if found else None
 
 
+def shards_of(text: str) -> int:
+    """Return over how many cards a cell like `4x A10G` spreads what stays; 1 for one card."""
+    found = re.match(r"\s*(\d{1,3})\s*[x*]", text.lower())
+    return max(1, int(found[1])) if found else 1
+
+
 def published_setup(cells: Mapping[str, str]) -> TrainingSetup:
     """Return the training of a row in the terms of the formula.
 
@@ -131,8 +137,7 @@ def published_setup(cells: Mapping[str, str]) -> TrainingSetup:
     source = source_of(cells)
     quant, stored, precision = _quantisation(cells.get("quant", "").lower())
     method = f"{cells.get('model', '')} {cells.get('method', '')}".lower()
-    optimizer, paged = _optimizer(cells.get("optim", "").lower(), source)
-    paged = quant is not Quant.NONE and (paged or (source.paged_if_quantised and not optimizer))
+    optimizer, paged = _optimizer(cells.get("optim", "").lower(), source, quant)
     checkpoint = cells.get("grad_ckpt", "").lower()
     rank = re.search(r"\br ?=? ?(\d+)\b", method)
     targets = cells.get("targets", "").lower()
@@ -181,12 +186,14 @@ def _quantisation(text: str) -> tuple[Quant, float | None, PrecisionChoice]:
     raise PointError(f"the quantisation {text[:40]!r} is not understood")
 
 
-def _optimizer(text: str, source: Source) -> tuple[OptimizerKind | None, bool]:
+def _optimizer(text: str, source: Source, quant: Quant) -> tuple[OptimizerKind | None, bool]:
     """Return the optimizer, None if the cell names none, and whether its moments are paged."""
+    quantised = quant is not Quant.NONE
     if text in OPEN:
-        return None, source.paged_if_quantised
+        return None, source.paged_if_quantised and quantised
+    paged = "paged" in text and (quantised or "if quant" not in text)
     eight = re.search(r"8.?bit|bnb_8|adamw8", text)
-    return OptimizerKind.ADAMW8BIT if eight else OptimizerKind.ADAMW, "paged" in text
+    return OptimizerKind.ADAMW8BIT if eight else OptimizerKind.ADAMW, paged
 
 
 def _loop_of(cells: Mapping[str, str], source: Source, *, quant: Quant, full: bool) -> Loop:

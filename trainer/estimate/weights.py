@@ -73,7 +73,8 @@ def adapter_parameters(shape: Shape, work: TrainingSetup) -> int:
     NOLA trains two times `bases` per layer instead; a full training has every weight.
     """
     if work.full:
-        return shape.parameters
+        twice = shape.tied and work.loop.untied
+        return shape.parameters + (shape.vocabulary * shape.hidden if twice else 0)
     if work.bases is not None:
         layers = sum(block.count * len(adapted_layers(block, work)) for block in shape.text_blocks)
         return layers * 2 * work.bases

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from trainer.config import PrecisionChoice
 from trainer.device.shapes import Block, Linear, Shape
 from trainer.estimate.setup import BYTES, TrainingSetup
-from trainer.estimate.weights import adapted_layers, adapter_parameters, adapts, quantises
+from trainer.estimate.weights import (
+    adapted_layers,
+    adapter_parameters,
+    adapts,
+    matrix_parameters,
+    quantises,
+)
 from trainer.method_table import OptimizerKind, Quant
 
 LAYER_KERNELS = 40
@@ -28,6 +34,10 @@ ATTENTION_BACKWARD = 2.5
 """Fused attention has two products forward, and five backward, since it recomputes one."""
 OPTIMIZER_KERNELS = 20
 """For each trained matrix in each step: AdamW, clipping and zeroing of gradients, one by one."""
+TRANSFORM_FLOPS = 2 * 128 * 3
+"""Of one element of a matrix: up to three products with matrices of 128."""
+TRANSFORM_BYTES, TRANSFORM_KERNELS = 320, 40
+"""Its signs are hashed in 64-bit integers, some forty operations one by one."""
 HIDDEN_READS = 30
 """How often a forward pass of a layer reads or writes a number of its hidden width, norms included,
 whose inputs are in float32 (two numbers of 16 bits)."""
@@ -86,13 +96,26 @@ def _setup_in(at: int, shape: Shape, work: TrainingSetup) -> TrainingSetup:
 
 
 def update_work(shape: Shape, work: TrainingSetup) -> Work:
-    """Return what the optimizer does once in a step, whatever the number of micro-passes."""
+    """Return what is done once in a step, whatever the number of micro-passes.
+
+    The optimizer updates what is trained; NOLA makes its matrices of coefficients, and their
+    gradients of those of the matrices, by a fast transform (`trainer/adapters/nola.py`).
+    """
     trained = adapter_parameters(shape, work)
     matrices = 2 * sum(
         block.count * len(adapted_layers(block, work)) for block in shape.text_blocks
     )
     moved = 28 if work.optimizer is OptimizerKind.ADAMW else 18
-    return Work(bytes=trained * moved, launches=matrices * OPTIMIZER_KERNELS)
+    update = Work(bytes=trained * moved, launches=matrices * OPTIMIZER_KERNELS)
+    if work.bases is None:
+        return update
+    elements = matrix_parameters(shape, work)
+    transform = Work(
+        float32_flops=elements * TRANSFORM_FLOPS,
+        bytes=elements * TRANSFORM_BYTES,
+        launches=matrices * TRANSFORM_KERNELS,
+    )
+    return update + transform * 2
 
 
 def generation_work(shape: Shape, work: TrainingSetup, *, rows: int) -> Work:

@@ -59,12 +59,15 @@ def read_request(path: Path) -> StepRequest:
     return request
 
 
-def count(request: StepRequest) -> StepMemory:
-    """Return what a step takes; raises `ConfigError` with the reason where it cannot be counted."""
+def count(request: StepRequest, *, whole: bool = False) -> StepMemory:
+    """Return what a step takes; raises `ConfigError` with the reason where it cannot be counted.
+
+    `whole`: every layer is passed, also where all are alike.
+    """
     from trainer.step_memory.step import count_step  # torch takes seconds; a wrong request none
 
     try:
-        return count_step(request)
+        return count_step(request, whole=whole)
     except ConfigError:
         raise
     except Exception as error:  # whatever a strange config makes the libraries raise

@@ -11,7 +11,7 @@ the mask of dropout. Sources: torch 2.13, `aten/src/ATen/autocast_mode.h`,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,24 +40,24 @@ MULTIPROCESSORS = {(8, 6): 72, (8, 0): 108, (8, 9): 58, (9, 0): 132}
 @contextmanager
 def like_cuda(capability: tuple[int, int]) -> Iterator[None]:
     """While inside, attention, dropout and autocast on the CPU are those of a GPU."""
+    from transformers.integrations import moe
+
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]  # torch has no types here
     for name in _in_float32():
         _register(library, name)
-    attention, dropout = functional.scaled_dot_product_attention, functional.dropout
-    from transformers.integrations import moe
-
-    experts: Any = moe
-    grouped = experts._can_use_grouped_mm
-    patched: Any = functional
-    experts._can_use_grouped_mm = lambda *_: capability >= GROUPED_SINCE
-    patched.scaled_dot_product_attention = partial(_attention, capability)
-    patched.dropout = _dropout
-    try:
+    enabled = torch.is_autocast_enabled
+    with ExitStack() as stack:
+        stack.callback(library._destroy)
+        for place, name, ours in (
+            (functional, "scaled_dot_product_attention", partial(_attention, capability)),
+            (functional, "dropout", _dropout),
+            (moe, "_can_use_grouped_mm", lambda *_: capability >= GROUPED_SINCE),
+            # Without a device PEFT asks about CUDA.
+            (torch, "is_autocast_enabled", lambda kind="cpu": enabled(kind)),
+        ):
+            stack.callback(setattr, place, name, getattr(place, name))
+            setattr(place, name, ours)
         yield
-    finally:
-        patched.scaled_dot_product_attention, patched.dropout = attention, dropout
-        experts._can_use_grouped_mm = grouped
-        library._destroy()  # type: ignore[no-untyped-call]  # as above
 
 
 def _in_float32() -> Iterator[str]:

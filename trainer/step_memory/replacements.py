@@ -8,6 +8,8 @@ Of bitsandbytes, only the results are known to torch; here its operations make w
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +33,8 @@ class Values:
     """The shapes that this mask has."""
     padded: bool = False
     """Whether rows of a batch differ in length."""
-    head_results: set[int] = field(default_factory=set)
-    """The storages that the head returned."""
+    head_results: deque[weakref.ref[Any]] = field(default_factory=lambda: deque(maxlen=2))
+    """The storages that the head returned last."""
 
 
 def replacements(values: Values, *, cuda: bool) -> dict[str, Replacement]:
@@ -70,7 +72,8 @@ def _equal(values: Values) -> Replacement:
     """Whether logits are what the head returned: the only comparison that a step makes."""
 
     def equal(_: StorageTracker, __: Operation, args: Sequence[Any], ___: Mapping[str, Any]) -> Any:
-        return args[1].untyped_storage()._cdata in values.head_results
+        storage = args[1].untyped_storage()
+        return any(one() is storage for one in values.head_results)
 
     return equal
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import gc
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from trainer.rundir.status import MetricsLog
 from trainer.saving.state import TrainingState
 from trainer.schedule import make_schedule
 from trainer.step_memory.cuda import like_cuda
+from trainer.step_memory.depth import Depth, deep_peak, find_depth, mark_layers, truncate
 from trainer.step_memory.fake_base import EmptyBase, empty_base, is_seq2seq
 from trainer.step_memory.like_real import like_real
 from trainer.step_memory.loop_parts import (
@@ -43,30 +46,80 @@ from trainer.training.train_context import TrainContext
 CUDA_BLOCK_BYTES = 512  # what the caching allocator rounds up to
 
 
-def count_step(request: StepRequest) -> StepMemory:
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """What was counted of one model: what stays, and the peaks of the phases of each pass."""
+
+    base: int
+    adapter: int
+    optimizer: int
+    peaks: tuple[dict[str, int], ...]
+
+
+def count_step(request: StepRequest, *, whole: bool = False) -> StepMemory:
     """Return what a step takes.
+
+    Of a model whose layers repeat, two shallow ones are counted (`depth.py`), unless the `whole`
+    one shall be.
 
     Raises:
         ConfigError: the method does not go with this base, or the precision with this device.
         NotCountableError, UnknownShapeError, or what transformers raises: it cannot be counted.
     """
-    cuda = request.capability is not None
     precision = choose_precision(
-        request.train.precision, device="cuda" if cuda else "cpu",
+        request.train.precision, device="cpu" if request.capability is None else "cuda",
         capability=request.capability, seq2seq=is_seq2seq(request.config),
     )  # fmt: skip
-    compute = models.DTYPES[precision.compute]
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        empty = empty_base(
-            request.config, request.method, compute=compute, attention=request.attention
-        )
-        values = Values()
-        tracker = StorageTracker(
-            block_bytes=CUDA_BLOCK_BYTES if cuda else 1,
-            replacements=replacements(values, cuda=cuda),
-        )
+        empty = _empty(request, precision)
+        depth = None if whole else find_depth(empty.model)
+        if depth is None:
+            return _summed(request, _count(request, precision, empty))
+        truncate(empty.model, depth.shallow[0])
+        low = _count(request, precision, empty)
+        empty = _empty(request, precision)
+        truncate(empty.model, depth.shallow[1])
+        return _extended(request, low, _count(request, precision, empty), depth)
+
+
+def _empty(request: StepRequest, precision: Precision) -> EmptyBase:
+    return empty_base(
+        request.config, request.method, compute=models.DTYPES[precision.compute],
+        attention=request.attention,
+    )  # fmt: skip
+
+
+def _summed(request: StepRequest, sums: _Sums) -> StepMemory:
+    passes = []
+    for size, peaks in zip(request.micro_batches, sums.peaks, strict=True):
+        peak, phase = max((peak, phase) for phase, peak in peaks.items())
+        passes.append(CountedPass(micro_batch=size, peak=peak, at=phase.partition(" ")[0]))
+    return StepMemory(
+        base=sums.base, adapter=sums.adapter, optimizer=sums.optimizer, passes=tuple(passes)
+    )
+
+
+def _extended(request: StepRequest, low: _Sums, high: _Sums, depth: Depth) -> StepMemory:
+    passes = []
+    for size, *shallow in zip(request.micro_batches, low.peaks, high.peaks, strict=True):
+        peak, part = deep_peak(shallow, depth)
+        passes.append(CountedPass(micro_batch=size, peak=peak, at=part))
+    return StepMemory(
+        base=depth.extend(low.base, high.base),
+        adapter=depth.extend(low.adapter, high.adapter),
+        optimizer=depth.extend(low.optimizer, high.optimizer),
+        passes=tuple(passes),
+    )
+
+
+def _count(request: StepRequest, precision: Precision, empty: EmptyBase) -> _Sums:
+    """Count one model, as deep as it is."""
+    cuda, values = request.capability is not None, Values()
+    tracker = StorageTracker(
+        block_bytes=CUDA_BLOCK_BYTES if cuda else 1, replacements=replacements(values, cuda=cuda)
+    )
+    with ExitStack() as stack:
         nola._hadamard.cache_clear()
         stack.callback(nola._hadamard.cache_clear)  # what it remembers is real, or fake
         if request.capability is not None:
@@ -88,30 +141,27 @@ class _Counting:
         self._values = values
         self._tracker = tracker
 
-    def count(self, empty: EmptyBase) -> StepMemory:
+    def count(self, empty: EmptyBase) -> _Sums:
         """Return what a step takes, for each size of a pass."""
         base = empty.materialise()
         base_bytes = self._live_bytes()
         self._grow(base)
+        mark_layers(base, self._tracker)
         model = models.attach_adapter(base, self._request.method, self._train_table(base))
         model.train()
         adapter_bytes = self._live_bytes() - base_bytes
         remember_head(base, self._values)
         state = self._state(model)
-        before = self._live_bytes()
-        self._tracker.restart_peak()
+        before = self._tracker.live_bytes
+        self._tracker.take_peaks()
         _give_gradients(model, state)
-        self._update(model, state)
+        with self._tracker.during("update"):
+            update(self._context(model, 1), state)
         optimizer_bytes = self._live_bytes() - before
-        most, at = self._tracker.peak_bytes, self._tracker.peak_phase
-        passes = []
-        for size in self._request.micro_batches:
-            peak, part = self._pass(model, state, size)
-            passes.append(
-                CountedPass(micro_batch=size, peak=max(peak, most), at=part if peak > most else at)
-            )
-        return StepMemory(
-            base=base_bytes, adapter=adapter_bytes, optimizer=optimizer_bytes, passes=tuple(passes)
+        updating = self._tracker.take_peaks()
+        peaks = [updating | self._pass(model, state, size) for size in self._request.micro_batches]
+        return _Sums(
+            base=base_bytes, adapter=adapter_bytes, optimizer=optimizer_bytes, peaks=tuple(peaks)
         )
 
     def _live_bytes(self) -> int:
@@ -141,12 +191,8 @@ class _Counting:
             log=MetricsLog(Path("metrics.jsonl")),
         )
 
-    def _update(self, model: Any, state: TrainingState) -> None:
-        with self._tracker.during("update"):
-            update(self._context(model, 1), state)
-
-    def _pass(self, model: Any, state: TrainingState, size: int) -> tuple[int, str]:
-        """Do a pass of `size` rows; return its peak, and in what part of it that was.
+    def _pass(self, model: Any, state: TrainingState, size: int) -> dict[str, int]:
+        """Do a pass of `size` rows; return the peaks of its phases.
 
         Of several passes of a step the last is counted, when the gradients are there already. Two
         are done in 8 bits, where bitsandbytes keeps inputs outside of what a backward pass frees,
@@ -161,11 +207,10 @@ class _Counting:
         state.counters.micro_batch = size
         if several:
             _give_gradients(model, state)
-        self._live_bytes()
-        self._tracker.restart_peak()
+        self._tracker.take_peaks()
         with self._tracker.during("forward"):
             all_passes(context, state)
-        found = self._tracker.peak_bytes, self._tracker.peak_phase
+        found = self._tracker.take_peaks()
         context.method.after_backward()
         state.optimizer.zero_grad(set_to_none=True)
         return found
@@ -187,7 +232,6 @@ class _Counting:
             max_grad_norm=table.max_grad_norm,
             flag=PreemptionFlag(time.monotonic),
             on_message=lambda _: None,
-            on_saving=lambda _: None,
         )
 
     def _row(self, *, seq2seq: bool) -> Example:
@@ -214,7 +258,7 @@ def remember_head(base: Any, values: Values) -> None:
     """Note what the head returns: whether the logits are just that decides how the loss is made."""
 
     def remember(_: Any, __: Any, result: torch.Tensor) -> None:
-        values.head_results = {result.untyped_storage()._cdata}
+        values.head_results.append(weakref.ref(result.untyped_storage()))
 
     base.get_output_embeddings().register_forward_hook(remember)
 

@@ -17,6 +17,8 @@ from trainer.estimate.span import Span
 
 CAP_MARGIN = 1.2
 """A cap less than a fifth above the market is passed by ordinary moves of the price."""
+CLEARLY_LESS = 0.8
+"""A saving of less is within what nobody knows."""
 NOTHING_CREATED = "nothing was created: "
 
 
@@ -110,6 +112,22 @@ def _card_that_fits(cards: Sequence[JobOffer]) -> str:
         raised = f", with `vm.max_price: {_upwards(cap)}`" if one.too_dear else ""
         return f"{article} {one.offer.gpu}{cost}{raised}"
     return ""
+
+
+def cheaper_card(cards: Sequence[JobOffer], named: set[str]) -> str:
+    """Say what to write in run.yaml where another card costs clearly less in all; else empty.
+
+    `cards` are ordered by cost, `named` those of which something is offered.
+    """
+    first = cards[0]
+    own = [one.likely_usd for one in cards if one.offer.gpu in named and not one.too_small]
+    if first.offer.gpu in named or not own or first.likely_usd > CLEARLY_LESS * min(own):
+        return ""
+    cap = f" and `vm.max_price: {_upwards(CAP_MARGIN * first.offer.spot_usd_per_h)}`"
+    return (
+        f"least in all: `vm.gpu: {first.offer.gpu}`{cap if first.too_dear else ''}, "
+        f"about {dollars(first.likely_usd)}"
+    )
 
 
 def _too_little(first: JobOffer, budget: Budget, steps: int | None) -> Answer:

@@ -82,11 +82,12 @@ def _answer_tokens(inputs: JobInputs) -> int | None:
 def as_published_lines(found: AsPublished, card: TrainingGpu, *, r: int) -> list[str]:
     """Return what the published loop needs, why, and what in our trainer makes the training fit."""
     fits, ours = (found.fits(one, card.memory_bytes) for one in (found.published, found.ours))
-    needs = f"rank {r}, needs {_range(found.published.need)} of {_gb(card.memory_bytes)}"
+    need, memory = found.published.need, _gb(card.memory_bytes)
     lines = [
         f"as published: {_marketed_gb(card)} GB {card.name}: {'fits' if fits else 'does not fit'}",
-        f"  one row of {found.tokens:,} tokens, {needs}: no checkpointing,",
-        "  attention with all its scores, logits of all tokens and the embeddings in float32",
+        f"  a row of {found.tokens:,} tokens at rank {r} needs {_range(need)} of {memory}:",
+        "  no checkpointing, all scores of attention, logits of all tokens and",
+        "  embeddings in float32",
     ]
     if not fits:
         lines.append(f"  {_rank_and_length(found, r=r)}")
@@ -94,9 +95,10 @@ def as_published_lines(found: AsPublished, card: TrainingGpu, *, r: int) -> list
     savings = [one for one in found.savings if one.bytes >= NOT_SEEN]
     return [
         *lines,
-        f"by this trainer: {answer}; each of these alone lowers the published need:",
+        f"by this trainer: {answer}",
+        "each of these alone lowers the published need:",
         *(f"  {one.name:<28} -{_gb(one.bytes)} GB" for one in savings),
-        "both are computed (docs/memory-points.md says how well), not measured on this card",
+        "both are computed, not measured on this card (docs/memory-points.md)",
     ]
 
 
@@ -108,7 +110,7 @@ def _rank_and_length(found: AsPublished, *, r: int) -> str:
     """Say in one line how little the rank does, and which length would fit."""
     parts = []
     if r > SMALL_RANK:
-        parts.append(f"rank {SMALL_RANK} instead would need {_gb(found.small_rank.reserved)} GB")
+        parts.append(f"rank {SMALL_RANK} would need {_gb(found.small_rank.reserved)} GB")
     parts.append(
         "no length would fit"
         if found.longest is None

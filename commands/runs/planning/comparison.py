@@ -11,7 +11,9 @@ from commands.runs.planning.figures import GB
 from commands.runs.planning.planned import Planned
 from infra.run.budget import SECONDS_PER_H
 from trainer.estimate.span import NOTHING, Span
-from trainer.text import MINUTE_S
+
+SHORT_S = 600.0
+"""Below it, seconds say more than minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Comparison:
             peak = None if real is None else _gigabytes(Span.exactly(real))
             rows.append(("memory", _against(_gigabytes(planned.memory_bytes), peak)))
         if hours is not None:
-            rows.append(("hours", _against(_times(hours), _times(Span.exactly(actual.total_h)))))
+            rows.append(("hours", _times(hours, actual.total_h)))
         if usd is not None:
             mark = ", simulated" if simulated else ""
             spent = _against(figures.dollars_span(usd), figures.dollars(actual.total_usd))
@@ -75,12 +77,14 @@ def _against(planned: str, real: str | None) -> str:
     return f"planned {planned}, " + ("not measured" if real is None else f"real {real}")
 
 
-def _times(span: Span) -> str:
-    """Return `6.8 h (4.9 to 9.5)`, or `20 s (7 to 60)` where all are under a minute or so."""
-    if span.high * SECONDS_PER_H >= 2 * MINUTE_S:
-        return figures.hours_span(span)
-    low, likely, high = (f"{one * SECONDS_PER_H:.0f}" for one in (span.low, span.likely, span.high))
-    return f"{likely} s" if low == likely == high else f"{likely} s ({low} to {high})"
+def _times(planned: Span, real_h: float) -> str:
+    """Say hours as a plan does, or seconds where all of it was a matter of minutes."""
+    if max(planned.high, real_h) * SECONDS_PER_H >= SHORT_S:
+        return _against(figures.hours_span(planned), figures.hours(real_h))
+    bounds = (planned.low, planned.likely, planned.high)
+    low, likely, high = (f"{one * SECONDS_PER_H:.0f}" for one in bounds)
+    span = "" if low == likely == high else f" ({low} to {high})"
+    return _against(f"{likely} s{span}", f"{real_h * SECONDS_PER_H:.0f} s")
 
 
 def _gigabytes(span: Span) -> str:

@@ -13,6 +13,7 @@ from commands.runs.base_tokens import token_faults
 from commands.runs.config import LoadedConfig
 from commands.runs.home import environment
 from commands.runs.hub_base import HubAnswer
+from commands.runs.planning.counted_memory import with_count
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.job_parts import job_parts, machine_of, notes_on
@@ -22,6 +23,7 @@ from infra.catalog.gpus import UnknownGpu, resolve_gpu
 from infra.provider import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
+from trainer.device.shapes import Shape
 from trainer.estimate.gpus import GPUS, TrainingGpu
 from trainer.estimate.span import Span
 from trainer.estimate.training import RowTokens, estimate_rows
@@ -194,7 +196,35 @@ def _estimate(
     if inputs.shape is None:
         return None
     rows = rows_of(tables, inputs.lengths)
-    return {**estimate_rows(tables, inputs.shape, rows, gpu=gpu), "usual_tokens": round(rows.usual)}
+    found = rows_estimate(loaded, tables, inputs.shape, rows, gpu)
+    return {**found, "usual_tokens": round(rows.usual)}
+
+
+def rows_estimate(
+    loaded: LoadedConfig, tables: TrainerConfig, shape: Shape, rows: RowTokens, gpu: TrainingGpu
+) -> dict[str, Any]:
+    """Return memory and time of the rows; memory is counted for the card that the config names.
+
+    To count takes seconds, too many for every card of a catalog.
+    """
+    found = estimate_rows(tables, shape, rows, gpu=gpu)
+    named = loaded.config.vm.gpu
+    try:
+        card = resolve_gpu(named).gpu if named else None
+    except UnknownGpu:
+        card = None
+    if card is None or card.name != gpu.name:
+        return found
+    return with_count(
+        found, config=config_for_plan(loaded), tables=tables, rows=rows,
+        capability=card.compute_capability,
+    )  # fmt: skip
+
+
+def _counted_note(found: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the user should know if count and formula differ."""
+    said = found.get("memory_disagreement")
+    return (said,) if said else ()
 
 
 def rows_of(tables: TrainerConfig, lengths: RowLengths | None) -> RowTokens:
@@ -237,10 +267,10 @@ def estimate_job(
     if inputs.shape is None:
         return JobEstimate(card=gpu.name, card_bytes=gpu.memory_bytes, problem=inputs.problem)
     tables = tables_here(inputs.tables) if card == HERE else inputs.tables
-    found = estimate_rows(tables, inputs.shape, rows_of(tables, inputs.lengths), gpu=gpu)
+    found = rows_estimate(loaded, tables, inputs.shape, rows_of(tables, inputs.lengths), gpu)
     if hub is not None:
         inputs = with_hub(inputs, hub)
-    machine = machine_of(loaded, card, offer)
+    machine = machine_of(loaded, offer, here=card == HERE)
     parts = job_parts(replace(inputs, tables=tables), found, gpu, machine)
     steps = found["steps"]
     tokens = None
@@ -256,7 +286,7 @@ def estimate_job(
         trained_tokens=tokens,
         parts=parts,
         problem="" if parts else NO_ROWS,
-        notes=notes_on(inputs, gpu),
+        notes=(*notes_on(inputs, gpu), *_counted_note(found)),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,14 @@ from trainer.estimate.weights import adapter_parameters
 
 CODE_BYTES = 2e6
 """The trainer itself, which travels to every machine."""
+TRAINED_BYTES = 4
+"""Of a trained number in an adapter's file."""
+PLANNED_BYTES_PER_TOKEN = 5
+"""Of a file of rows, names of its fields included."""
 TOKENIZER = "tokenizer.json"
+REMEMBERED_MAX = 8
+_remembered: dict[tuple[object, ...], JobInputs] = {}
+"""By what tells two states of a config and its files apart; a plan asks for each offer anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,12 @@ class JobInputs:
 
 def job_inputs(loaded: LoadedConfig) -> JobInputs:
     """Return what is known of a job; read anew only if the config or one of its files changed."""
-    return _read(_Held(loaded), _marks(loaded))
+    marks = _marks(loaded)
+    if marks not in _remembered:
+        if len(_remembered) >= REMEMBERED_MAX:
+            _remembered.clear()
+        _remembered[marks] = _read(loaded)
+    return _remembered[marks]
 
 
 def with_hub(inputs: JobInputs, hub: HubAnswer) -> JobInputs:
@@ -63,19 +74,6 @@ def with_hub(inputs: JobInputs, hub: HubAnswer) -> JobInputs:
         sent_bytes=sent,
         base_sent=inputs.base_sent or hub.base.sent,
     )
-
-
-class _Held:
-    """Carries a config past a cache that compares its key alone."""
-
-    def __init__(self, loaded: LoadedConfig) -> None:
-        self.loaded = loaded
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 def _marks(loaded: LoadedConfig) -> tuple[object, ...]:
@@ -94,11 +92,8 @@ def _mark(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
-def _read(held: _Held, marks: tuple[object, ...]) -> JobInputs:
-    """Read what is known; `marks` are the key that it is remembered by."""
-    del marks
-    loaded = held.loaded
+def _read(loaded: LoadedConfig) -> JobInputs:
+    """Read what is known of a job."""
     tables = TrainerConfig.model_validate(loaded.config.trainer_tables)
     folder, description = base_folder(loaded), config_for_plan(loaded)
     shape, problem = _shape(description, loaded.config.model.id)
@@ -107,21 +102,34 @@ def _read(held: _Held, marks: tuple[object, ...]) -> JobInputs:
     if not weights and shape is not None:
         weights = shape.parameters * _stored_bytes(description or {})
     sent = loaded.model_folder is not None
-    data = sum(path.stat().st_size for path in loaded.data_files.values() if path.is_file())
+    lengths = row_lengths(loaded, tokenizer)
     trained = 0
     if shape is not None:
         trained = adapter_parameters(shape, setup_of(tables, PrecisionChoice.BF16))
+    parent = trained * TRAINED_BYTES if tables.method.parent else 0
     return JobInputs(
         tables=tables,
         shape=shape,
         problem=problem,
-        lengths=row_lengths(loaded, tokenizer),
-        sent_bytes=CODE_BYTES + data + (weights if sent else 0),
+        lengths=lengths,
+        sent_bytes=CODE_BYTES + _data_bytes(loaded, lengths) + parent + (weights if sent else 0),
         base_bytes=float(weights),
         base_sent=sent,
-        adapter_bytes=trained * 4.0,
+        adapter_bytes=float(trained * TRAINED_BYTES),
         upload=last_upload(_cache(), loaded.config.vm.provider),
     )
+
+
+def _data_bytes(loaded: LoadedConfig, lengths: RowLengths | None) -> float:
+    """Return the bytes of the data files here; of planned rows that are not, what they will have.
+
+    What lies on a hub is fetched by the machine.
+    """
+    files = loaded.data_files
+    here = sum(path.stat().st_size for path in files.values() if path.is_file())
+    if lengths is None or lengths.counted or not files:
+        return here
+    return here + lengths.rows * lengths.mean_tokens * PLANNED_BYTES_PER_TOKEN
 
 
 def _cache() -> Path:

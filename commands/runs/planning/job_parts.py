@@ -66,9 +66,9 @@ class Machine:
     """Evictions that run.yaml asks for, beside those."""
 
 
-def machine_of(loaded: LoadedConfig, card: str, offer: Offer | None) -> Machine:
-    """Return what is known of the machine that a run would have for a card."""
-    vm, here = loaded.config.vm, card == "this computer"
+def machine_of(loaded: LoadedConfig, offer: Offer | None, *, here: bool) -> Machine:
+    """Return what is known of the machine that a run would have; `here` this computer plays it."""
+    vm = loaded.config.vm
     rehearsed = len(vm.rehearse_evictions) if vm.provider != "ssh" else 0
     if here:
         rehearsed += len(vm.local.evict_after_s)

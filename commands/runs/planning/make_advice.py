@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from commands.runs.config import LoadedConfig
-from commands.runs.planning.advice import Advice, Pricing, advise
-from commands.runs.planning.estimates import find_gpu, rows_of
-from commands.runs.planning.job_inputs import JobInputs, job_inputs
-from commands.runs.planning.pricing import budget_of, priced_offer
+from commands.runs.planning.advice import advise, memory_advice
+from commands.runs.planning.estimates import find_gpu, rows_of, tables_here
+from commands.runs.planning.job_inputs import JobInputs
+from commands.runs.planning.priced_change import Advice, Pricing
+from commands.runs.planning.pricing import priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.row_lengths import RowLengths
 from infra.provider import Offer
@@ -24,33 +25,52 @@ from trainer.estimate.weights import adapter_parameters
 
 
 def advice_on(
-    loaded: LoadedConfig, offers: Sequence[JobOffer], cards: Sequence[JobOffer]
+    loaded: LoadedConfig,
+    offers: Sequence[JobOffer],
+    cards: Sequence[JobOffer],
+    inputs: JobInputs | None,
 ) -> tuple[Advice, ...]:
     """Return what would make a planned run go ahead; empty if it does, or nothing helps.
 
-    `offers` and `cards` are those of the plan.
+    `offers`, `cards` and `inputs` are those of the plan; without inputs no card is known.
     """
-    inputs = job_inputs(loaded)
-    if inputs.shape is None:
+    if inputs is None or inputs.shape is None:
         return ()
+    return advise(loaded, offers, cards, pricing=_pricing(loaded, inputs))
+
+
+def advice_on_rehearsal(
+    loaded: LoadedConfig, rehearsed: Sequence[JobOffer], inputs: JobInputs | None
+) -> tuple[Advice, ...]:
+    """Return the same where this computer trains: its memory is free now, its hours are paid for.
+
+    `rehearsed` are the simulated offers with the hours of this computer.
+    """
+    first = next((one.job for one in rehearsed if one.job is not None), None)
+    if inputs is None or inputs.shape is None or first is None:
+        return ()
+    pricing = _pricing(loaded, inputs, here=True)
+    if first.fits is False:
+        return tuple(memory_advice(tables_here(inputs.tables), first, pricing))
+    return advise(loaded, rehearsed, (), pricing=pricing)
+
+
+def _pricing(loaded: LoadedConfig, inputs: JobInputs, *, here: bool = False) -> Pricing:
+    """Return how a changed config is priced: on the offered card, or on this computer."""
 
     def price(changed: LoadedConfig, offer: Offer) -> JobOffer:
         same_base = changed.config.model == loaded.config.model
         given = inputs_with(inputs, _tables(changed)) if same_base else None
+        if here:
+            return rehearsed_offer(changed, offer, inputs=given)
         return priced_offer(changed, offer, inputs=given)
 
-    return advise(
-        loaded,
-        offers,
-        cards,
-        budget=budget_of(loaded),
-        pricing=Pricing(
-            price=price,
-            need=lambda card: memory_estimate(loaded, card, inputs),
-            shape=inputs.shape,
-            longer_share=None if inputs.lengths is None else _longer_share(inputs.lengths),
-            other_bases=smaller_bases(loaded.config.model.id),
-        ),
+    return Pricing(
+        price=price,
+        need=lambda card: memory_estimate(loaded, card, inputs),
+        shape=inputs.shape,
+        longer_share=None if inputs.lengths is None else _longer_share(inputs.lengths),
+        other_bases=smaller_bases(loaded.config.model.id),
     )
 
 

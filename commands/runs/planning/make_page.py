@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from commands.runs import factory, hub_base
 from commands.runs.base_checks import require_trainable
@@ -22,9 +22,7 @@ from commands.runs.home import environment, qft_home, run_folder
 from commands.runs.parent_adapter import resolve_parent
 from commands.runs.planning.answer import Answer, answer
 from commands.runs.planning.estimates import (
-    HERE,
     cores,
-    estimate_job,
     estimate_local_run,
     estimate_run,
     has_card,
@@ -34,14 +32,14 @@ from commands.runs.planning.estimates import (
     why_unknown,
 )
 from commands.runs.planning.job_inputs import JobInputs
-from commands.runs.planning.make_advice import advice_on
+from commands.runs.planning.make_advice import advice_on, advice_on_rehearsal
 from commands.runs.planning.page import PlanPage
-from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer
+from commands.runs.planning.priced_change import Advice
+from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import (
     JobOffer,
     cheapest_by_card,
     in_order_of_cost,
-    job_offer,
     reference_offers,
 )
 from commands.runs.planning.services import service_costs
@@ -97,6 +95,7 @@ def plan_of(
     estimate = estimate_run(loaded) if knows_card else None
     at_home, card = vm.provider == "local", has_card()
     here = estimate_local_run(loaded) if at_home and not card else None
+    rehearsed = [rehearsed_offer(loaded, one.offer) for one in offers] if here else []
     lacks = (*missing_packages_text(needed_here(loaded.config)), *_missing_files(loaded))
     steps = loaded.config.train.steps or (estimate or {}).get("steps")
     size = None if inputs is None or inputs.shape is None else inputs.shape.parameters
@@ -111,11 +110,11 @@ def plan_of(
         worst_case_usd=worst_case_usd(budget, vm.max_price),
         simulated=provider.traits.simulated_prices,
         answer=_once_complete(
-            _answer(loaded, offers, cards, steps=steps, here=here),
+            _answer(loaded, offers, cards, steps=steps, rehearsed=rehearsed),
             account=provider.account_problem(),
             lacks=lacks,
         ),
-        advice=advice_on(loaded, offers, cards),
+        advice=_advice(loaded, offers, cards, inputs, rehearsed),
         services=() if own else service_costs(size, tokens),
         estimate=estimate,
         unknown=why_unknown(loaded) if estimate is None else "",
@@ -164,27 +163,44 @@ def _answer(
     cards: Sequence[JobOffer],
     *,
     steps: int | None,
-    here: dict[str, Any] | None,
+    rehearsed: Sequence[JobOffer],
 ) -> Answer:
     """Return what a run would do now.
 
-    `here` is the estimate of a rehearsal: then the budget pays for the hours of this computer.
+    `rehearsed` has the hours of this computer where it trains, for which the budget pays then.
     """
     cap, budget = loaded.config.vm.max_price, budget_of(loaded)
-    found = answer(offers, cards, cap=cap, budget=Budget() if here else budget, steps=steps)
+    found = answer(_unpaid(offers, rehearsed), cards, cap=cap, budget=budget, steps=steps)
     if not found.goes_ahead:
         return found
-    if here is not None and not here["fits"]:
+    if any(one.job is not None and one.job.fits is False for one in rehearsed):
         text = "nothing was created: this computer has too little free memory to rehearse it"
         return Answer(text=text, exit_code=Exit.USAGE)
-    if here is not None:
-        found = answer(_rehearsed(loaded, offers), (), cap=cap, budget=budget, steps=steps)
+    if rehearsed:
+        found = answer(rehearsed, (), cap=cap, budget=budget, steps=steps)
     if not found.goes_ahead:
         return found
     if loaded.own_machine:
         text = "nothing was looked at or changed there: `qft doctor` looks, `qft run` goes ahead"
         return Answer(text=text)
     return found
+
+
+def _unpaid(offers: Sequence[JobOffer], rehearsed: Sequence[JobOffer]) -> list[JobOffer]:
+    """Return the offers; those of a rehearsal without costs, for which no budget pays."""
+    return [replace(one, cost=None) for one in offers] if rehearsed else [*offers]
+
+
+def _advice(
+    loaded: LoadedConfig,
+    offers: Sequence[JobOffer],
+    cards: Sequence[JobOffer],
+    inputs: JobInputs | None,
+    rehearsed: Sequence[JobOffer],
+) -> tuple[Advice, ...]:
+    """Return what would make a run go ahead: on its card, then on this computer if it trains."""
+    found = advice_on(loaded, _unpaid(offers, rehearsed), cards, inputs)
+    return found or advice_on_rehearsal(loaded, rehearsed, inputs)
 
 
 def _once_complete(found: Answer, *, account: ProviderError | None, lacks: Sequence[str]) -> Answer:
@@ -198,15 +214,6 @@ def _once_complete(found: Answer, *, account: ProviderError | None, lacks: Seque
     if not lacks:
         return found
     return Answer(text="nothing was created; `qft run` goes ahead once that is there")
-
-
-def _rehearsed(loaded: LoadedConfig, offers: Sequence[JobOffer]) -> list[JobOffer]:
-    """Return the simulated offers with the hours that this computer takes, at the card's price."""
-    cap, budget = loaded.config.vm.max_price, budget_of(loaded)
-    return [
-        job_offer(one.offer, estimate_job(loaded, HERE, offer=one.offer), cap=cap, budget=budget)
-        for one in offers
-    ]
 
 
 def _missing_files(loaded: LoadedConfig) -> list[str]:

@@ -8,16 +8,15 @@ from typing import Any
 
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.advice import Advice
-from commands.runs.planning.answer import CAP_MARGIN, Answer
-from commands.runs.planning.figures import dollars, hourly
+from commands.runs.planning.answer import CAP_MARGIN, Answer, cheaper_card
+from commands.runs.planning.figures import dollars, hourly, hours_span
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
+from commands.runs.planning.priced_change import Advice
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.services import ServiceCost
 from commands.runs.planning.summary import (
     INDENT,
-    hours_fact,
-    memory_fact,
+    job_lines,
     price_fact,
     three_lines,
 )
@@ -125,7 +124,7 @@ class PlanPage:
     def lines(self, width: int = WIDTH_WITHOUT_TERMINAL, *, all_of_them: bool = False) -> list[str]:
         """Return the lines to print; `all_of_them` shows every offer and every detail."""
         if self.own:
-            return _wrap(self._lines_of_own(), width)
+            return self._lines_of_own(width)
         cap = self.max_price_usd_per_h
         head = f"run `{self.run}` on {self.provider}"
         head += f", cap {hourly(cap)}/h" if cap is not None else ", no price cap"
@@ -134,6 +133,7 @@ class PlanPage:
             head,
             "",
             *self.summary(width),
+            *(_wrap(self._part_lines(), width) if all_of_them else []),
             *_wrap([*self._here_lines(), *self._base_lines()], width),
             "",
             *offers,
@@ -165,6 +165,17 @@ class PlanPage:
             lines.append(f"advice: {more} more with `qft plan --all`")
         return lines
 
+    def _part_lines(self) -> list[str]:
+        """Return the parts of the hours, each with the source of its rate."""
+        first = self.first
+        parts = () if first is None or first.job is None else first.job.parts
+        return [
+            f"{INDENT}{part.name} {hours_span(part.hours)}"
+            + (f": {part.source}" if part.source else ": nobody has measured it for this trainer")
+            for part in parts
+            if part.hours.high > 0
+        ]
+
     def _here_lines(self) -> list[str]:
         return [self.here] if self.here else []
 
@@ -175,7 +186,11 @@ class PlanPage:
         """Return the cards by what the job costs on them, if there is more than one to compare."""
         if len([one for one in self.cards if one.cost is not None]) < 2:
             return []
-        return ["", "the same job on each card:", *card_lines(self.cards, width)]
+        lines = ["", "the same job on each card:", *card_lines(self.cards, width)]
+        named = {one.offer.gpu for one in self.offers}
+        if cheaper := cheaper_card(self.cards, named):
+            lines += wrapped(cheaper, width, indent=MARGIN)
+        return lines
 
     def _service_lines(self) -> list[str]:
         if not self.services:
@@ -207,25 +222,28 @@ class PlanPage:
             *(f"note: {text}" for text in notes if all_of_them),
         ]
 
-    def _lines_of_own(self) -> list[str]:
+    def _lines_of_own(self, width: int) -> list[str]:
         """Return the lines for the user's own machine: no offer, no price, no guessed card."""
         job = self.first.job if self.first is not None else None
-        figures = []
-        if job is not None:
-            figures = [f"memory   {memory_fact(job)}", f"hours    {hours_fact(job)}"]
         limit = "none: set `budget.hours`"
         if self.budget.hours is not None:
             limit = _counted(self.budget.hours, "machine hour")
         warnings = (self.too_long, *self.row_warnings, *self.lacks)
-        return [
-            f"run `{self.run}` on your own machine {self.own}, which costs nothing here",
-            "",
-            *figures,
+        texts = [
             *self._base_lines(),
             f"limit: {limit}",
             *(f"warning: {text}" for text in warnings if text),
             *self.advice_lines(),
             self.answer.text,
+        ]
+        return [
+            *_wrap(
+                [f"run `{self.run}` on your own machine {self.own}, which costs nothing here"],
+                width,
+            ),
+            "",
+            *(job_lines(job, width) if job is not None else []),
+            *_wrap(texts, width),
         ]
 
 

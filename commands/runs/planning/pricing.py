@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from commands.runs.config import LoadedConfig
 from commands.runs.hub_base import HubAnswer
-from commands.runs.planning.estimates import estimate_job
+from commands.runs.planning.estimates import HERE, estimate_job
 from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.ranking import JobOffer, as_tried, job_offer
 from infra.provider import Offer
@@ -36,6 +37,18 @@ def priced_offer(
         cap=loaded.config.vm.max_price,
         budget=budget_of(loaded),
     )
+
+
+def rehearsed_offer(
+    loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
+) -> JobOffer:
+    """Put beside a simulated offer what the job needs of this computer, at the offer's price.
+
+    All of its hours count as if they were rented, as the budget of a rehearsal counts them.
+    """
+    found = estimate_job(loaded, HERE, offer=offer, inputs=inputs)
+    job = replace(found, parts=tuple(replace(part, billed=True) for part in found.parts))
+    return job_offer(offer, job, cap=loaded.config.vm.max_price, budget=budget_of(loaded))
 
 
 def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:

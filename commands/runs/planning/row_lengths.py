@@ -85,7 +85,17 @@ def row_lengths(loaded: LoadedConfig, tokenizer: Path | None = None) -> RowLengt
     texts = [text.whole for one in sets for text in one.texts]
     if not texts:
         return None
-    return _measured(loaded, sets, held_out, bytes_per_token(texts, tokenizer))
+    found = _measured(loaded, sets, held_out, bytes_per_token(texts, tokenizer))
+    plan = loaded.config.plan
+    if held_out is not None or plan is None or "eval" not in loaded.config.data.files:
+        return found
+    prompt = max(1.0, found.mean_tokens - found.target_tokens)
+    return replace(
+        found,
+        eval_rows=plan.eval_rows,
+        eval_tokens=prompt,
+        answer_tokens=plan.answer_tokens or found.longest_target,
+    )
 
 
 def usual_tokens(loaded: LoadedConfig) -> int | None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.actual import COMPUTE, DISK
-from commands.runs.planning.estimates import HERE, estimate_job, has_card
-from commands.runs.planning.job_estimate import JobEstimate
+from commands.runs.planning.estimates import has_card
 from commands.runs.planning.planned import Planned, write_planned
-from commands.runs.planning.pricing import budget_of, priced_offer
-from commands.runs.planning.ranking import JobOffer, job_offer
+from commands.runs.planning.pricing import priced_offer, rehearsed_offer
+from commands.runs.planning.ranking import JobOffer
 from commands.runs.request import RunRequest
 from commands.ui.errors import QftError
 from infra.errors import ProviderError
-from infra.provider import Offer, Provider
+from infra.provider import Provider
 
 UNPLANNED = (ProviderError, QftError, OSError, ValueError, LookupError, ArithmeticError)
 """What may go wrong with a plan: prices that nobody gives, files that changed meanwhile."""
@@ -73,13 +71,4 @@ def first_offer(loaded: LoadedConfig, provider: Provider) -> JobOffer | None:
     offer = next((one for one in offers if not one.blocked_by), None)
     if offer is None:
         return None
-    if not loaded.simulated:
-        return priced_offer(loaded, offer)
-    job = _job_here(loaded, offer)
-    return job_offer(offer, job, cap=vm.max_price, budget=budget_of(loaded))
-
-
-def _job_here(loaded: LoadedConfig, offer: Offer) -> JobEstimate:
-    """Return what a rehearsal needs on this computer, all of it billed as if it were rented."""
-    job = estimate_job(loaded, HERE, offer=offer)
-    return replace(job, parts=tuple(replace(part, billed=True) for part in job.parts))
+    return (rehearsed_offer if loaded.simulated else priced_offer)(loaded, offer)

@@ -24,16 +24,18 @@ def three_lines(priced: JobOffer | None, width: int, *, simulated: bool = False)
     """Return the lines on memory, hours and dollars, wrapped; each says it if nothing is known."""
     job = None if priced is None else priced.job
     cost = None if priced is None else priced.cost
-    facts = {
-        "memory": memory_fact(job),
-        "hours": hours_fact(job),
-        "dollars": dollars_fact(cost, simulated=simulated),
-    }
-    return [
-        line
-        for word, fact in facts.items()
-        for line in wrapped(f"{word:<{len(INDENT)}}{fact}", width, indent=INDENT)
-    ]
+    fact = dollars_fact(cost, simulated=simulated)
+    return [*job_lines(job, width), *_line("dollars", fact, width)]
+
+
+def job_lines(job: JobEstimate | None, width: int) -> list[str]:
+    """Return the lines on memory and hours alone, for a machine that costs nothing."""
+    memory_line = _line("memory", memory_fact(job), width)
+    return [*memory_line, *_line("hours", hours_fact(job), width)]
+
+
+def _line(word: str, fact: str, width: int) -> list[str]:
+    return wrapped(f"{word:<{len(INDENT)}}{fact}", width, indent=INDENT)
 
 
 def memory_fact(job: JobEstimate | None) -> str:
