@@ -165,7 +165,7 @@ def test_a_card_too_small_is_refused_with_one_that_fits(runner: CliRunner) -> No
     assert result.code == 2
     assert "does NOT fit a T4" in " ".join(result.out.split())
     assert "a T4 is too small: " in last
-    assert " GB needed, 15.8 there; take an A100 (about $" in last
+    assert " needed, 15.8 there; take an A100 (about $" in last
     assert ", with `vm.max_price: 1." in last
 
 

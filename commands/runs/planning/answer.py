@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from commands.runs.planning.figures import dollars, hourly
+from commands.runs.planning.figures import a_card, dollars, hourly
 from commands.runs.planning.ranking import JobOffer
 from commands.ui.errors import Exit
 from infra.run.budget import Budget
@@ -106,11 +106,10 @@ def _card_that_fits(cards: Sequence[JobOffer]) -> str:
         and (one.cost is None or one.cost.budget_suffices)
     ]
     for one in [*(each for each in fitting if each.is_free), *fitting]:
-        article = "an" if one.offer.gpu[:1] in "AH" else "a"  # as the letters are spoken
         cost = f" (about {dollars(one.likely_usd)} in all)" if one.cost is not None else ""
         cap = CAP_MARGIN * one.offer.spot_usd_per_h
         raised = f", with `vm.max_price: {_upwards(cap)}`" if one.too_dear else ""
-        return f"{article} {one.offer.gpu}{cost}{raised}"
+        return f"{a_card(one.offer.gpu)}{cost}{raised}"
     return ""
 
 

@@ -46,6 +46,17 @@ def hours_span(span: Span) -> str:
     return _with_range(likely, low, high)
 
 
+def a_card(name: str) -> str:
+    """Return `a T4` or `an A10`, as the letters are spoken."""
+    return f"{'an' if name[:1] in 'AFHLMNRSX' else 'a'} {name}"
+
+
+def gigabytes(span: Span) -> str:
+    """Return `6.9 GB (6.2 to 7.9)`, without a range if there is none."""
+    low, high = (f"{one / GB:.1f}" for one in (span.low, span.high))
+    return _with_range(f"{span.likely / GB:.1f} GB", low, high)
+
+
 def memory(span: Span, card: str, card_bytes: float) -> str:
     """Return `6.9 GB of the T4's 15.8 (6.2 to 7.9)`."""
     likely, low, high = (f"{one / GB:.1f}" for one in (span.likely, span.low, span.high))

@@ -141,7 +141,7 @@ class PlanPage:
             *_wrap(self._service_lines(), width),
             "",
             *_wrap(self._limit_lines(all_of_them=all_of_them), width),
-            *_wrap(self._warnings(all_of_them=all_of_them), width),
+            *_wrap(self._warnings(), width),
             "",
             *_wrap(self.advice_lines(all_of_them=all_of_them), width),
             *([""] if self.advice else []),
@@ -211,7 +211,8 @@ class PlanPage:
             lines.append(f"will end the bill without it: {', '.join(one.name for one in held)}")
         return [*lines, *_safeguard_lines(self.safeguards, all_of_them=all_of_them)]
 
-    def _warnings(self, *, all_of_them: bool) -> list[str]:
+    def _warnings(self) -> list[str]:
+        """Return what to know before renting: warnings, then how sure the figures are."""
         first = self.first
         cap = _cap_warning(self.offers, self.max_price_usd_per_h)
         notes = first.job.notes if first is not None and first.job is not None else ()
@@ -219,7 +220,7 @@ class PlanPage:
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {self.note}"] if self.note else []),
-            *(f"note: {text}" for text in notes if all_of_them),
+            *(f"note: {text}" for text in notes),
         ]
 
     def _lines_of_own(self, width: int) -> list[str]:

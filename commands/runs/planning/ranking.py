@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from commands.runs.planning.costs import Cost, cost_of_job
+from commands.runs.planning.figures import GB, a_card, gigabytes
 from commands.runs.planning.job_estimate import JobEstimate
 from infra.catalog.vendor import GpuSize, VendorCatalog
 from infra.catalog.vendors import CATALOGS, find_size
@@ -92,9 +93,9 @@ def card_obstacle(job: JobEstimate | None) -> str:
     if job is None or job.fits is not False:
         return ""
     if job.memory_bytes is None:
-        return f"a {job.card} is too small"
-    need, there = job.memory_bytes.likely / 1e9, job.card_bytes / 1e9
-    return f"a {job.card} is too small: {need:.1f} GB needed, {there:.1f} there"
+        return f"{a_card(job.card)} is too small"
+    need, there = gigabytes(job.memory_bytes), job.card_bytes / GB
+    return f"{a_card(job.card)} is too small: {need} needed, {there:.1f} there"
 
 
 def _host_obstacle(offer: Offer, host_bytes: float | None) -> str:
