@@ -129,7 +129,7 @@ def test_the_longest_rows_that_fit_fit() -> None:
     assert as_published(shape_of_phi(), ARTICLE, card_bytes=1e9).longest is None
 
 
-def test_each_saving_is_what_its_setting_alone_takes_away() -> None:
+def test_each_saving_is_found_by_switching_it_alone() -> None:
     """The need without a saving is that of the published loop with that setting switched."""
     found = as_published(shape_of_phi(), ARTICLE, card_bytes=T4)
     savings = {one.name: one.bytes for one in found.savings}

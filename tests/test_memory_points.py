@@ -139,7 +139,30 @@ def test_the_length_of_short_rows_is_not_the_cap() -> None:
 
 CELL = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["?", "-", "nan", "-1", "1e999", "0", "9" * 30, "2,048", "qlora", "T4", "no"]),
+    st.sampled_from(
+        [
+            "?",
+            "-",
+            "nan",
+            "-1",
+            "1e999",
+            "0",
+            "9" * 30,
+            "2,048",
+            "T4",
+            "no",
+            "after load 5.9.8",
+            "fits",
+            "static",
+            "ctx",
+            "9G",
+            "c_attn",
+            "full",
+            "r=0",
+            "gptq",
+            "8x T4",
+        ]
+    ),
 )
 
 

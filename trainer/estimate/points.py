@@ -131,7 +131,7 @@ def _predict(
     if "allocated" in metric:
         return memory.allocated, None
     reserved = memory.reserved - context
-    if loaded := re.search(r"after load ([\d.]+)", metric):
+    if loaded := re.search(r"after load (\d+(?:\.\d+)?)", metric):
         reserved += _more_than_loaded(shape, work, float(loaded[1]) * unit_of(cells))
     if card is not None:
         reserved = max(min(reserved, card - context), tight)

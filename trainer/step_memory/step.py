@@ -23,7 +23,7 @@ from trainer.config import TrainTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.device.precision import Precision, choose_precision
 from trainer.eviction import PreemptionFlag
-from trainer.method_table import MethodKind, Quant
+from trainer.method_table import MethodKind
 from trainer.rundir.status import MetricsLog
 from trainer.saving.state import TrainingState
 from trainer.schedule import make_schedule
@@ -194,14 +194,11 @@ class _Counting:
     def _pass(self, model: Any, state: TrainingState, size: int) -> dict[str, int]:
         """Do a pass of `size` rows; return the peaks of its phases.
 
-        Of several passes of a step the last is counted, when the gradients are there already. Two
-        are done in 8 bits, where bitsandbytes keeps inputs outside of what a backward pass frees,
-        so those of one pass are still there in the next; and for NOLA, which begins each step
-        without gradients of its matrices.
+        Of several passes of a step the last is counted, when the gradients are there already. For
+        NOLA two are done: it begins each step without gradients of its matrices.
         """
-        method = self._request.method
         several = size < self._request.train.batch_size
-        twice = several and (method.storage is Quant.INT8 or method.kind is MethodKind.NOLA)
+        twice = several and self._request.method.kind is MethodKind.NOLA
         context = self._context(model, size, passes=1 + twice)
         self._describe_values(context.examples[:size])
         state.counters.micro_batch = size

@@ -83,25 +83,26 @@ def with_count(  # noqa: PLR0913 - what decides a step, and who counts it
     step = count(request, size)
     if step is None:
         return plain
-    formula, need = found["memory_bytes"], step.reserved
-    fits = need <= found["gpu_bytes"]
+    formula = found["memory_bytes"]
+    room = found["gpu_bytes"] * formula["reserved"] / found["memory_span"]["high"]
+    fits = step.reserved <= room  # also at the upper end of the range, as the formula decides
     fitting = found["largest_micro_batch"]
     if tables.train.micro_batch == "auto" and not fits and size > 1:
         one = count(request, 1)
         if one is None:
             return plain
-        fitting = _fitting(one, step, size, found["gpu_bytes"])
-        again = None if fitting is None else count(request, fitting)
+        fitting = _fitting(one, step, size, room)
+        again = count(request, fitting or 1)
         if again is not None:
-            size, step, need = fitting or 1, again, again.reserved
-        fits = fitting is not None and need <= found["gpu_bytes"]
+            size, step = fitting or 1, again
+        fits = fitting is not None and step.reserved <= room
     return {
         **plain,
         "micro_batch": size if fits or tables.train.micro_batch != "auto" else None,
         "largest_micro_batch": max(size, fitting or 0) if fits else None,
         "fits": fits,
         "memory_bytes": _memory(formula, step),
-        "memory_span": _span(found, need),
+        "memory_span": _span(found, step.reserved),
         "memory_counted": True,
         "memory_disagreement": _disagreement(found, size, step),
     }
