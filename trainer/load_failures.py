@@ -23,7 +23,7 @@ class readable_failure:  # noqa: N801 - used as a context manager
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is not None and is_out_of_memory(error):
             raise DoesNotFit(
-                f"{self._name} does not fit into the memory of the device; quantise it "
+                f"{self._name} does not fit into memory; quantise it "
                 f"(`kind: qlora`), take a smaller base, or a machine with more memory ({error})"
             ) from error
         if error is not None and hub_is_silent(error):
