@@ -109,7 +109,8 @@ def stream_bytes(shape: Shape, work: TrainingSetup) -> int:
     An embedding in float32 makes all of them float32, and so does autocast of torch's own norm: a
     quantised layer answers in the type of what it reads.
     """
-    widened = work.loop.autocast and traits_of(shape).layer_norm and not work.loop.fused_norms
+    own_norm = traits_of(shape).layer_norm and not work.loop.fused_norms
+    widened = work.loop.autocast and (own_norm or (work.dora and work.quant is not Quant.NONE))
     return 4 if work.loop.upcast or widened else BYTES[work.precision]
 
 
@@ -228,7 +229,7 @@ def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits
     if loop.padded_adapter and 0 < padded < block.queries + 2 * block.keys:
         kept += padded * stream
     if work.dora:  # what the base and what the matrices gave, each to be multiplied by lengths
-        kept += 2 * stream * sum(one.rows for one in adapted)
+        kept += (stream + BYTES[work.precision]) * sum(one.rows for one in adapted)
     return kept + sum(shared.values())
 
 
@@ -296,11 +297,9 @@ def checkpointed_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float
 def kept_in_eight_bits(block: Block, work: TrainingSetup) -> float:
     """Return what the layers of bitsandbytes in 8 bits keep of one token, checkpointed or not.
 
-    They keep what they read where neither a checkpoint nor the backward pass frees it: that of one
-    pass is there until the next has made its loss.
+    They keep what they read outside of what a checkpoint leaves away.
     """
     if work.quant is not Quant.INT8:
         return 0.0
     widths = {role_of(one, block): one.columns for one in block.linears}
-    passes = 2 if work.loop.accumulates else 1
-    return float(passes * BYTES[work.precision] * sum(widths.values()))
+    return float(BYTES[work.precision] * sum(widths.values()))
