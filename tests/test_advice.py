@@ -20,6 +20,7 @@ from trainer.estimate.advice import (
 )
 from trainer.estimate.gpus import GPUS
 from trainer.estimate.training import estimate_training
+from trainer.job.fit_memory import advice_lines
 
 LLAMA_7B = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -209,3 +210,14 @@ def test_all_changes_together_are_advised_where_none_is_enough() -> None:
 
     assert lines_of(only) == ["method.double_quant: true", "train.max_length: 512", "method.r: 8"]
     assert not only.keeps_result
+
+
+def test_a_refused_training_lists_the_lines_to_type() -> None:
+    """The trainer's refusal has a line for each way, and where to begin if there is none."""
+    lora = config_of({"kind": "lora"}, micro_batch=1)
+    lines = advice_lines(advice_on(lora, LLAMA_13B))
+
+    assert lines[1] == "  method.kind: qlora and method.quant: nf4"
+    assert lines[-1] == "hint: or take a machine with more memory"
+    (hint,) = advice_lines(())
+    assert hint.startswith("hint: lower `train.max_length` or `method.r`, or ")

@@ -156,3 +156,25 @@ def test_limits_read_as_money_and_as_counts(tmp_path: Path) -> None:
     assert odd[0].endswith(", cap $0.1234/h")
     assert any("$5.00, 1 machine hour, 1 eviction" in line for line in whole)
     assert any("2.5 machine hours, 3 evictions" in line for line in odd)
+
+
+def test_the_budget_of_a_rehearsal_pays_for_the_hours_here(tmp_path: Path) -> None:
+    """A million steps on two cores outlast a day, though the card would have done them in one."""
+    project(tmp_path, words=800, train={"steps": 1_000_000, "batch_size": 8, "threads": 2})
+    page = make_plan(str(tmp_path / "run.yaml"))
+
+    assert page.answer.exit_code == 6
+    assert "24 machine hours ends the run at about step " in page.answer.text
+
+
+def test_a_simulated_market_above_the_cap_is_no_offer(tmp_path: Path) -> None:
+    """The words are those of a real cloud."""
+    project(tmp_path)
+    market = tmp_path / "home" / "local" / "market.json"
+    market.parent.mkdir(parents=True)
+    market.write_text('{"version": 1, "regions": {"here": {"spot_usd_per_h": 0.5}}}')
+
+    page = make_plan(str(tmp_path / "run.yaml"))
+
+    assert page.answer.exit_code == 3
+    assert page.answer.text.startswith("nothing fits under $0.25/h; the cheapest is $0.50: raise")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from trainer.device.out_of_memory import is_out_of_memory
 from trainer.errors import DoesNotFit
 from trainer.job import stages
 from trainer.job.context import JobOptions
+from trainer.job.fit_memory import fit_memory
 from trainer.job.job import run_job
+from trainer.job.replay import replay
 from trainer.method_table import OptimizerKind
 from trainer.rundir.memory_record import read_memory_record
 from trainer.saving.memory_savings import NO_SAVINGS, MemorySavings, read_savings
@@ -85,6 +88,39 @@ def test_after_a_measurement_state_and_generators_are_as_before(tmp_path: Path) 
     assert torch.equal(torch.get_rng_state(), random)
     assert all(value.grad is None for value in made.state.parameters.values())
     assert found.allocated_bytes >= found.extra_bytes > 0
+
+
+def test_a_measured_pass_is_one_of_training(tmp_path: Path) -> None:
+    """Dropout and recomputation are on, as in a step; afterwards the model is in its old mode."""
+    train = {**TRAIN, "gradient_checkpointing": True}
+    made = rig(tiny.make_run(tmp_path, rows=12, train=train))
+    made.context.model.eval()
+    block = made.context.model.get_base_model().model.layers[0].mlp
+    modes: list[bool] = []
+    block.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    one = longest_passes(made.context.schedule, made.context.examples, micro_batch=2)[0]
+    measure(made.context, made.state, one)
+
+    assert modes == [True, True]  # forward, and again in the backward pass
+    assert not any(module.training for module in made.context.model.modules())
+
+
+def test_a_run_that_was_made_to_fit_replays_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verified from the first weights on, its steps are cut as they were found to fit."""
+    run = tiny.make_run(tmp_path, rows=12, train=TRAIN)
+
+    def with_less(job: Any, prepared: Any, context: Any, state: Any) -> None:
+        state.counters.micro_batch = 2
+        fit_memory(job, prepared, context, state)
+
+    monkeypatch.setattr(stages, "fit_memory", with_less)
+    run_to_end(run)
+    monkeypatch.undo()
+    found = replay(run, steps=4, clock=time.monotonic, on_message=lambda _text: None)
+
+    assert (found.after_step, found.steps, found.equal) == (0, 4, True)
 
 
 def passes_only(made: Rig, able: Callable[[dict[str, Any]], bool]) -> None:

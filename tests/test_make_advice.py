@@ -14,9 +14,15 @@ import pytest
 import yaml
 
 from commands.runs.config import load
-from commands.runs.planning import estimates
+from commands.runs.planning import counted_memory, estimates
+from commands.runs.planning.estimates import estimate_job
 from commands.runs.planning.job_inputs import job_inputs
-from commands.runs.planning.make_advice import inputs_with, smaller_bases
+from commands.runs.planning.make_advice import (
+    advice_on,
+    inputs_with,
+    memory_estimate,
+    smaller_bases,
+)
 from commands.runs.planning.make_page import make_plan
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.priced_change import Advice
@@ -203,6 +209,28 @@ def test_rows_are_cut_as_if_they_were_read_again(tmp_path: Path) -> None:
     assert cut.lengths.mean_tokens == pytest.approx(again.lengths.mean_tokens, rel=0.01)
     assert cut.lengths.longest_tokens == again.lengths.longest_tokens == 512
     assert cut.adapter_bytes == again.adapter_bytes
+
+
+def test_advice_is_scaled_to_what_was_counted_and_counts_nothing_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count takes seconds each: the formula searches, held to the one count of the plan."""
+    path, page = planned(tmp_path, budget={"usd": 0.2}, train={"micro_batch": 4})
+    loaded = load(path)
+    inputs = job_inputs(loaded)
+    monkeypatch.setattr(counted_memory, "counted", lambda *_: pytest.fail("it was counted"))
+    job = estimate_job(loaded, "T4", inputs=replace(inputs, may_count=False))
+    assert job.memory_bytes is not None
+    plain = memory_estimate(loaded, job, inputs)
+    scaled = memory_estimate(loaded, replace(job, memory_bytes=job.memory_bytes * 1.2), inputs)
+    assert plain is not None
+    assert scaled is not None
+    lesser, greater = plain(inputs.tables), scaled(inputs.tables)
+
+    assert lesser is not None
+    assert greater is not None
+    assert greater.need_bytes == pytest.approx(1.2 * lesser.need_bytes)
+    assert advice_on(loaded, page.offers, page.cards, inputs) == page.advice != ()
 
 
 def test_smaller_bases_are_of_the_family_and_ordered() -> None:

@@ -103,7 +103,7 @@ def advice_on(loaded: LoadedConfig, offers: Sequence[JobOffer], **more: Any) -> 
     cards = sorted((offer_of(loaded, card) for card in CARDS), key=lambda one: one.likely_usd)
     pricing = Pricing(
         price=price,
-        need=lambda card: lambda config: need_of(card, config),
+        need=lambda job: lambda config: need_of(job.card, config),
         shape=PHI_2,
         **more,
     )

@@ -137,7 +137,7 @@ def test_an_offer_on_which_the_job_cannot_work_is_blocked() -> None:
     """It is tried last, and never rented where any card will do."""
     small = job("T4", fits=False, memory_bytes=Span.exactly(20e9))
 
-    first, last = as_tried([priced(T4, small), priced(A10, job("A10"))])
+    first, last = as_tried(in_order_of_cost([priced(T4, small), priced(A10, job("A10"))]))
 
     assert first == A10
     assert last.blocked_by == "a T4 is too small: 20.0 GB needed, 15.8 there"
@@ -150,7 +150,10 @@ def test_a_machine_with_too_little_memory_is_no_offer() -> None:
     short = job_offer(T4, job(), cap=None, budget=FREE, host_bytes=40 * 2**30)
 
     assert not short.is_free
-    assert short.too_small == "the machine has 28 GiB of memory, and loading the base takes 40"
+    assert short.too_small == (
+        "the machine has 28 GiB of memory, and loading the base takes 40 GiB; take a larger size, "
+        "or save the base as safetensors"
+    )
 
 
 def test_cards_that_nobody_offers_stand_at_their_reference_prices() -> None:

@@ -16,6 +16,10 @@ import yaml
 from arm.harness import azure
 from arm.runner import CliResult, CliRunner, cli_runner
 
+from commands.runs.config import load
+from commands.runs.planning.pricing import order_for
+from infra.provider import Offer
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -228,3 +232,42 @@ def test_a_card_too_small_is_not_rented_where_any_will_do(runner: CliRunner) -> 
     table = [line for line in result.out.splitlines() if line.split()[:1] == ["1"]]
     assert "_A10_" in table[0]
     assert "a T4 is too small" in result.out
+
+
+def test_a_machine_that_cannot_load_the_base_is_passed_over(runner: CliRunner) -> None:
+    """Pickles of an old format are read whole: 30 GiB of them need more than the 28 of an NC4as."""
+    write_config(vm={"max_price": 0.25})
+    Path("model/model.safetensors").unlink()
+    with Path("model/pytorch_model.bin").open("wb") as file:
+        file.write(b"\x80\x02")  # a pickle that is no zip file
+        file.truncate(30 * 2**30)  # nothing on the disk but its size
+
+    result, last = plan(runner, "--all")
+
+    assert result.code == 0, result.out + result.err
+    assert last.startswith("nothing was created; `qft run` goes ahead")
+    rows = [line.split() for line in result.out.splitlines() if "_T4_v3 " in line]
+    assert rows[0][:2] == ["1", "Standard_NC8as_T4_v3"]
+    assert "the machine has 28 GiB of memory, and loading the base takes " in " ".join(
+        result.out.split()
+    )
+
+
+def test_a_card_that_is_named_is_tried_however_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run warns of a card that its estimate calls too small, and tries it: it was asked for."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QFT_HOME", str(tmp_path / "home"))
+    write_config(model=LARGE)
+    offers = [
+        Offer(provider="azure", region="eastus", size=size, gpu="T4", spot_usd_per_h=0.15)
+        for size in ("Standard_NC4as_T4_v3", "Standard_NC8as_T4_v3")
+    ]
+    named = order_for(load(Path("run.yaml")))(offers)
+    write_config(model=LARGE, vm={"gpu": ""})
+    any_card = order_for(load(Path("run.yaml")))(offers)
+
+    assert named == offers
+    assert all(one.blocked_by.startswith("a T4 is too small") for one in any_card)

@@ -54,9 +54,9 @@ def local_run_dir(
         run_dir = root / "run"
         run_dir.mkdir()
         shutil.copyfile(payload.config, run_dir / "config.json")
-        log_file = loaded.out / "metrics.jsonl"
-        if log_file.exists():
-            shutil.copyfile(log_file, run_dir / "metrics.jsonl")
+        for name in ("metrics.jsonl", "memory.json"):  # what was done, and how it was computed
+            if (loaded.out / name).exists():
+                shutil.copyfile(loaded.out / name, run_dir / name)
         if folder.checkpoints.is_dir():
             shutil.copytree(folder.checkpoints, run_dir / "checkpoints")
         yield run_dir

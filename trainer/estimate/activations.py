@@ -109,8 +109,7 @@ def stream_bytes(shape: Shape, work: TrainingSetup) -> int:
     An embedding in float32 makes all of them float32, and so does autocast of torch's own norm: a
     quantised layer answers in the type of what it reads.
     """
-    own_norm = traits_of(shape).layer_norm and not work.loop.fused_norms
-    widened = work.loop.autocast and (own_norm or (work.dora and work.quant is not Quant.NONE))
+    widened = work.loop.autocast and traits_of(shape).layer_norm and not work.loop.fused_norms
     return 4 if work.loop.upcast or widened else BYTES[work.precision]
 
 
@@ -188,49 +187,59 @@ def _feed_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits)
 
 def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits) -> float:
     """Return what linear layers keep of what they read, for the adapters and for themselves."""
-    loop, stream = work.loop, stream_bytes(shape, work)
-    quantised = work.quant is not Quant.NONE
+    stream, copied = stream_bytes(shape, work), _copy_bytes(shape, work)
+    adapted = [] if work.full else adapted_layers(block, work)
+    kept = sum(_own_bytes(one, work, stream, copied) for one in _readers(adapted, block, work))
+    if work.dora:  # what the base and what the matrices gave, each to be multiplied by lengths
+        kept += 2 * stream * sum(one.rows for one in adapted)
+    if work.loop.padded_adapter:
+        rows = sum(one.rows for one in adapted if role_of(one, block) is Role.ATTENTION_IN)
+        kept += rows * stream if rows < block.queries + 2 * block.keys else 0
+    shares = not (work.miss or work.variant == "vera" or work.dropout or copied)
+    reading = block.linears if work.full else adapted if shares else []
+    return kept + _shared_bytes(
+        shape, block, work, traits, {role_of(one, block) for one in reading}
+    )
+
+
+def _readers(adapted: list[Linear], block: Block, work: TrainingSetup) -> list[Linear]:
+    """Return the adapted layers, of which one adapter may read for queries, keys and values."""
+    if not work.loop.fused_views:
+        return adapted
+    inside = [one for one in adapted if role_of(one, block) is Role.ATTENTION_IN]
+    return [one for one in adapted if one not in inside[1:]]
+
+
+def _own_bytes(one: Linear, work: TrainingSetup, stream: int, copied: int) -> float:
+    """Return what one adapter keeps for itself: its input's copy, mask, and what A gave."""
+    if work.miss:
+        return 0.0
+    if work.variant == "vera":  # scales what its frozen matrices gave
+        return 4.0 * one.rows
+    kept = work.r * (copied or stream)
+    if work.dropout:
+        return float(kept + one.columns * ((copied or stream) + MASK_BYTES))
+    return float(kept + one.columns * copied)
+
+
+def _shared_bytes(
+    shape: Shape, block: Block, work: TrainingSetup, traits: Traits, reading: set[Role]
+) -> float:
+    """Return the inputs that are kept once for all that read them: `reading`, and the base."""
     widths = {
         Role.ATTENTION_IN: shape.hidden, Role.FEED_IN: shape.hidden,
         Role.ATTENTION_OUT: block.queries, Role.FEED_OUT: block.feed_forward,
     }  # fmt: skip
-    shared: dict[Role, float] = {}  # tensors that are there once for all that read them
-    if loop.frozen_inputs and quantised:
+    stream, loop = stream_bytes(shape, work), work.loop
+    each = dict.fromkeys(reading, float(stream))
+    if work.quant is not Quant.NONE and loop.frozen_inputs:
         for role in {role_of(one, block) for one in block.linears}:
-            shared[role] = widths[role] * loop.frozen_inputs
-    kept, copied, padded = 0.0, _copy_bytes(shape, work), 0
-    reads = not work.miss and work.variant != "vera"  # whether an adapter keeps what it reads
-    adapted = block.linears if work.full else adapted_layers(block, work)
-    seen: set[Role] = set()
-    for one in adapted:
-        role = role_of(one, block)
-        if role is Role.ATTENTION_IN:
-            padded += one.rows
-        if loop.fused_views and role is Role.ATTENTION_IN and role in seen:
-            continue  # one adapter reads for queries, keys and values
-        seen.add(role)
-        if work.full:
-            shared[role] = max(shared.get(role, 0.0), widths[role] * stream)
-            continue
-        if not reads:
-            kept += 0 if work.miss else 4 * one.rows  # VeRA scales what its matrices gave
-            continue
-        kept += work.r * (copied or stream)
-        if work.dropout:
-            kept += one.columns * ((copied or stream) + MASK_BYTES)
-        elif copied:
-            kept += one.columns * copied
-        else:
-            shared[role] = max(shared.get(role, 0.0), widths[role] * stream)
-    if not loop.eager and shared.get(Role.ATTENTION_OUT, 0.0) <= block.queries * stream:
-        shared.pop(Role.ATTENTION_OUT, None)  # attention keeps its output already
-    if traits.norm_inputs == 1 and Role.ATTENTION_IN in shared:
-        shared.pop(Role.FEED_IN, None)  # both read the output of one norm
-    if loop.padded_adapter and 0 < padded < block.queries + 2 * block.keys:
-        kept += padded * stream
-    if work.dora:  # what the base and what the matrices gave, each to be multiplied by lengths
-        kept += (stream + BYTES[work.precision]) * sum(one.rows for one in adapted)
-    return kept + sum(shared.values())
+            each[role] = max(each.get(role, 0.0), loop.frozen_inputs)
+    if not loop.eager and each.get(Role.ATTENTION_OUT, 0.0) <= stream:
+        each.pop(Role.ATTENTION_OUT, None)  # attention keeps its output already
+    if traits.norm_inputs == 1 and Role.ATTENTION_IN in each:
+        each.pop(Role.FEED_IN, None)  # both read the output of one norm
+    return sum(widths[role] * size for role, size in each.items())
 
 
 def _copy_bytes(shape: Shape, work: TrainingSetup) -> int:
@@ -297,9 +306,11 @@ def checkpointed_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float
 def kept_in_eight_bits(block: Block, work: TrainingSetup) -> float:
     """Return what the layers of bitsandbytes in 8 bits keep of one token, checkpointed or not.
 
-    They keep what they read outside of what a checkpoint leaves away.
+    They keep what they read where neither a checkpoint nor the backward pass frees it: that of one
+    pass is there until the next has made its loss.
     """
     if work.quant is not Quant.INT8:
         return 0.0
     widths = {role_of(one, block): one.columns for one in block.linears}
-    return float(BYTES[work.precision] * sum(widths.values()))
+    passes = 2 if work.loop.accumulates else 1
+    return float(passes * BYTES[work.precision] * sum(widths.values()))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from trainer.config import TrainerConfig
 from trainer.device.count import find_shape
 from trainer.device.host_memory import machine_bytes
 from trainer.device.shapes import UnknownShapeError
+from trainer.estimate.advice import MemoryAdvice, MemoryNeed, advise_memory
 from trainer.estimate.gpus import TrainingGpu
-from trainer.estimate.smaller import what_would_fit
 from trainer.estimate.training import estimate_training
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
@@ -55,7 +56,7 @@ def fit_memory(
     memory = estimated(with_micro_batch(job.config, state.counters.micro_batch))
     need = None if memory is None else round(memory["reserved"])
     record = _record(found, prepared, state, key=key, estimated_bytes=need)
-    record.write(job.run_dir)
+    _keep(record, job)
     job.on_message(f"longest batch measured: {_figures(record)}")
 
 
@@ -76,7 +77,12 @@ def note_saving(job: JobContext, text: str) -> None:
     _report(job, text)
     stored = read_memory_record(job.run_dir)
     if stored is not None:
-        stored.with_step(text).write(job.run_dir)
+        _keep(stored.with_step(text), job)
+
+
+def _keep(record: MemoryRecord, job: JobContext) -> None:
+    with suppress(OSError):  # no room: the next start measures again
+        record.write(job.run_dir)
 
 
 def memory_facts(run_dir: Path) -> dict[str, Any]:
@@ -180,22 +186,30 @@ def _advice(
 ) -> list[str]:
     """Return what would fit by the formula, and what helps in any case."""
     single = with_micro_batch(config, 1)
-    always = "take a machine with more memory"
     now = estimated(single)
-    need, limit = shortage.need_bytes, shortage.limit_bytes
-    changes: list[str] = []
-    if now is not None and need is not None and limit is not None:
-        changes = what_would_fit(
-            single,
-            lambda other: (estimated(other) or now)["allocated"],
-            longest=max(len(one.input_ids) for one in prepared.rows.items),
-            lacking_bytes=need - limit,
-        )
-    if not changes:
+    if now is None or shortage.need_bytes is None or shortage.limit_bytes is None:
+        return advice_lines(())
+    enough = now["allocated"] - (shortage.need_bytes - shortage.limit_bytes)
+
+    def estimate(other: TrainerConfig) -> MemoryNeed | None:
+        memory = estimated(other)
+        if memory is None:
+            return None
+        return MemoryNeed(need_bytes=memory["allocated"], fits=memory["allocated"] <= enough)
+
+    longest = max(len(one.input_ids) for one in prepared.rows.items)
+    shape = find_shape(prepared.model_config)
+    return advice_lines(advise_memory(single, shape, estimate, longest=longest))
+
+
+def advice_lines(found: Sequence[MemoryAdvice]) -> list[str]:
+    """Return advice as lines, with what helps in any case; without any, where to begin."""
+    always = "take a machine with more memory"
+    if not found:
         return [f"hint: lower `train.max_length` or `method.r`, or {always}"]
     return [
         "what would fit by the estimate changes the result, so it is yours to put into run.yaml:",
-        *(f"  {line}" for line in changes),
+        *(f"  {' and '.join(map(str, one.overrides))}" for one in found),
         f"hint: or {always}",
     ]
 

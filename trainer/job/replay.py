@@ -19,10 +19,12 @@ from trainer.errors import ConfigError
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
 from trainer.job.context import JobContext, JobOptions, with_parent
+from trainer.job.fit_memory import take_up
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import alone_in, data_facts
+from trainer.rundir.memory_record import read_memory_record
 from trainer.rundir.status import HeartbeatWriter, parse_log
 from trainer.saving.checkpoint import load, tensor_chunks
 from trainer.saving.manifest import (
@@ -92,6 +94,9 @@ def replay(
         adapted = models.attach_adapter(base, config.method, config.train, parent=prepared.parent)
         context, state = set_up(job, prepared, adapted)
         root = run_dir / "checkpoints"
+        stored = read_memory_record(run_dir)
+        if stored is not None and stored.after_step == 0:  # a checkpoint says it by itself
+            take_up(context, state, stored)
         start = choose_start(root, last=len(logged), steps=steps)
         caveats: tuple[str, ...] = ()
         checkpoint_step = start or choose_start(root, last=len(logged) + 1, steps=None)

@@ -142,10 +142,14 @@ def _unchanged(context: TrainContext, state: TrainingState) -> Iterator[None]:
     random = torch.get_rng_state()
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     lengths = _grown_by_length(context.model)
+    modes = [(module, module.training) for module in context.model.modules()]
+    context.model.train()  # before its first step it is not yet, and recomputes nothing
     try:
         yield
     finally:
         state.optimizer.zero_grad(set_to_none=True)
+        for module, training in modes:
+            module.training = training
         context.method.materialize()  # what it made of gradients goes, too
         for module, name, value in lengths:
             setattr(module, name, value)

@@ -73,7 +73,7 @@ def _for_memory(
 
 def memory_advice(tables: TrainerConfig, job: JobEstimate, pricing: Pricing) -> Iterator[Advice]:
     """Yield the settings with which a job fits the card that it was estimated for."""
-    estimate = pricing.need(job.card)
+    estimate = pricing.need(job)
     if estimate is None or pricing.shape is None:
         return
     found = advise_memory(tables, pricing.shape, estimate, longest=pricing.longest)

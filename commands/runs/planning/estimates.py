@@ -267,7 +267,11 @@ def estimate_job(
     if inputs.shape is None:
         return JobEstimate(card=gpu.name, card_bytes=gpu.memory_bytes, problem=inputs.problem)
     tables = tables_here(inputs.tables) if card == HERE else inputs.tables
-    found = rows_estimate(loaded, tables, inputs.shape, rows_of(tables, inputs.lengths), gpu)
+    rows = rows_of(tables, inputs.lengths)
+    if inputs.may_count:
+        found = rows_estimate(loaded, tables, inputs.shape, rows, gpu)
+    else:
+        found = estimate_rows(tables, inputs.shape, rows, gpu=gpu)
     if hub is not None:
         inputs = with_hub(inputs, hub)
     machine = machine_of(loaded, offer, here=card == HERE)
@@ -275,7 +279,6 @@ def estimate_job(
     steps = found["steps"]
     tokens = None
     if steps is not None:
-        rows = rows_of(tables, inputs.lengths)
         tokens = steps * tables.train.batch_size * rows.usual
     return JobEstimate(
         card=gpu.name,

@@ -17,9 +17,12 @@ from commands.runs.planning.row_lengths import RowLengths, row_lengths
 from commands.runs.upload_rate import UploadRate, last_upload, upload_file
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape, UnknownShapeError
+from trainer.estimate.host import WeightFile, host_bytes_needed
 from trainer.estimate.setup import BYTES
 from trainer.estimate.training import setup_of
 from trainer.estimate.weights import adapter_parameters
+from trainer.job.weight_files import weight_files
+from trainer.method_table import Quant
 
 CODE_BYTES = 2e6
 """The trainer itself, which travels to every machine."""
@@ -50,6 +53,10 @@ class JobInputs:
     """Whether they are sent from here, not fetched from the hub by the machine."""
     adapter_bytes: float
     """Of what comes home."""
+    may_count: bool = True
+    """Whether memory may be counted on the model itself, which takes seconds."""
+    host_bytes: float | None = None
+    """What a machine needs of its own memory to load the base; None if nothing is known of it."""
     upload: UploadRate | None = None
     """How fast files last travelled from here to such machines, if that was ever measured."""
 
@@ -116,8 +123,18 @@ def _read(loaded: LoadedConfig) -> JobInputs:
         base_bytes=float(weights),
         base_sent=sent,
         adapter_bytes=float(trained * TRAINED_BYTES),
+        host_bytes=_host_bytes(tables, folder, weights),
         upload=last_upload(_cache(), loaded.config.vm.provider),
     )
+
+
+def _host_bytes(tables: TrainerConfig, folder: Path | None, weights: float) -> float | None:
+    """Return the memory that loading takes, by the files here, else as if they were one."""
+    files = weight_files(folder) if folder else []
+    if not files and not weights:
+        return None
+    quantised = tables.method.storage is not Quant.NONE
+    return host_bytes_needed(files or [WeightFile(size=int(weights))], quantised=quantised)
 
 
 def _data_bytes(loaded: LoadedConfig, lengths: RowLengths | None) -> float:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.advice import advise, memory_advice
-from commands.runs.planning.estimates import find_gpu, rows_of, tables_here
-from commands.runs.planning.job_inputs import JobInputs
+from commands.runs.planning.estimates import HERE, find_gpu, rows_of, tables_here
+from commands.runs.planning.job_estimate import JobEstimate
+from commands.runs.planning.job_inputs import JobInputs, job_inputs
 from commands.runs.planning.priced_change import Advice, Pricing
 from commands.runs.planning.pricing import priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import JobOffer
@@ -60,30 +62,48 @@ def _pricing(loaded: LoadedConfig, inputs: JobInputs, *, here: bool = False) -> 
 
     def price(changed: LoadedConfig, offer: Offer) -> JobOffer:
         same_base = changed.config.model == loaded.config.model
-        given = inputs_with(inputs, _tables(changed)) if same_base else None
+        given = inputs_with(inputs, _tables(changed)) if same_base else job_inputs(changed)
+        given = replace(given, may_count=False)
         if here:
             return rehearsed_offer(changed, offer, inputs=given)
         return priced_offer(changed, offer, inputs=given)
 
     return Pricing(
         price=price,
-        need=lambda card: memory_estimate(loaded, card, inputs),
+        need=lambda job: memory_estimate(loaded, job, inputs),
         shape=inputs.shape,
         longer_share=None if inputs.lengths is None else _longer_share(inputs.lengths),
         other_bases=smaller_bases(loaded.config.model.id),
     )
 
 
-def memory_estimate(loaded: LoadedConfig, card: str, inputs: JobInputs) -> Estimate | None:
-    """Return how the memory of changed settings is estimated on a card, as by the plan."""
-    gpu, shape = find_gpu(loaded, card), inputs.shape
-    if gpu is None or shape is None:
+def memory_estimate(loaded: LoadedConfig, job: JobEstimate, inputs: JobInputs) -> Estimate | None:
+    """Return how the memory of changed settings is estimated for the card of a job.
+
+    By the formula: to count takes seconds each. Where the job's memory was counted, the formula is
+    scaled to that; what is advised fits with the high end of its range.
+    """
+    gpu, shape = find_gpu(loaded, job.card), inputs.shape
+    if gpu is None or shape is None or job.memory_bytes is None:
         return None
 
+    def found_for(tables: TrainerConfig) -> dict[str, Any]:
+        return estimate_rows(
+            tables, shape, rows_of(tables, inputs_with(inputs, tables).lengths), gpu=gpu
+        )
+
+    now = found_for(tables_here(inputs.tables) if job.card == HERE else inputs.tables)
+    factor = job.memory_bytes.likely / now["memory_bytes"]["reserved"]
+
     def estimate(tables: TrainerConfig) -> MemoryNeed:
-        rows = rows_of(tables, inputs_with(inputs, tables).lengths)
-        found = estimate_rows(tables, shape, rows, gpu=gpu)
-        return MemoryNeed(need_bytes=found["memory_bytes"]["reserved"], fits=bool(found["fits"]))
+        if tables.train.micro_batch == "auto":  # it fits if one row does
+            train = tables.train.model_copy(update={"micro_batch": 1})
+            tables = tables.model_copy(update={"train": train})
+        found = found_for(tables)
+        return MemoryNeed(
+            need_bytes=found["memory_bytes"]["reserved"] * factor,
+            fits=found["memory_span"]["high"] * factor <= gpu.memory_bytes,
+        )
 
     return estimate
 

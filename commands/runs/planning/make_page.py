@@ -41,6 +41,7 @@ from commands.runs.planning.ranking import (
     cheapest_by_card,
     in_order_of_cost,
     reference_offers,
+    working_first,
 )
 from commands.runs.planning.services import service_costs
 from commands.ui.errors import CloudError, Exit, UsageError
@@ -139,7 +140,7 @@ def _priced(
     if inputs is None:
         return tuple(JobOffer(offer=one) for one in found)
     priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
-    return tuple(priced if loaded.config.vm.gpu else in_order_of_cost(priced))
+    return tuple((working_first if loaded.config.vm.gpu else in_order_of_cost)(priced))
 
 
 def _cards(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from commands.runs.config import LoadedConfig, RunConfig
 from commands.runs.planning.figures import dollars, hourly
+from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.ranking import JobOffer
 from infra.config import region_faults
 from infra.provider import Offer
@@ -50,8 +51,8 @@ class Pricing:
     """How a changed config is estimated and priced: as the plan itself was."""
 
     price: Callable[[LoadedConfig, Offer], JobOffer]
-    need: Callable[[str], Estimate | None]
-    """The estimate of memory on a card of that name; None if there is none."""
+    need: Callable[[JobEstimate], Estimate | None]
+    """The estimate of memory on the card of a job; None if there is none."""
     shape: Shape | None
     """The sizes of the base; None if they are unknown."""
     longest: int | None = None

@@ -9,7 +9,14 @@ from commands.runs.config import LoadedConfig
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.estimates import HERE, estimate_job
 from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
-from commands.runs.planning.ranking import JobOffer, as_tried, job_offer
+from commands.runs.planning.ranking import (
+    JobOffer,
+    as_tried,
+    in_order_of_cost,
+    job_offer,
+    working_first,
+)
+from commands.ui.errors import QftError
 from infra.provider import Offer
 from infra.run.budget import Budget
 
@@ -30,12 +37,13 @@ def priced_offer(
     loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
 ) -> JobOffer:
     """Put what the job needs and costs beside an offer; `inputs` are given where they are known."""
-    card = offer.gpu or loaded.config.vm.gpu
+    card, inputs = offer.gpu or loaded.config.vm.gpu, inputs or job_inputs(loaded)
     return job_offer(
         offer,
         estimate_job(loaded, card, offer=offer, inputs=inputs),
         cap=loaded.config.vm.max_price,
         budget=budget_of(loaded),
+        host_bytes=inputs.host_bytes,
     )
 
 
@@ -52,10 +60,24 @@ def rehearsed_offer(
 
 
 def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
-    """Return how a run orders what its provider offers: as it is, if run.yaml names the card.
+    """Return how a run orders what its provider offers, and which of it cannot work.
 
-    Where any card will do, by what the job costs on it, and cards that are too small are blocked.
+    If run.yaml names the card, the order stays, and machines that cannot load the base are blocked
+    as long as others can. Where any card will do, by what the job costs on it; too small ones are
+    blocked. An estimate that cannot be made changes nothing.
     """
-    if loaded.config.vm.gpu or loaded.own_machine:
+    if loaded.own_machine or loaded.simulated:  # a rehearsal trains on this computer
         return list
-    return lambda offers: as_tried(priced_offer(loaded, one) for one in offers)
+
+    def order(offers: Sequence[Offer]) -> list[Offer]:
+        try:
+            priced = [priced_offer(loaded, one) for one in offers]
+        except (QftError, OSError, ValueError, LookupError, ArithmeticError):
+            return list(offers)  # such as rows that are gone since: the machine has them already
+        if not loaded.config.vm.gpu:
+            return as_tried(in_order_of_cost(priced))
+        if all(one.too_small for one in priced):
+            return list(offers)  # whoever names such a card may try it
+        return as_tried(working_first(priced))
+
+    return order

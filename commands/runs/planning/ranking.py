@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -103,7 +103,7 @@ def _host_obstacle(offer: Offer, host_bytes: float | None) -> str:
         return ""
     return (
         f"the machine has {size.memory_gb:.0f} GiB of memory, and loading the base takes "
-        f"{host_bytes / GIB:.0f}"
+        f"{host_bytes / GIB:.0f} GiB; take a larger size, or save the base as safetensors"
     )
 
 
@@ -126,13 +126,18 @@ def in_order_of_cost(offers: Iterable[JobOffer]) -> list[JobOffer]:
     )
 
 
-def as_tried(priced: Iterable[JobOffer]) -> list[Offer]:
+def working_first(offers: Iterable[JobOffer]) -> list[JobOffer]:
+    """Order offers of the card that was named: as they are, but those that can work first."""
+    return sorted(offers, key=lambda one: not one.is_free)
+
+
+def as_tried(ordered: Sequence[JobOffer]) -> list[Offer]:
     """Return offers as a run tries them; those on which the job cannot work are blocked."""
     return [
         replace(one.offer, blocked_by=one.too_small, clears=False)
         if one.too_small and not one.offer.blocked_by
         else one.offer
-        for one in in_order_of_cost(priced)
+        for one in ordered
     ]
 
 

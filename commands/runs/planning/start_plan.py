@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.planning.actual import COMPUTE, DISK
 from commands.runs.planning.estimates import has_card
+from commands.runs.planning.job_inputs import job_inputs
 from commands.runs.planning.planned import Planned, write_planned
 from commands.runs.planning.pricing import priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import JobOffer
@@ -71,4 +73,5 @@ def first_offer(loaded: LoadedConfig, provider: Provider) -> JobOffer | None:
     offer = next((one for one in offers if not one.blocked_by), None)
     if offer is None:
         return None
-    return (rehearsed_offer if loaded.simulated else priced_offer)(loaded, offer)
+    inputs = replace(job_inputs(loaded), may_count=False)  # a run is not to wait for a count
+    return (rehearsed_offer if loaded.simulated else priced_offer)(loaded, offer, inputs=inputs)
