@@ -34,14 +34,14 @@ def tables(tmp_path: Path, **train: Any) -> TrainerConfig:
 
 
 def planned(
-    config: TrainerConfig, peaks: Mapping[int, float] | None, asked: list[int] | None = None
+    config: TrainerConfig, peaks: Mapping[int, float] | None, sizes: list[int] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the formula's estimate, and the same with counted peaks (GB) by rows of a pass."""
 
     def count(request: dict[str, Any], micro_batch: int) -> CountedStep | None:
         assert request["tokens"] == 1024
-        if asked is not None:
-            asked.append(micro_batch)
+        if sizes is not None:
+            sizes.append(micro_batch)
         if peaks is None:
             return None
         peak = round(peaks.get(micro_batch, 1.2 + 1.9 * micro_batch) * 1e9)
@@ -69,7 +69,7 @@ def test_the_counted_peak_stands_in_the_plan(tmp_path: Path) -> None:
     assert plan["fits"]
 
 
-def test_where_both_agree_nothing_is_said(tmp_path: Path) -> None:
+def test_where_both_agree_there_is_no_message(tmp_path: Path) -> None:
     """A difference of less than a twentieth is no news."""
     config = tables(tmp_path, micro_batch=1)
     peak = estimate_rows(config, PHI, ROWS, gpu=T4)["memory_bytes"]["allocated"] / 1e9
@@ -81,13 +81,13 @@ def test_where_both_agree_nothing_is_said(tmp_path: Path) -> None:
 
 def test_fewer_rows_go_at_once_where_the_count_is_higher(tmp_path: Path) -> None:
     """With `auto` the largest pass whose counted need fits is found from two counts."""
-    asked: list[int] = []
-    found, plan = planned(tables(tmp_path, micro_batch="auto"), {}, asked)
+    sizes: list[int] = []
+    found, plan = planned(tables(tmp_path, micro_batch="auto"), {}, sizes)
 
     assert found["micro_batch"] == 8
-    assert asked[:2] == [8, 1]
+    assert sizes[:2] == [8, 1]
     assert plan["fits"]
-    assert plan["micro_batch"] == plan["largest_micro_batch"] == asked[-1] < 8
+    assert plan["micro_batch"] == plan["largest_micro_batch"] == sizes[-1] < 8
     assert plan["memory_span"]["high"] <= T4.memory_bytes
 
 

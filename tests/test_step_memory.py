@@ -200,12 +200,12 @@ def test_types_are_those_of_autocast_on_a_gpu() -> None:
         product = torch.nn.functional.linear(half, half)
         norm = torch.nn.functional.layer_norm(half, (4,))
         power, softmax, total = half.pow(2), half.softmax(-1), half.sum()
-        said = torch.is_autocast_enabled()
+        enabled = torch.is_autocast_enabled()
     after = torch.nn.functional.layer_norm(half, (4,))
 
     assert product.dtype is torch.float16
     assert {norm.dtype, power.dtype, softmax.dtype, total.dtype} == {torch.float32}
-    assert said
+    assert enabled
     assert after.dtype is torch.float16
 
 
@@ -221,7 +221,7 @@ def test_paged_moments_are_no_memory_of_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "reason"),
     [
         ({"model_type": "nobody_knows"}, "does not know"),
         ({"model_type": "llama", "num_hidden_layers": 10**9}, "num_hidden_layers"),
@@ -231,13 +231,13 @@ def test_paged_moments_are_no_memory_of_torch() -> None:
     ],
 )
 def test_a_base_that_cannot_be_built_is_refused_with_the_reason(
-    config: dict[str, Any], said: str, tmp_path: Path
+    config: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     """No config.json of a stranger ends in anything but a ConfigError that says why."""
     path = tmp_path / "request.json"
     path.write_text(json.dumps({"config": config, "tokens": 16}), encoding="utf-8")
 
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=reason):
         count(read_request(path))
 
 

@@ -106,10 +106,12 @@ def traits_of(shape: Shape) -> Traits:
 def stream_bytes(shape: Shape, work: TrainingSetup) -> int:
     """Return the bytes of a number of the hidden states.
 
-    An embedding in float32 makes all of them float32, and so does autocast of torch's own norm: a
-    quantised layer answers in the type of what it reads.
+    An embedding in float32 makes all of them float32, and so do autocast of torch's own norm and
+    DoRA's lengths: a quantised layer answers in the type of what it reads.
     """
-    widened = work.loop.autocast and traits_of(shape).layer_norm and not work.loop.fused_norms
+    own_norm = traits_of(shape).layer_norm and not work.loop.fused_norms
+    scaled = work.dora and work.quant is not Quant.NONE
+    widened = work.loop.autocast and (own_norm or scaled)
     return 4 if work.loop.upcast or widened else BYTES[work.precision]
 
 
@@ -191,7 +193,7 @@ def _input_bytes(shape: Shape, block: Block, work: TrainingSetup, traits: Traits
     adapted = [] if work.full else adapted_layers(block, work)
     kept = sum(_own_bytes(one, work, stream, copied) for one in _readers(adapted, block, work))
     if work.dora:  # what the base and what the matrices gave, each to be multiplied by lengths
-        kept += 2 * stream * sum(one.rows for one in adapted)
+        kept += (stream + BYTES[work.precision]) * sum(one.rows for one in adapted)
     if work.loop.padded_adapter:
         rows = sum(one.rows for one in adapted if role_of(one, block) is Role.ATTENTION_IN)
         kept += rows * stream if rows < block.queries + 2 * block.keys else 0
@@ -306,11 +308,9 @@ def checkpointed_bytes(shape: Shape, block: Block, work: TrainingSetup) -> float
 def kept_in_eight_bits(block: Block, work: TrainingSetup) -> float:
     """Return what the layers of bitsandbytes in 8 bits keep of one token, checkpointed or not.
 
-    They keep what they read where neither a checkpoint nor the backward pass frees it: that of one
-    pass is there until the next has made its loss.
+    They keep what they read outside of what a checkpoint leaves away.
     """
     if work.quant is not Quant.INT8:
         return 0.0
     widths = {role_of(one, block): one.columns for one in block.linears}
-    passes = 2 if work.loop.accumulates else 1
-    return float(passes * BYTES[work.precision] * sum(widths.values()))
+    return float(BYTES[work.precision] * sum(widths.values()))

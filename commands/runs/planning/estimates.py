@@ -223,8 +223,8 @@ def rows_estimate(
 
 def _counted_note(found: dict[str, Any]) -> tuple[str, ...]:
     """Return what the user should know if count and formula differ."""
-    difference = found.get("memory_disagreement")
-    return (difference,) if difference else ()
+    message = found.get("memory_disagreement")
+    return (message,) if message else ()
 
 
 def rows_of(tables: TrainerConfig, lengths: RowLengths | None) -> RowTokens:
