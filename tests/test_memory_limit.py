@@ -125,6 +125,15 @@ def test_an_impossible_limit_is_refused_in_words(unlimited: Ended, tmp_path: Pat
     assert json.loads((refused.run_dir / "status.json").read_text())["phase"] == "failed"
 
 
+def test_a_limit_below_the_libraries_is_refused_before_they_are_loaded(tmp_path: Path) -> None:
+    """Some of them would end the process with words and a code of their own."""
+    refused = train_within(make_run(tmp_path / "tiny"), 600 << 20)
+
+    assert refused.code == 78
+    assert "torch and what belongs to it take about 0.84 GB, and " in refused.log
+    assert "GB are free of 0.63 GB: the limit of this process (`ulimit -v`)" in refused.log
+
+
 @pytest.fixture
 def control_group() -> Iterator[Path]:
     """A control group of this test's own, of whichever version this system has."""

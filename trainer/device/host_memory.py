@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path("/")
+ADDRESS_SPACE = "the limit of this process (`ulimit -v`)"
 KIB = 1024
 UNLIMITED = 1 << 60
 """Of a control group of version 1, which has no word for it: no machine has so much."""
@@ -51,6 +52,11 @@ def free_memory(root: Path = ROOT) -> FreeMemory | None:
     return min(found, key=lambda one: one.bytes, default=None)
 
 
+def address_space(root: Path = ROOT) -> FreeMemory | None:
+    """Return what `ulimit -v` leaves; None if it is not set."""
+    return next((one for one in _of_process(root) if one.limit == ADDRESS_SPACE), None)
+
+
 def machine_bytes(root: Path = ROOT) -> int | None:
     """Return how much memory a process may have here in all: of the machine, or of a group."""
     whole = [one.limit_bytes for one in (*_of_machine(root), *_of_groups(root))]
@@ -85,7 +91,7 @@ def _of_process(root: Path) -> Iterator[FreeMemory]:
         return
     facts = _table(root / "proc/self/status")
     for kind, name, used in (
-        (resource.RLIMIT_AS, "the limit of this process (`ulimit -v`)", "VmSize"),
+        (resource.RLIMIT_AS, ADDRESS_SPACE, "VmSize"),
         (resource.RLIMIT_DATA, "the limit of this process (`ulimit -d`)", "VmData"),
     ):
         limit = resource.getrlimit(kind)[0]

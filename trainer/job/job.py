@@ -15,7 +15,8 @@ from pathlib import Path
 
 from trainer.atomic import RealDisk
 from trainer.config import EvictionBand, TrainerConfig, load_config
-from trainer.errors import Preempted
+from trainer.device.host_memory import address_space
+from trainer.errors import DoesNotFit, Preempted
 from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.job.context import JobContext, JobOptions, with_parent
@@ -34,7 +35,10 @@ from trainer.rundir.layout import (
 from trainer.rundir.status import HeartbeatWriter, Phase
 from trainer.saving.run_day import fix_day
 from trainer.secret import hidden_in_output, read_secret
-from trainer.text import amount, print_line
+from trainer.text import amount, gigabytes, print_line
+
+LIBRARIES_BYTES = 800 << 20
+"""Of address space: what torch 2.13 for CPUs and its companions take at least, as measured."""
 
 
 def run_job(
@@ -92,6 +96,7 @@ def _do_what_is_missing(
         on_message("everything is done already: nothing to do")
         return
     prepare_environment()
+    require_address_space()
     from trainer.job import stages  # torch takes seconds; what is done needs none of it
 
     stages.run_stages(
@@ -104,6 +109,19 @@ def _do_what_is_missing(
             on_message=on_message,
         )
     )
+
+
+def require_address_space() -> None:
+    """Raise `DoesNotFit` if `ulimit -v` leaves too little for the libraries.
+
+    Some of them end the process by themselves if memory runs out while they are loaded.
+    """
+    found = address_space()
+    if found is not None and found.bytes < LIBRARIES_BYTES:
+        raise DoesNotFit(
+            f"torch and what belongs to it take about {gigabytes(LIBRARIES_BYTES)}, and "
+            f"{gigabytes(found.bytes)} are free of {gigabytes(found.limit_bytes)}: {found.limit}"
+        )
 
 
 def prepare_environment() -> None:
