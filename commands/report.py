@@ -33,7 +33,7 @@ def report(wanted: str, *, as_json: bool) -> Path:
     """Write `report.html` and `report.json` beside the adapter; return the page."""
     folder, loaded = open_fetched(wanted)
     page = loaded.out / "report.html"
-    require_writable(page)
+    require_writable(page.parent)  # a page of before is replaced
     with local_run_dir(loaded, folder) as run_dir:
         add_results(run_dir, loaded)
         facts = write_facts(run_dir, folder, loaded)

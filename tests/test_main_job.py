@@ -289,13 +289,14 @@ def test_status_is_json_in_every_state(project: Project) -> None:
 
 
 def test_what_comes_after_the_training_works_at_home(evicted: Finished) -> None:
-    """Audit before, then report, merge and generate from what came home."""
+    """Audit before, then report (also again), merge and generate from what came home."""
     project = evicted.project
     assert "what is learnt" in evicted.audit.stdout, evicted.audit.stderr
     assert (project.folder / "audit.html").exists()
     assert "`qft generate tiny --field text='...'`" in project.qft("run").stderr
     assert "checkpoint at home" not in project.qft("status").stdout
 
+    assert project.qft("report").returncode == 0
     report = project.qft("report")
     merge = project.qft("merge", "--dtype", "float32")
     answer = project.qft("generate", "tiny", "--field", "text=the sky is blue")
