@@ -141,6 +141,7 @@ def test_a_counted_step_takes_what_the_real_one_does(name: str, tmp_path: Path) 
     assert found.passes[0].peak == pytest.approx(peak, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma-2-2b", "TinyLlama-1.1B, 16 bits, no checkpointing"])
 def test_two_shallow_models_give_the_count_of_the_whole(name: str) -> None:
     """What is extended from a few layers is what was counted through all, almost to the byte.
