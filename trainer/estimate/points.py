@@ -113,6 +113,8 @@ def _predict(
     shape, metric = read_shape(base.config), cells.get("metric", "").lower()
     if re.search(r"static|footprint", metric):
         work = published_setup(cells)
+        # Loaded only: no loop has cast embeddings and norms up yet.
+        work = replace(work, loop=replace(work.loop, upcast=False))
         if work.quant.four_bit and work.stored_bytes is None:
             work = replace(work, stored_bytes=BARE_FOUR_BIT)
         return base_bytes(shape, work), None
