@@ -28,6 +28,7 @@ def setup_for(request: dict[str, Any], micro_batch: int) -> TrainingSetup:
     return TrainingSetup(
         tokens=request["tokens"],
         micro_batch=micro_batch,
+        batch_size=request["train"]["batch_size"],
         quant=method.storage,
         double_quant=method.double_quant,
         r=method.r,

@@ -114,7 +114,7 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
         method=dropped(8, 0.05, targets=["q_proj", "k_proj", "v_proj"]),
     ),
     "flan-t5-xxl": request(
-        "flan-t5-xxl", A10, 512, method=dropped(64, 0.1, partly_quantised=True)
+        "flan-t5-xxl", A10, 512, 1, 2, 8, method=dropped(64, 0.1, partly_quantised=True)
     ),
     "t5-3b-footprint": request(
         "t5-3b", T4, 512, 1, method=dropped(8, 0.0, partly_quantised=True), batch_size=1

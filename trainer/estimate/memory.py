@@ -73,14 +73,15 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     trained = adapter_parameters(shape, work)
     base = 0.0 if work.full else base_bytes(shape, work)
     adapter, moments = _trained_bytes(shape, work, trained)
-    moment = _worst_moment(shape, work)
+    moments_of_step = [_worst_moment(shape, work)]
     step = 0.0 if _eight_bit(work) else loop.step_bytes * trained
-    if not loop.accumulates:  # gradients appear while what was kept for them goes
+    if not work.accumulates:  # gradients appear while what was kept for them goes
         gradients = trained * loop.gradient_bytes
         adapter -= gradients
         step += gradients
-    if step > moment.bytes:  # by then everything of the passes is gone
-        moment = _Moment(workspace=step)
+        moments_of_step.append(_last_moment(shape, work, gradients))
+    moments_of_step.append(_Moment(workspace=step))  # by then everything of the passes is gone
+    moment = max(moments_of_step, key=lambda one: one.bytes)
     static = base + adapter + moments + loop.buffer_bytes
     return Memory(
         base=base,
@@ -166,6 +167,16 @@ def _worst_moment(shape: Shape, work: TrainingSetup) -> _Moment:
         moments.append(_Moment(activations=live + one.unpacking, workspace=unpacked))
         moments.append(_Moment(activations=live + one.casting))
     return max(moments, key=lambda one: one.bytes)
+
+
+def _last_moment(shape: Shape, work: TrainingSetup, gradients: float) -> _Moment:
+    """Return what is there in the backward pass of the first layers, with gradients of all."""
+    block, rows = _block_rows(shape, work)[0]
+    first = _layers_of(shape, block, work, rows)
+    return _Moment(
+        activations=_shared_by_layers(shape, work) + first.live + first.casting,
+        workspace=gradients,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

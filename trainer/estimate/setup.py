@@ -22,6 +22,7 @@ class TrainingSetup:
 
     tokens: int
     micro_batch: int = 1
+    batch_size: int | None = None  # sequences per step; None: a step has several passes
     quant: Quant = Quant.NF4
     double_quant: bool = True
     r: int = 8
@@ -41,6 +42,12 @@ class TrainingSetup:
     full: bool = False  # every weight is trained, and there is no adapter
     stored_bytes: float | None = None  # of a quantised weight, where it is not stored as `quant` is
     loop: Loop = OURS
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of an earlier pass of the step are there during a pass."""
+        single = self.batch_size is not None and self.micro_batch >= self.batch_size
+        return self.loop.accumulates and not single
 
     @property
     def adapter_bytes(self) -> float:

@@ -124,6 +124,7 @@ def setup_of(
     train, method = config.train, config.method
     return TrainingSetup(
         tokens=tokens or train.max_length,
+        batch_size=train.batch_size,
         quant=method.storage,
         double_quant=method.double_quant,
         r=method.r,
