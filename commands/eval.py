@@ -78,7 +78,7 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
     """Return the fetched scores; with `again`, the adapter is scored anew on this computer."""
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
-    if loaded.config.eval is None:
+    if loaded.config.scored is None:
         raise UsageError(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
     check_fetched(folder, loaded)
     if again:

@@ -24,9 +24,12 @@ from trainer import config as tables
 from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.config import load_config
-from trainer.config_errors import keys_at, table_of
+from trainer.config_errors import BRANCH, keys_at, table_of
 from trainer.data_table import DatasetTable
 from trainer.errors import ConfigError, DataError
+from trainer.eval_tables.any_kind import BRANCHES
+from trainer.eval_tables.common import EvalFields
+from trainer.eval_tables.labels import CostTable
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
@@ -179,6 +182,7 @@ CASES: Mapping[str, Case] = {
         {"keep": 3}, kept, {"checkpoint": {"every": 1}, "train": {"steps": 12}}
     ),
     "checkpoint.eviction_band": Case({"eviction_band": "0-5"}, rhythm, AUTO),
+    "eval.rows": Case({"rows": 5}, scores, LABEL),
     "eval.kind": Case({"kind": "multilabel"}, scores, LABEL),
     "eval.labels": Case({"labels": [*tiny.MOODS, "mixed"]}, scores, LABEL),
     "eval.none": Case(
@@ -259,17 +263,24 @@ def seen(place: Path, notes: dict[str, object], case: Case, changes: Tables) -> 
     return notes[key]
 
 
+def _key(table: type[BaseModel]) -> str:
+    """Under which key a table stands in a config."""
+    return table.__name__.removesuffix("Table").removeprefix("Label").lower()
+
+
 def test_every_field_has_a_case() -> None:
-    """All fields of all tables are walked."""
+    """All fields of all tables are walked; of a further kind of scoring, those of its own."""
     found = (table_of(one.annotation) for one in tables.TrainerConfig.model_fields.values())
-    walked: list[type[BaseModel]] = [*filter(None, found), tables.CostTable, DatasetTable]
-    fields = {
-        f"{table.__name__.removesuffix('Table').lower()}.{key}"
-        for table in walked
-        for key in keys_at(table, [])
+    walked: list[type[BaseModel]] = [*filter(None, found), CostTable, DatasetTable]
+    fields = {f"{_key(table)}.{key}" for table in walked for key in keys_at(table, [])}
+    of_one_kind = {
+        f"eval.{kind}.{key}"
+        for kind in BRANCHES.values()
+        for key in keys_at(tables.TrainerConfig, ["eval", f"{BRANCH}{kind}"])
+        if kind != "label" and key != "kind" and key not in EvalFields.model_fields
     }
 
-    assert set(CASES) == fields
+    assert set(CASES) == fields | of_one_kind
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

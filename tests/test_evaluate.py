@@ -13,15 +13,17 @@ import torch
 from support.models import PROMPTS, make_t5
 from support.tiny import evaluation, make_config, make_model, make_tokenizer
 
-from trainer.config import CostTable, EvalTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.template import Template
 from trainer.errors import DataError, DoesNotFit
+from trainer.eval_tables.labels import CostTable, LabelEvalTable
 from trainer.scoring.answers import all_answers, possible_answers, read_answer, write_answer
 from trainer.scoring.baselines import select_demonstrations, with_demonstrations
 from trainer.scoring.constrained import Decoder, Trie, batches_by_length, eval_mode, run_in_batches
-from trainer.scoring.evaluate import load_result, run
+from trainer.scoring.evaluate import run
 from trainer.scoring.metrics import costs_of_mistakes
+from trainer.scoring.result import load_result
 
 MOODS = ["negative", "neutral", "positive"]
 
@@ -187,7 +189,7 @@ def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Pa
     right = sum(document["gold"] == document["bound"] for document in result.details["documents"])
     assert result.value == pytest.approx(right / 9)
     assert result.parse_failures == sum(
-        not read_answer(document["free"], config.eval).readable  # type: ignore[arg-type]  # set above
+        not read_answer(document["free"], config.label_table).readable  # type: ignore[arg-type]  # set above
         for document in result.details["documents"]
     )
 
@@ -249,7 +251,7 @@ def test_sets_are_read_in_every_usual_form(
     readable: bool,  # noqa: FBT001 - a case
 ) -> None:
     """Comma lists, line lists and JSON lists are one; foreign words are counted, not lost."""
-    table = EvalTable(kind="multilabel", labels=["toxic", "insult", "threat"])
+    table = LabelEvalTable(kind="multilabel", labels=["toxic", "insult", "threat"])
     answer = read_answer(text, table)
 
     assert (set(answer.labels), answer.unknown, answer.readable) == (labels, unknown, readable)
@@ -264,7 +266,7 @@ def test_sets_are_read_in_every_usual_form(
 )  # fmt: skip
 def test_a_single_label_opens_the_answer_or_is_not_there(text: str, label: str | None) -> None:
     """The first words of the first line are the label; a label inside other words is none."""
-    answer = read_answer(text, EvalTable(kind="label", labels=MOODS))
+    answer = read_answer(text, LabelEvalTable(kind="label", labels=MOODS))
 
     assert answer.labels == (frozenset([label]) if label else frozenset())
     assert answer.readable == (label is not None)
@@ -272,7 +274,7 @@ def test_a_single_label_opens_the_answer_or_is_not_there(text: str, label: str |
 
 def test_every_possible_answer_is_read_back_as_itself() -> None:
     """Writing and reading a set of labels are inverse, for all sets there are."""
-    table = EvalTable(kind="multilabel", labels=["a", "b c", "d"])
+    table = LabelEvalTable(kind="multilabel", labels=["a", "b c", "d"])
     sets = list(all_answers(table))
 
     assert len(set(sets)) == 8
@@ -328,8 +330,8 @@ def test_demonstrations_come_before_the_prompt_one_of_each_answer_first() -> Non
 
 def test_with_too_many_sets_those_that_were_learnt_are_listed() -> None:
     """Every label alone and every learnt set can be answered; the rest is small sets, up to 256."""
-    table = EvalTable(kind="multilabel", labels=[f"l{at}" for at in range(300)])
-    few = EvalTable(kind="multilabel", labels=[f"l{at}" for at in range(12)])
+    table = LabelEvalTable(kind="multilabel", labels=[f"l{at}" for at in range(300)])
+    few = LabelEvalTable(kind="multilabel", labels=[f"l{at}" for at in range(12)])
     learnt = frozenset(f"l{at}" for at in range(9))
     listed = list(all_answers(few, [learnt]))
 
@@ -420,7 +422,7 @@ def test_costs_choose_thresholds(llama: Any, tmp_path: Path) -> None:
 
 def test_thresholds_found_on_one_half_hold_on_the_other() -> None:
     """Probabilities that tell right from wrong cost nothing with thresholds, whatever was said."""
-    table = EvalTable(kind="multilabel", labels=["a"], costs={"a": CostTable(miss=9)})
+    table = LabelEvalTable(kind="multilabel", labels=["a"], costs={"a": CostTable(miss=9)})
     right = np.array([[True], [True], [False], [False]] * 3)
     shares = np.where(right, 0.4, 0.2)
     found = costs_of_mistakes(right, np.zeros_like(right), shares, table)

@@ -13,8 +13,8 @@ import torch
 from pydantic import ValidationError
 from support.tiny import evaluation, make_model, make_tokenizer
 
-from trainer.config import EvalTable
 from trainer.errors import ConfigError
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.pages.report import as_page
 from trainer.pages.run_files import build_report
 from trainer.scoring.answers import label_problem, read_answer, require_apart, write_answer
@@ -88,15 +88,15 @@ def test_labels_with_the_same_tokens_are_named() -> None:
 def test_a_label_that_no_answer_could_be_read_as_is_refused(kind: str, label: str) -> None:
     """A comma parts labels, a line ends one, and marks around one of a set say nothing."""
     with pytest.raises(ValidationError, match="could not be read back"):
-        EvalTable.model_validate({"kind": kind, "labels": ["other", label]})
+        LabelEvalTable.model_validate({"kind": kind, "labels": ["other", label]})
 
 
 def test_a_word_for_no_label_is_one_word_of_a_set() -> None:
     """What stands for no label is read back, too; for exactly one label it plays no part."""
     with pytest.raises(ValidationError, match="could not be read back"):
-        EvalTable(kind="multilabel", labels=["a"], none="[]")
+        LabelEvalTable(kind="multilabel", labels=["a"], none="[]")
 
-    assert EvalTable(kind="label", labels=["a"], none="[]").none == "[]"
+    assert LabelEvalTable(kind="label", labels=["a"], none="[]").none == "[]"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_texts_without_words_have_baselines_too(texts: tuple[str, ...], *, singl
 @pytest.mark.parametrize("kind", ["label", "multilabel"])
 def test_labels_with_signs_are_read_back(kind: str, label: str) -> None:
     """What is written for a label is read as that label, whatever signs it begins or ends with."""
-    table = EvalTable.model_validate({"kind": kind, "labels": ["other", label]})
+    table = LabelEvalTable.model_validate({"kind": kind, "labels": ["other", label]})
     answer = read_answer(write_answer([label], table), table)
 
     assert (answer.labels, answer.unknown, answer.readable) == (frozenset([label]), (), True)

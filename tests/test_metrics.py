@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from trainer.config import CostTable
+from trainer.eval_tables.labels import CostTable
 from trainer.scoring.metrics import (
     AVERAGES,
     Bools,

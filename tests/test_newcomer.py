@@ -64,8 +64,8 @@ def test_a_spreadsheets_file_becomes_a_config_that_fits(
     loaded = load(tmp_path / "run.yaml")
     assert loaded.config.data.prompt == "Text: {text}\nLabel:"
     assert loaded.config.data.completion == " {label}"
-    assert loaded.config.eval is not None
-    assert tuple(loaded.config.eval.labels) == LABELS
+    assert loaded.config.label_table is not None
+    assert tuple(loaded.config.label_table.labels) == LABELS
     assert sum(written.files.values()) == 60
     assert all(count == len(read_rows(path)) for path, count in written.files.items())
 
@@ -82,7 +82,7 @@ def test_conversations_are_recognised_beside_columns(tmp_path: Path) -> None:
     write(str(tmp_path), str(tmp_path / "chats.jsonl"))
 
     loaded = load(tmp_path / "run.yaml")
-    assert (loaded.config.data.messages, loaded.config.eval) == ("talk", None)
+    assert (loaded.config.data.messages, loaded.config.label_table) == ("talk", None)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_labels_with_signs_that_yaml_keeps_from_texts_are_written_as_escapes(
     labels = ["a\x7fb", "c\ufeffd", '\U0001f600 "so" \\']
     write(str(tmp_path), str(moods(tmp_path / "rows.jsonl", *labels)))
 
-    scored = load(tmp_path / "run.yaml").config.eval
+    scored = load(tmp_path / "run.yaml").config.label_table
     assert scored is not None
     assert sorted(scored.labels) == sorted(labels)
 
@@ -178,7 +178,7 @@ def test_sets_of_labels_are_recognised_beside_single_ones(
     """Answers made of few words, one or more at a time, are scored as sets; the rest as a whole."""
     write(str(tmp_path), str(moods(tmp_path / "rows.jsonl", *answers)))
 
-    scored = load(tmp_path / "run.yaml").config.eval
+    scored = load(tmp_path / "run.yaml").config.label_table
     assert scored is not None
     assert tuple(scored.labels) == labels
     assert (scored.kind, scored.none) == (("multilabel", none) if none else ("label", "N/A"))

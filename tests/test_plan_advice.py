@@ -64,7 +64,7 @@ def job_of(loaded: LoadedConfig, card: str) -> JobEstimate:
     steps = train.steps or 2000 * (train.epochs or 1.0)
     trained_h = steps * 6.0 / 3600 * train.max_length / 1000 / CARDS[card][1]
     need = need_of(card, TrainerConfig.model_validate(config.trainer_tables))
-    scored_h = 0.0 if config.eval is None else 0.5 + config.eval.shots * 0.25
+    scored_h = 0.0 if config.scored is None else 0.5 + config.scored.shots * 0.25
     parts = (
         JobPart(name="set-up", hours=Span.exactly(0.1)),
         JobPart(name="train", hours=Span.within_factor(trained_h, 1.5)),
@@ -229,7 +229,7 @@ def test_scores_are_left_out_only_if_that_is_enough() -> None:
         return [one.change for one in found if one.change.startswith("`eval")]
 
     assert change_at(round(total + 0.16 * 0.6, 3)) == ["`eval.shots: 0`"]
-    assert change_at(round(total + 0.16 * 0.2, 3)) == ["`eval: null`"]
+    assert change_at(round(total + 0.16 * 0.2, 3)) == ["`eval: none`"]
     assert change_at(round(total - 0.01, 3)) == []
 
 
@@ -241,7 +241,7 @@ def test_scores_go_too_where_they_alone_take_more_than_there_is() -> None:
              if "train.steps" in one.change]  # fmt: skip
 
     assert [re.sub(r"\d+", "N", one.change) for one in found] == [
-        "`train.steps: N` and `eval: null`"
+        "`train.steps: N` and `eval: none`"
     ]
     assert suffices(pasted(loaded, found[0].change))
 

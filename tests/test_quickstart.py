@@ -94,5 +94,5 @@ def test_the_run_file_holds_tables_that_the_trainer_accepts() -> None:
     )
 
     assert config.train.steps == 90
-    assert config.eval is not None
-    assert config.eval.labels == ["negative", "neutral", "positive"]
+    assert config.label_table is not None
+    assert config.label_table.labels == ["negative", "neutral", "positive"]

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
 from trainer.errors import ConfigError
+from trainer.eval_tables.any_kind import EvalTable, with_kind
+from trainer.eval_tables.common import EvalFields
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.method_table import MethodKind, MethodTable
-from trainer.text import bare
 
 ROWLESS = (MethodKind.NOLA, MethodKind.MISS)
 """The kinds that train no single rows of an embedding: ours has no file for them, PEFT's no key."""
@@ -175,81 +176,6 @@ class CheckpointTable(BaseModel):
         return float(match.group(1)) * _SECONDS[match.group(2)]
 
 
-class CostTable(BaseModel):
-    """What the two kinds of mistake about one label cost, in any one unit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    miss: float = Field(default=1.0, ge=0, description="Not saying the label where it is right.")
-    false_alarm: float = Field(default=1.0, ge=0, description="Saying it where it is wrong.")
-
-
-class EvalTable(BaseModel):
-    """How the base and the adapted model are scored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    kind: Literal["multilabel", "label"] = Field(
-        description="Answers are sets of labels, or exactly one label."
-    )
-    labels: Annotated[list[str], Field(min_length=1)] = Field(description="All labels there are.")
-    none: str = Field(
-        default="N/A", min_length=1, description="What stands for no label at all (multilabel)."
-    )
-    decoding: Literal["bound", "free"] = Field(
-        default="bound",
-        description="Take the headline from answers bound to the labels, or from free text.",
-    )
-    baselines: bool = Field(
-        default=True, description="Score the commonest answer and TF-IDF with regression too."
-    )
-    shots: int = Field(
-        default=0,
-        ge=0,
-        le=32,
-        description="Score the base with that many learnt rows before each question, too.",
-    )
-    costs: dict[str, CostTable] = Field(
-        default_factory=dict,
-        description="What a miss and a false alarm of a label cost; 1 each where nothing is said.",
-    )
-    resamples: int = Field(
-        default=1000, ge=1000, le=100_000, description="Bootstrap resamples of each interval."
-    )
-
-    @model_validator(mode="after")
-    def _labels_differ(self) -> EvalTable:
-        folded = [label.strip().casefold() for label in self.labels]
-        if "" in folded or len(set(folded)) < len(folded):
-            raise ValueError("`labels` must be words that differ, also without regard to case")
-        if self.kind == "multilabel" and self.none.strip().casefold() in folded:
-            raise ValueError("`none` stands for no label, so it cannot be one of `labels`")
-        unread = [one for one in self.labels if one.splitlines() != [one.strip()]]
-        if self.kind == "multilabel":
-            unread += self._unread_in_sets()
-        if unread:
-            raise ValueError(
-                f"`labels` or `none` holds {unread[0]!r}, which could not be read back from an "
-                "answer: leave out outer spaces and line breaks, and in sets of labels commas and "
-                "semicolons, and what differs from another by outer marks only"
-            )
-        strangers = ", ".join(sorted(set(self.costs) - set(self.labels)))
-        if strangers:
-            raise ValueError(f"`costs` names {strangers}, not among `labels`")
-        return self
-
-    def _unread_in_sets(self) -> list[str]:
-        """Return what would be torn, lost, or taken for another where sets of labels are read."""
-        words = [*self.labels, self.none]
-        read = Counter(bare(one).casefold() for one in words)
-        return [
-            one
-            for one in words
-            if set(",;") & set(one) or len(one.splitlines()) > 1 or not bare(one)
-            or read[bare(one).casefold()] > 1
-        ]  # fmt: skip
-
-
 class TrainerConfig(BaseModel):
     """The tables of `config.json`; a relative path in them starts at the run directory."""
 
@@ -263,6 +189,21 @@ class TrainerConfig(BaseModel):
     eval: EvalTable | None = Field(
         default=None, description="How to score the result; without it nothing is evaluated."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_scoring(cls, tables: Any) -> Any:
+        return with_kind(tables)
+
+    @property
+    def scored(self) -> EvalFields | None:
+        """The table by which held-out rows are scored; None if nothing is."""
+        return self.eval if isinstance(self.eval, EvalFields) else None
+
+    @property
+    def label_table(self) -> LabelEvalTable | None:
+        """The table of a run whose answers are labels; None if they are something else."""
+        return self.eval if isinstance(self.eval, LabelEvalTable) else None
 
     @model_validator(mode="after")
     def _rows_of_new_tokens_go_with_the_method(self) -> TrainerConfig:
@@ -278,11 +219,11 @@ class TrainerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _eval_has_rows(self) -> TrainerConfig:
-        if self.eval is not None and self.data.eval is None:
+        if self.scored is not None and self.data.eval is None:
             raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
-        if self.eval is not None and self.data.text is not None:
+        if self.label_table is not None and self.data.text is not None:
             raise ValueError("the table `eval` scores answers, and a `data.text` has none")
-        if self.eval is not None and self.eval.shots and self.data.messages is not None:
+        if self.scored is not None and self.scored.shots and self.data.messages is not None:
             raise ValueError(
                 "`eval.shots` writes prompts; conversations (`data.messages`) have none"
             )

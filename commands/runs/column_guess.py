@@ -24,9 +24,9 @@ from commands.runs.columns import (
     nameable,
 )
 from commands.ui.errors import UsageError
-from trainer.config import EvalTable
 from trainer.config_errors import describe_errors
 from trainer.data.row import Row, rows_text
+from trainer.eval_tables.labels import LabelEvalTable
 
 ANSWERS = (
     *("label", "labels", "class", "category", "sentiment", "completion", "response", "answer"),
@@ -43,7 +43,7 @@ EMPTY_MAX = 0.3
 LEAKING = 0.9
 """The share of rows in which a column gives the answer away, from which on it is left out."""
 WHOLE = re.compile(r"-?\d+\.0")
-NO_LABEL: str = EvalTable.model_fields["none"].default
+NO_LABEL: str = LabelEvalTable.model_fields["none"].default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,12 +326,12 @@ def _check_labels(answer: str, guess: Guess) -> None:
         return
     kind: Literal["multilabel", "label"] = "multilabel" if guess.none else "label"
     try:
-        EvalTable(kind=kind, labels=list(guess.labels), none=guess.none or NO_LABEL)
+        LabelEvalTable(kind=kind, labels=list(guess.labels), none=guess.none or NO_LABEL)
     except ValidationError as error:
         raise UsageError(
             f"the labels in `{answer}` cannot be scored",
             problems=[
-                *describe_errors(error, EvalTable),
+                *describe_errors(error, LabelEvalTable),
                 f"they are {', '.join(map(repr, guess.labels))}",
             ],
             hint="write each in one way in the file, then type the same command again",

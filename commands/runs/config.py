@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
@@ -32,13 +32,15 @@ from trainer import hub
 from trainer.base_config import base_problems
 from trainer.config import (
     CheckpointTable,
-    EvalTable,
     ModelTable,
     TrainerConfig,
     TrainTable,
 )
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
+from trainer.eval_tables.any_kind import EvalTable, with_kind
+from trainer.eval_tables.common import EvalFields
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
@@ -73,6 +75,21 @@ class RunConfig(BaseModel):
         description="What `qft plan` counts with while the data files are not here; `qft run` "
         "needs the files.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_scoring(cls, tables: Any) -> Any:
+        return with_kind(tables)
+
+    @property
+    def scored(self) -> EvalFields | None:
+        """The table by which held-out rows are scored; None if nothing is."""
+        return self.eval if isinstance(self.eval, EvalFields) else None
+
+    @property
+    def label_table(self) -> LabelEvalTable | None:
+        """The table of a run whose answers are labels; None if they are something else."""
+        return self.eval if isinstance(self.eval, LabelEvalTable) else None
 
     @property
     def trainer_tables(self) -> dict[str, Any]:
@@ -288,7 +305,7 @@ def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -
             "`qft audit` shows what would be trained",
         )
     every_file = len(loaded.data_files) == len(table.files) and not absent
-    scored = loaded.config.eval if every_file else None
+    scored = loaded.config.label_table if every_file else None
     unseen = unseen_labels(answers, scored) if scored is not None and answers else []
     names = ", ".join(f"`{one}`" for one in unseen)
     return [f"eval.labels: no row to learn from has {names}"] if unseen else []
@@ -387,11 +404,12 @@ def _row_problem(
     if not answer.strip():
         return "the answer to learn is empty; write a word for it (such as N/A), or remove the row"
     if counts is not None and texts:
-        counts.add(texts, labelled=config.eval is not None)
+        counts.add(texts, labelled=config.label_table is not None)
         table, most = config.data, config.train.max_length
         if problem := row_length_problem(texts, too_long=table.too_long, tokens_max=most):
             return problem
-    return None if config.eval is None else answer_problem(answer, config.eval)
+    labels = config.label_table
+    return None if labels is None else answer_problem(answer, labels)
 
 
 def _closed(problem: str) -> str:

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from trainer.config import EvalTable
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.scoring.answers import label_problem, read_answer
 
 SIMILAR = 0.75
@@ -65,7 +65,7 @@ def row_length_problem(texts: Sequence[str], *, too_long: str, tokens_max: int) 
     return None
 
 
-def answer_problem(answer: str, table: EvalTable) -> str | None:
+def answer_problem(answer: str, table: LabelEvalTable) -> str | None:
     """Return what is wrong with the labels of an answer, with the label that was probably meant."""
     problem = label_problem(answer, table)
     if problem is None:
@@ -80,7 +80,7 @@ def answer_problem(answer: str, table: EvalTable) -> str | None:
     return f"{problem}; did you mean {near[0]!r}?" if near else problem
 
 
-def unseen_labels(answers: Collection[str], table: EvalTable) -> list[str]:
+def unseen_labels(answers: Collection[str], table: LabelEvalTable) -> list[str]:
     """Return the labels that none of these answers has, in the order of the table."""
     seen = {label for answer in answers for label in read_answer(answer, table).labels}
     return [label for label in table.labels if label not in seen]

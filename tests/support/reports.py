@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.config import CostTable, EvalTable
 from trainer.data.codec import Example
 from trainer.data.template import Template
-from trainer.scoring import evaluate
+from trainer.eval_tables.labels import CostTable, LabelEvalTable
+from trainer.scoring import labels as label_scoring
 from trainer.scoring.answers import Answer
 from trainer.scoring.eval_set import EvalSet, LabelledTexts
 from trainer.scoring.predict import Predictions
@@ -59,7 +59,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "adapter" / "qft.json").write_text(
         '{"status": {"exact": true}, "best": {"step": 20, "loss": 0.5}}', encoding="utf-8"
     )
-    table = EvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
+    table = LabelEvalTable(kind="label", labels=MOODS, costs={"negative": CostTable(miss=5)})
     references = tuple(frozenset({MOODS[at % 3]}) for at in range(12))
     items = tuple(Example((1, 2), (-100, 2), f"p{at}", "c", at + 1, 1) for at in range(12))
     eval_set = EvalSet(
@@ -67,15 +67,17 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     results = []
     for stage, right in (("before", 0), ("after", 12)):
-        monkeypatch.setattr(evaluate, "predict", _Oracle(right).predict)
-        result = evaluate.evaluate(None, None, eval_set, stage=stage, on_progress=lambda *_: None)
+        monkeypatch.setattr(label_scoring, "predict", _Oracle(right).predict)
+        result = label_scoring.evaluate(
+            None, None, eval_set, stage=stage, on_progress=lambda *_: None
+        )
         results.append(result)
     training = LabelledTexts(
         texts=[f"mood {mood} {at}" for at in range(4) for mood in MOODS],
         labels=np.tile(np.eye(3, dtype=bool), (4, 1)),
     )
-    results[0].details["baselines"] = evaluate.score_baselines(training, eval_set)
-    results[1].details["gain"] = evaluate.gain(*results)
+    results[0].details["baselines"] = label_scoring.score_baselines(training, eval_set)
+    results[1].details["gain"] = label_scoring.gain(*results)
     for result in results:
         path = tmp_path / f"eval-{result.stage}.json"
         path.write_text(json.dumps(asdict(result)), encoding="utf-8")

@@ -21,12 +21,13 @@ from typing import Any
 from trainer import hub
 from trainer.atomic import RealDisk, replace_file
 from trainer.base_limits import check_token_limits
-from trainer.config import EvalTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.datasets import load_training_rows
 from trainer.data.examples import DataReport, Examples, load_examples
 from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.audit_sets import left_out, row_texts, set_lines, set_reports
@@ -92,7 +93,7 @@ def audit(
     doubles = find_duplicates(row_texts(rows.sets), row_texts([held_out] if held_out else []))
     waste, unsorted = _waste(config, lengths, rows.shares)
     labels = [] if config.data.text else _labels(train, held_out)
-    per_label = _per_label(config.eval, train, held_out)
+    per_label = _per_label(config.label_table, train, held_out)
     return Audit(
         train=asdict(train.report) | set_reports(rows),
         held_out=asdict(held_out.report) if held_out else None,
@@ -105,7 +106,7 @@ def audit(
         duplicates=doubles,
         warnings=[
             *too_long,
-            *_warnings(config.eval, train, doubles, (labels, per_label)),
+            *_warnings(config.label_table, train, doubles, (labels, per_label)),
             *train.report.warnings,
             *check_files(
                 config,
@@ -310,7 +311,7 @@ def _labels(train: Examples, held_out: Examples | None) -> list[tuple[str, int, 
 
 
 def _per_label(
-    table: EvalTable | None, train: Examples, held_out: Examples | None
+    table: LabelEvalTable | None, train: Examples, held_out: Examples | None
 ) -> list[tuple[str, int, int]]:
     """Count each label there is, by itself; empty if the run has no labels."""
     if table is None:
@@ -335,7 +336,7 @@ def _without_control_characters(text: str) -> str:
 
 
 def _warnings(
-    table: EvalTable | None,
+    table: LabelEvalTable | None,
     train: Examples,
     doubles: Duplicates,
     counts: tuple[Sequence[tuple[str, int, int]], Sequence[tuple[str, int, int]]],

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import EvalTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.answer_checks import (
     INVISIBLE,
     LABELS_MAX,
@@ -29,6 +29,7 @@ from trainer.data.examples import Examples
 from trainer.data.row import Notes, Row, rows_text
 from trainer.data.rows import read_rows
 from trainer.data.template import MissingFieldError, Template, as_text
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.hub import Shards
 from trainer.pages.tokenizer_checks import check_answer_tokens
 from trainer.scoring.answers import read_answer
@@ -71,9 +72,9 @@ def _check_rows(
         found += _leaks(rows, prompt, examples)
     answers = [(item.row, item.completion) for item in examples.items]
     found += _characters(answers)
-    found += _lost_words(answers, config.eval)
+    found += _lost_words(answers, config.label_table)
     found += _spellings(answers)
-    found += _set_spellings(answers, config.eval)
+    found += _set_spellings(answers, config.label_table)
     found += _cut_cells(rows)
     return [*found, *check_answer_tokens(examples.items, tokenizer)]
 
@@ -149,7 +150,7 @@ def _has_control_characters(text: str) -> bool:
     return any(unicodedata.category(char) == "Cc" and char not in "\n\r\t" for char in text)
 
 
-def _lost_words(answers: Sequence[tuple[int, str]], scored: EvalTable | None) -> Iterator[str]:
+def _lost_words(answers: Sequence[tuple[int, str]], scored: LabelEvalTable | None) -> Iterator[str]:
     """Tell of answers that are a program's word for nothing, unless they are labels."""
     listed = {label.casefold() for label in [*scored.labels, scored.none]} if scored else set()
     places: dict[str, list[int]] = {}
@@ -177,7 +178,9 @@ def _spellings(answers: Sequence[tuple[int, str]]) -> Iterator[str]:
         yield f"one label is written in several ways: {shown}; write it in one"
 
 
-def _set_spellings(answers: Sequence[tuple[int, str]], scored: EvalTable | None) -> Iterator[str]:
+def _set_spellings(
+    answers: Sequence[tuple[int, str]], scored: LabelEvalTable | None
+) -> Iterator[str]:
     """Tell of sets of labels that are written in several orders or with several separators."""
     if scored is None or scored.kind != "multilabel":
         return

@@ -46,6 +46,7 @@ ADDED_LATER: frozenset[str] = frozenset(
         "data.ignore",
         "data.text",
         "data.too_long",
+        "eval.rows",
         "method.init",
         "method.partly_quantised",
         "method.save",
@@ -189,10 +190,11 @@ def flatten_config(config: TrainerConfig) -> Facts:
         for field in ("validate_every", "stop_after", "keep_best"):
             del dumped["train"][field]
     given = config.model_dump(mode="json", exclude_defaults=True)
-    return {
+    whole = {table: value for table, value in dumped.items() if isinstance(value, str)}
+    return whole | {
         f"{table}.{field}": value
         for table, fields in dumped.items()
-        if fields is not None
+        if isinstance(fields, dict)
         for field, value in fields.items()
         if f"{table}.{field}" not in IRRELEVANT
         and (f"{table}.{field}" not in ADDED_LATER or field in (given.get(table) or {}))

@@ -50,7 +50,7 @@ def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
 
 def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> bool:
     """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted."""
-    if config.eval is None:
+    if config.scored is None:
         return True
     if not (run_dir / f"eval-{stage}.json").is_file():
         return False

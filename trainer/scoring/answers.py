@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from trainer.config import EvalTable
 from trainer.errors import ConfigError
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.text import bare
 
 SETS_MAX = 256  # more sets of labels than this are not listed for constrained decoding
@@ -26,7 +26,7 @@ class Answer:
     readable: bool
 
 
-def read_answer(text: str, table: EvalTable) -> Answer:
+def read_answer(text: str, table: LabelEvalTable) -> Answer:
     """Parse one label, or a set written as a comma list, a line list or a JSON list.
 
     Case, outer spaces and a closing full stop do not matter. A single label is the first line, and
@@ -46,14 +46,14 @@ def read_answer(text: str, table: EvalTable) -> Answer:
     return Answer(labels=labels, unknown=unknown, readable=bool(labels))
 
 
-def write_answer(labels: Sequence[str] | frozenset[str], table: EvalTable) -> str:
+def write_answer(labels: Sequence[str] | frozenset[str], table: LabelEvalTable) -> str:
     """Write a set of labels in canonical order, as `read_answer` reads it back."""
     if not labels:
         return table.none
     return ", ".join(label for label in table.labels if label in labels)
 
 
-def label_problem(completion: str, table: EvalTable) -> str | None:
+def label_problem(completion: str, table: LabelEvalTable) -> str | None:
     """Return what is wrong with the labels that a completion names; None if all are listed."""
     answer = read_answer(completion, table)
     exact = write_answer(answer.labels, table).casefold() == completion.strip().casefold()
@@ -64,7 +64,7 @@ def label_problem(completion: str, table: EvalTable) -> str | None:
 
 
 def all_answers(
-    table: EvalTable, learnt_sets: Sequence[frozenset[str]] = ()
+    table: LabelEvalTable, learnt_sets: Sequence[frozenset[str]] = ()
 ) -> Iterator[frozenset[str]]:
     """Yield every possible answer: each label, or each set of labels, small sets first.
 
@@ -92,7 +92,7 @@ def all_answers(
             yield answer
 
 
-def possible_answers(table: EvalTable) -> int:
+def possible_answers(table: LabelEvalTable) -> int:
     """Return the number of possible answers."""
     count = len(table.labels)
     return count if table.kind == "label" else 2**count

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import EvalTable, TrainerConfig
+from trainer.config import TrainerConfig
 from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import Examples, load_examples, load_texts
 from trainer.data.template import Template
 from trainer.errors import DataError
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.rundir.layout import resolve
 from trainer.scoring import metrics
 from trainer.scoring.answers import all_answers, label_problem, read_answer
+from trainer.scoring.chosen_rows import choose_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class EvalSet:
 
     items: tuple[Example, ...]
     references: tuple[frozenset[str], ...]
-    table: EvalTable
+    table: LabelEvalTable
     completion: Template
     learnt_sets: tuple[frozenset[str], ...] = ()
     stop_ids: tuple[int, ...] = ()
@@ -57,14 +59,15 @@ def load_eval_set(config: TrainerConfig, run_dir: Path, model: Any, tokenizer: A
     Raises:
         DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
     """
-    assert config.eval is not None
+    assert config.label_table is not None
     assert config.data.eval is not None
-    items = _load(config, run_dir, config.data.eval, model, tokenizer).items
+    loaded = _load(config, run_dir, config.data.eval, model, tokenizer)
+    items = choose_rows(loaded.items, config.label_table.rows)
     completions = [(item.row, item.completion) for item in items]
     return EvalSet(
         items=items,
-        references=tuple(read_references(completions, config.eval, place=config.data.eval)),
-        table=config.eval,
+        references=tuple(read_references(completions, config.label_table, place=config.data.eval)),
+        table=config.label_table,
         completion=Template.parse(config.data.completion),
         stop_ids=_stop_ids(config, tokenizer) if config.data.messages is not None else (),
     )
@@ -78,7 +81,7 @@ def load_training_texts(
     Raises:
         DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
     """
-    assert config.eval is not None
+    assert config.label_table is not None
     rows: list[tuple[int, str, str]] = []
     references: list[frozenset[str]] = []
     for name in (one.path for one in config.data.train_sets):
@@ -88,11 +91,11 @@ def load_training_texts(
             loaded = _load(config, run_dir, name, model, tokenizer)
             found = [(item.row, item.prompt, item.completion) for item in loaded.items]
         completions = [(number, completion) for number, _, completion in found]
-        references += read_references(completions, config.eval, place=name)
+        references += read_references(completions, config.label_table, place=name)
         rows += found
     return LabelledTexts(
         texts=[prompt for _, prompt, _ in rows],
-        labels=indicator_matrix(references, config.eval.labels),
+        labels=indicator_matrix(references, config.label_table.labels),
         written=[completion for _, _, completion in rows],
     )
 
@@ -116,7 +119,7 @@ def _load(config: TrainerConfig, run_dir: Path, name: str, model: Any, tokenizer
 
 
 def read_references(
-    completions: Sequence[tuple[int, str]], table: EvalTable, *, place: str
+    completions: Sequence[tuple[int, str]], table: LabelEvalTable, *, place: str
 ) -> list[frozenset[str]]:
     """Parse the right labels of numbered rows from their completions, as an answer is parsed.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import CostTable, EvalTable
+from trainer.eval_tables.labels import CostTable, LabelEvalTable
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class Interval:
     high: float
 
 
-def all_figures(references: Bools, predictions: Bools, table: EvalTable) -> dict[str, Any]:
+def all_figures(references: Bools, predictions: Bools, table: LabelEvalTable) -> dict[str, Any]:
     """Return every figure with its interval, the figures per label, and who was taken for whom."""
     intervals = bootstrap(references, predictions, resamples=table.resamples, seed=0)
     result: dict[str, Any] = {
@@ -153,7 +153,7 @@ def cooccurrence(references: Bools, predictions: Bools) -> list[list[int]]:
     ]
 
 
-def calibration(references: Bools, probabilities: Floats, table: EvalTable) -> dict[str, Any]:
+def calibration(references: Bools, probabilities: Floats, table: LabelEvalTable) -> dict[str, Any]:
     """Compare every (row, label) probability with the truth, together and label by label."""
     result = reliability(probabilities.ravel(), references.ravel())
     result["average_precision"] = {
@@ -194,7 +194,7 @@ def average_precision(probabilities: Floats, right: Bools) -> float:
 
 
 def costs_of_mistakes(
-    references: Bools, predictions: Bools, probabilities: Floats, table: EvalTable
+    references: Bools, predictions: Bools, probabilities: Floats, table: LabelEvalTable
 ) -> dict[str, Any] | None:
     """Return the cost of the mistakes as answered, and with the cheapest threshold per label.
 

@@ -34,7 +34,7 @@ def rescore(
         DataError: the held-out rows cannot be used.
     """
     config = load_run_config(run_dir)
-    if config.eval is None or config.data.eval is None:
+    if config.scored is None or config.data.eval is None:
         raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ConfigError([f"--adapter: there is no adapter in {adapter}"])

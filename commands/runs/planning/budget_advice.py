@@ -21,6 +21,7 @@ from infra.config import BudgetTable
 from infra.provider import Offer
 from trainer.config import TrainerConfig
 from trainer.estimate.advice import LENGTH_STEP, Override, Value
+from trainer.eval_tables.any_kind import NONE
 
 EPOCH_PARTS = 20
 """Into how many parts the epochs are divided to look for those that the budget pays for."""
@@ -68,11 +69,11 @@ def _cheaper_place(
 
 def _without_scores(loaded: LoadedConfig, first: JobOffer, pricing: Pricing) -> Iterator[Advice]:
     """Yield to leave out the score with examples, or all scores, if that is enough."""
-    table = loaded.config.eval
+    table = loaded.config.scored
     if table is None:
         return
     shots = [(Override(key="eval.shots", value=0), "no score with examples")] * bool(table.shots)
-    for override, what in [*shots, (Override(key="eval", value=None), "no scores")]:
+    for override, what in [*shots, (Override(key="eval", value=NONE), "no scores")]:
         tried = priced_change(loaded, [override], first.offer, pricing)
         if _suffices(tried):
             yield Advice(
@@ -128,7 +129,7 @@ def _most_paid(
 
     Where the scores alone take more than there is, they go, too.
     """
-    without_scores = [[Override(key="eval", value=None)]] if loaded.config.eval else []
+    without_scores = [[Override(key="eval", value=NONE)]] if loaded.config.scored else []
     for others in [[], *without_scores]:
         low, high = -1, len(values)
         while high - low > 1:

@@ -178,7 +178,7 @@ def score_part(
     name: str, inputs: JobInputs, gpu: TrainingGpu, *, shots: bool = False
 ) -> JobPart | None:
     """Return what scoring the held-out rows takes; None if nothing is scored."""
-    table, lengths, shape = inputs.tables.eval, inputs.lengths, inputs.shape
+    table, lengths, shape = inputs.tables.scored, inputs.lengths, inputs.shape
     if table is None or lengths is None or shape is None or not lengths.eval_rows:
         return None
     prompts = [max(1, round(lengths.eval_tokens))]

@@ -1,0 +1,1 @@
+"""The table `eval`: how held-out rows are scored, one file and one class per kind of answer."""

@@ -1,0 +1,61 @@
+"""The table `eval` of any kind: which class checks it is decided by its `kind`.
+
+A further kind is a class in a file of its own and a row in `EvalTable` and `BRANCHES`; how it is
+scored is a row in `trainer.scoring.evaluate.SCORERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Tag
+
+from trainer.config_errors import BRANCH
+from trainer.eval_tables.labels import LabelEvalTable
+from trainer.eval_tables.loss import LossEvalTable
+
+NONE: Literal["none"] = "none"
+"""What run.yaml says where held-out rows are not to be scored."""
+BRANCHES = MappingProxyType({"label": "label", "multilabel": "label", "loss": "loss"})
+"""For each `kind`, the branch of the union that checks it."""
+
+
+def _branch(value: object) -> str | None:
+    """Return the tag of the branch that checks a value; None if there is no such kind."""
+    if value == NONE:
+        return BRANCH + NONE
+    if isinstance(value, BaseModel):
+        kind = getattr(value, "kind", None)
+    else:
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+    branch = BRANCHES.get(kind) if isinstance(kind, str) else None
+    return None if branch is None else BRANCH + branch
+
+
+EvalTable = Annotated[
+    Annotated[LabelEvalTable, Tag(BRANCH + "label")]
+    | Annotated[LossEvalTable, Tag(BRANCH + "loss")]
+    | Annotated[Literal["none"], Tag(BRANCH + NONE)],
+    Discriminator(
+        _branch,
+        custom_error_type="eval_kind",
+        custom_error_message=f"`kind` must be one of {', '.join(BRANCHES)}; "
+        f"or write `eval: {NONE}` to score nothing",
+    ),
+]
+
+
+def with_kind(tables: Any) -> Any:
+    """Return the tables of a config with the `kind` that its `eval` leaves to the data.
+
+    Only a table that names no `kind` and no `labels` is changed.
+    """
+    if not isinstance(tables, Mapping):
+        return tables
+    found = tables.get("eval")
+    if not isinstance(found, Mapping) or "kind" in found:
+        return tables
+    kind = "label" if "labels" in found else "loss"
+    return {**tables, "eval": {"kind": kind, **found}}

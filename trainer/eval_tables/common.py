@@ -1,0 +1,28 @@
+"""What every kind of scoring has in its table `eval`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvalFields(BaseModel):
+    """The fields that the tables of all kinds share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: str
+    rows: int | None = Field(
+        default=None, ge=1, description="Held-out rows to score, at most; without it, all of them."
+    )
+    baselines: bool = Field(
+        default=True, description="Score the commonest answer, and what else needs no model, too."
+    )
+    shots: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="Score the base with that many learnt rows before each question, too.",
+    )
+    resamples: int = Field(
+        default=1000, ge=1000, le=100_000, description="Bootstrap resamples of each interval."
+    )

@@ -1,0 +1,163 @@
+"""Scores answers that are labels: every row counts, and every figure has its interval.
+
+Each row is answered twice from one prefill of its prompt. Freely: what a user of `generate` would
+see, with its stop rate and its unreadable answers. Constrained to the listed labels (`bound`): what
+the model knows apart from the format of its answer, with probabilities. Both are reported;
+`decoding` names the one that the headline figure is taken from.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from trainer.scoring import metrics
+from trainer.scoring.answers import possible_answers
+from trainer.scoring.baselines import baselines, few_shot_baseline
+from trainer.scoring.eval_set import (
+    EvalSet,
+    LabelledTexts,
+    indicator_matrix,
+    label_sets_by_frequency,
+    load_eval_set,
+    load_training_texts,
+)
+from trainer.scoring.predict import OnProgress, predict
+from trainer.scoring.result import EvalResult, ScoringRequest
+
+HEADLINE = {"label": "exact_match", "multilabel": "micro_f1"}
+
+
+def score_labels(request: ScoringRequest) -> EvalResult:
+    """Score a model on the held-out rows of a run whose answers are labels.
+
+    Before training the baselines are in `details`, too.
+
+    Raises:
+        DataError: the rows cannot be read, or carry labels that `eval.labels` does not list.
+        ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
+    """
+    config, model, tokenizer = request.config, request.model, request.tokenizer
+    assert config.label_table is not None
+    eval_set = load_eval_set(config, request.run_dir, model, tokenizer)
+    training = load_training_texts(config, request.run_dir, model, tokenizer)
+    learnt_sets = label_sets_by_frequency(training.labels, config.label_table.labels)
+    eval_set = replace(eval_set, learnt_sets=learnt_sets)
+    result = evaluate(
+        model, tokenizer, eval_set, stage=request.stage, on_progress=request.on_progress
+    )
+    if request.stage == "before":
+        found = score_baselines(training, eval_set) if config.label_table.baselines else {}
+        if config.label_table.shots:
+            found["few_shot"] = few_shot_baseline(
+                model, tokenizer, eval_set, training, config, on_progress=request.on_progress
+            )
+        if found:
+            result.details["baselines"] = found
+    return result
+
+
+def evaluate(
+    model: Any, tokenizer: Any, eval_set: EvalSet, *, stage: str, on_progress: OnProgress
+) -> EvalResult:
+    """Answer every example and score the answers, in the order of the examples."""
+    begun = time.monotonic()
+    table, items = eval_set.table, eval_set.items
+    predictions = predict(model, tokenizer, eval_set, on_progress=on_progress)
+    right = indicator_matrix(eval_set.references, table.labels)
+    free = indicator_matrix([answer.labels for answer in predictions.free], table.labels)
+    bound = indicator_matrix(predictions.bound, table.labels)
+    parts: dict[str, Any] = {
+        name: metrics.all_figures(right, given, table)
+        for name, given in (("free", free), ("bound", bound))
+    }
+    headline = parts["bound" if table.decoding == "bound" else "free"]["figures"]
+    if table.decoding == "bound":
+        chosen_answers = predictions.bound
+    else:
+        chosen_answers = [answer.labels for answer in predictions.free]
+    chosen = headline[HEADLINE[table.kind]]
+    return EvalResult(
+        stage=stage,
+        kind=table.kind,
+        metric="accuracy" if table.kind == "label" else "micro_f1",
+        decoding=table.decoding,
+        value=chosen["value"],
+        low=chosen["low"],
+        high=chosen["high"],
+        n=len(items),
+        stop_rate=sum(predictions.stopped) / len(items),
+        parse_failures=sum(not answer.readable for answer in predictions.free),
+        out_of_vocabulary=sum(len(answer.unknown) for answer in predictions.free),
+        seconds=time.monotonic() - begun,
+        details={
+            "labels": list(table.labels),
+            "answers": _count_candidates(eval_set),
+            "not_numbers": predictions.non_finite,
+            **parts,
+            "calibration": metrics.calibration(right, predictions.probabilities, table),
+            "costs": metrics.costs_of_mistakes(right, bound, predictions.probabilities, table),
+            "absent_labels": [
+                label for at, label in enumerate(table.labels) if not right[:, at].any()
+            ],
+            "documents": [
+                {
+                    "row": item.row,
+                    "prompt": item.prompt,
+                    "gold": sorted(labels, key=table.labels.index),
+                    "bound": sorted(predictions.bound[at], key=table.labels.index),
+                    "free": predictions.texts[at],
+                    "stopped": predictions.stopped[at],
+                    "score": float(chosen_answers[at] == labels),
+                }
+                for at, (item, labels) in enumerate(zip(items, eval_set.references, strict=True))
+            ],
+        },
+    )
+
+
+def score_baselines(training: LabelledTexts, eval_set: EvalSet) -> dict[str, Any]:
+    """Score the baselines, learnt from `training`, on the same rows."""
+    return baselines(
+        training,
+        LabelledTexts(
+            texts=[item.prompt for item in eval_set.items],
+            labels=indicator_matrix(eval_set.references, eval_set.table.labels),
+        ),
+        single=eval_set.table.kind == "label",
+        resamples=eval_set.table.resamples,
+    )
+
+
+def _count_candidates(eval_set: EvalSet) -> dict[str, int]:
+    """Return how many answers there can be, how many are candidates, and what that leaves out."""
+    candidates = set(eval_set.candidates)
+    return {
+        "possible": possible_answers(eval_set.table),
+        "listed": len(candidates),
+        "right_not_listed": sum(labels not in candidates for labels in eval_set.references),
+    }
+
+
+def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
+    """Return how many more documents are wholly right, paired, with its interval.
+
+    None if the two were not scored on the same rows.
+    """
+    right = []
+    for result in (before, after):
+        documents = {one["row"]: one for one in result.details["documents"]}
+        right.append({row: float(one["gold"] == one["bound"]) for row, one in documents.items()})
+    if right[0].keys() != right[1].keys():
+        return None
+    rows = sorted(right[0])
+    change = metrics.paired_difference(
+        np.array([right[0][row] for row in rows]),
+        np.array([right[1][row] for row in rows]),
+        resamples=1000,
+        seed=0,
+    )
+    return {"metric": "exact_match", **asdict(change)}
