@@ -7,13 +7,14 @@ one, and an answer that could not be read is the empty set. Nothing is ever left
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.eval_tables.labels import CostTable, LabelEvalTable
+from trainer.scoring.interval import Interval
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -23,15 +24,6 @@ AVERAGES = (
     "exact_match", "micro_precision", "micro_recall", "micro_f1", "macro_precision",
     "macro_recall", "macro_f1", "weighted_f1", "samples_f1", "jaccard", "hamming_loss",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A figure with its percentile interval over resampled documents."""
-
-    value: float
-    low: float
-    high: float
 
 
 def all_figures(references: Bools, predictions: Bools, table: LabelEvalTable) -> dict[str, Any]:
