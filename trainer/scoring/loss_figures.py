@@ -23,6 +23,8 @@ from trainer.scoring.resampling import Floats, resampled_interval
 from trainer.scoring.shares import wilson
 
 HEADLINE = "nats_per_token"
+LARGEST = 700.0
+"""Nats per token beyond which a perplexity is no number that a file can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,7 @@ def _figures(sums: _Sums) -> Mapping[str, Figure | None]:
         {
             HEADLINE: nats_per_token,
             "bits_per_token": lambda weights: nats_per_token(weights) / math.log(2),
-            "perplexity": lambda weights: np.exp(nats_per_token(weights)),
+            "perplexity": lambda weights: np.exp(np.minimum(nats_per_token(weights), LARGEST)),
             "bits_per_byte": None if sums.bytes is None else bits_per_byte,
             "token_accuracy": lambda weights: (weights @ sums.right) / (weights @ sums.tokens),
         }
