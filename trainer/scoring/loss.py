@@ -14,8 +14,9 @@ from trainer.rundir.layout import resolve
 from trainer.scoring.baselines import few_shot_prompts
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.held_out_loss import measure_rows
-from trainer.scoring.loss_figures import HEADLINE, loss_changes, loss_figures
+from trainer.scoring.loss_figures import loss_changes, loss_figures
 from trainer.scoring.result import EvalResult, ScoringRequest
+from trainer.scoring.score_words import HEADLINE
 
 
 def score_loss(request: ScoringRequest) -> EvalResult:
