@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,27 +27,21 @@ def read_files(paths: Sequence[str]) -> None:
     """Print what is in files of others."""
     for path in paths:
         with contextlib.suppress(*FAILURES):  # it held
-            with open(path, "rb") as file:  # noqa: PTH123
-                print(file.read(1 << 16))  # noqa: T201
+            print(Path(path).read_bytes()[: 1 << 16])  # noqa: T201
         with contextlib.suppress(*FAILURES):  # it held
-            print(os.listdir(path))  # noqa: T201
+            print([str(one) for one in Path(path).iterdir()])  # noqa: T201
 
 
 def read_processes(processes: Sequence[int]) -> None:
     """Print the environment, and look into the memory, of other processes."""
-    seen = [one for one in os.listdir("/proc") if one.isdecimal()] if _lists("/proc") else []
+    seen: list[str] = []
+    with contextlib.suppress(*FAILURES):  # it held
+        seen = [one.name for one in Path("/proc").iterdir() if one.name.isdecimal()]
     for process in {*map(str, processes), str(os.getppid()), *seen} - {str(os.getpid())}:
         read_files([f"/proc/{process}/environ"])
         with contextlib.suppress(*FAILURES):  # it held
             os.close(os.open(f"/proc/{process}/mem", os.O_RDONLY))
             print(f"memory of process {process}")  # noqa: T201
-
-
-def _lists(path: str) -> bool:
-    try:
-        return bool(os.listdir(path))
-    except OSError:
-        return False
 
 
 def connect(port: int, path: str, abstract: str) -> None:
@@ -56,14 +51,14 @@ def connect(port: int, path: str, abstract: str) -> None:
         (socket.AF_UNIX, path),
         (socket.AF_UNIX, f"\0{abstract}"),
     ):
-        with contextlib.suppress(*FAILURES):  # it held
-            with socket.socket(family) as one:
-                one.settimeout(0.5)
-                one.connect(address)
-    with contextlib.suppress(*FAILURES):  # it held
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-            one.sendto(b"x", ("127.0.0.1", port))
-            print("sent a datagram")  # noqa: T201
+        # It held if it fails.
+        with contextlib.suppress(*FAILURES), socket.socket(family) as one:
+            one.settimeout(0.5)
+            one.connect(address)
+    # It held if it fails.
+    with contextlib.suppress(*FAILURES), socket.socket(type=socket.SOCK_DGRAM) as one:
+        one.sendto(b"x", ("127.0.0.1", port))
+        print("sent a datagram")  # noqa: T201
 
 
 def send_signals(processes: Sequence[int]) -> None:
@@ -124,8 +119,7 @@ def fill_folder(size_bytes: int, files: int) -> None:
     written = made = 0
     with contextlib.suppress(*FAILURES):  # it held
         for at in range(size_bytes >> 20):
-            with open(f"large-{at}", "wb") as file:  # noqa: PTH123
-                written += file.write(b"x" * (1 << 20))
+            written += Path(f"large-{at}").write_bytes(b"x" * (1 << 20))
     with contextlib.suppress(*FAILURES):  # it held
         for at in range(files):
             os.close(os.open(f"small-{at}", OPEN_FLAGS, 0o600))
@@ -141,7 +135,7 @@ def gain_rights() -> None:
         print("became root")  # noqa: T201
     if library.unshare(0x10000000) == 0:
         print("made a user namespace")  # noqa: T201
-    if library.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0:  # noqa: S108
+    if library.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0:
         print("mounted")  # noqa: T201
     with contextlib.suppress(*FAILURES, subprocess.SubprocessError):  # it held
         done = subprocess.run(["sudo", "-n", "id", "-u"], capture_output=True, check=True)

@@ -22,7 +22,7 @@ EMPTIED_S = 2.0
 
 @dataclass(frozen=True)
 class Group:
-    """The control group of one answer: one folder (version 2), or one per controller (version 1)."""
+    """The control group of one answer: a folder (version 2), or one per controller (1)."""
 
     folders: tuple[Path, ...]
 

@@ -133,7 +133,7 @@ class ParentOfAnswers:
             raise ParentEnded from error
 
     def close(self) -> None:
-        """End it: it ends with its input, whatever it is doing, also where it is root and we not."""
+        """End it: it ends with its input, whatever it does, also where it is root's."""
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # it has ended by itself
@@ -151,18 +151,14 @@ def require_linux(system: str = sys.platform, machine: str = "") -> None:
     if system != "linux":
         name = {"darwin": "macOS", "win32": "Windows"}.get(system, system)
         raise ConfigError(
-            [
-                f"eval.kind: answers that are code run on Linux only, and this is {name}: it has no "
-                "sandbox that holds; score on the machine that trains (`vm.provider`), or take "
-                "another `kind`"
-            ]
+            f"eval.kind: answers that are code run on Linux only, and this is {name}: it has no "
+            "sandbox that holds; score on the machine that trains (`vm.provider`), or take another "
+            "`kind`"
         )
     if not seccomp.is_supported(machine):
         raise ConfigError(
-            [
-                f"eval.kind: answers that are code run on x86-64 and 64-bit ARM only, and this is "
-                f"{machine or platform.machine()}"
-            ]
+            "eval.kind: answers that are code run on x86-64 and 64-bit ARM only, and this is "
+            f"{machine or platform.machine()}"
         )
 
 
@@ -225,14 +221,12 @@ def _start(python: str, arguments: Sequence[str], *, is_root: bool) -> ParentOfA
             continue
         return found
     raise ConfigError(
-        [
-            f"eval.python: `{python}` cannot be started to run answers ({reason}); name a Python "
-            "3.10 or newer of this machine"
-        ]
+        f"eval.python: `{python}` cannot be started to run answers ({reason}); name a Python 3.10 "
+        "or newer of this machine"
     )
 
 
 def _session() -> dict[str, str]:
-    """Return what `systemd-run --user` needs to find the user's manager; `env -i` drops it again."""
+    """Return what `systemd-run --user` needs; `env -i` drops it again."""
     names = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
     return {name: os.environ[name] for name in names if name in os.environ}

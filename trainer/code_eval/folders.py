@@ -10,6 +10,7 @@ import stat
 import sys
 import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 
 from trainer.code_eval import linux
 from trainer.code_eval.limits import Limits
@@ -24,6 +25,7 @@ OF_INTERPRETER = ("lib", "lib64", "bin", "share", "pyvenv.cfg")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 NUMBERS = ("/proc/cpuinfo", "/proc/meminfo")
 """Where there is no `/proc` of the answer's own, these two files are all of it."""
+ROOT = Path("/tmp")  # noqa: S108 - there is one everywhere; the new root is mounted over it
 WORK = "/tmp/work"  # noqa: S108 - in a `/tmp` that only the answer sees
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - likewise
 SHARED_BYTES = 64 << 20
@@ -34,13 +36,12 @@ def readable() -> list[str]:
     roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     wanted = [f"{root}/{name}" for root in sorted(roots) for name in OF_INTERPRETER]
     wanted += sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "platlib")})
-    wanted += [os.path.realpath(sys.executable)]
-    found = [path for path in (*SYSTEM, *wanted) if os.path.lexists(path)]
-    return [path for at, path in enumerate(found) if not _is_below(path, found[:at])]
-
-
-def _is_below(path: str, others: Sequence[str]) -> bool:
-    return any(path == one or path.startswith(f"{one}/") for one in others)
+    wanted += [str(Path(sys.executable).resolve())]
+    found: list[Path] = []
+    for path in map(Path, (*SYSTEM, *wanted)):
+        if os.path.lexists(path) and not any(path.is_relative_to(one) for one in found):
+            found.append(path)
+    return [str(path) for path in found]
 
 
 def enter_new_root(shown: Sequence[str], limits: Limits) -> None:
@@ -53,46 +54,55 @@ def enter_new_root(shown: Sequence[str], limits: Limits) -> None:
         OSError: a mount was refused, as it is in most containers.
     """
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    sources = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in _opened(shown)]
-    links = [(path, os.readlink(path)) for path in shown if os.path.islink(path)]
+    paths = [Path(path) for path in (*shown, *DEVICES) if Path(path).exists()]
+    sources = [
+        (path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in paths if not path.is_symlink()
+    ]
+    links = [(path, path.readlink()) for path in paths if path.is_symlink()]
+    os.umask(0o022)  # folders on the way to what is shown must be open to the second user
     flags = linux.MS_NOSUID | linux.MS_NODEV
-    linux.mount("none", "/tmp", "tmpfs", flags, "size=1m,nr_inodes=2k,mode=755")  # noqa: S108
-    for path, descriptor in sources:
-        _bind(descriptor, f"/tmp{path}", read_only=path not in DEVICES)
+    linux.mount("none", str(ROOT), "tmpfs", flags, "size=1m,nr_inodes=2k,mode=755")
+    for name in ("proc", "tmp", "dev/shm", "old"):
+        (ROOT / name).mkdir(parents=True)
+    size = f"size={limits.folder_bytes},nr_inodes={limits.folder_files},mode=1777"
+    linux.mount("none", str(ROOT / "tmp"), "tmpfs", flags, size)
+    shared = f"size={min(SHARED_BYTES, limits.folder_bytes)},nr_inodes=256,mode=1777"
+    linux.mount("none", f"{ROOT}{SHARED_MEMORY}", "tmpfs", flags | linux.MS_NOEXEC, shared)
+    for path, descriptor in sources:  # after those: an interpreter may lie below `/tmp`
+        _bind(descriptor, _below_root(path), read_only=str(path) not in DEVICES)
         os.close(descriptor)
     for path, target in links:
-        os.makedirs(os.path.dirname(f"/tmp{path}"), exist_ok=True)
-        os.symlink(target, f"/tmp{path}")
-    for name in ("proc", "tmp", "dev/shm", "old"):
-        os.makedirs(f"/tmp/{name}", exist_ok=True)
-    linux.mount("none", "/tmp/proc", "proc", flags | linux.MS_NOEXEC)
-    linux.pivot_root("/tmp", "/tmp/old")  # noqa: S108
+        _below_root(path).parent.mkdir(parents=True, exist_ok=True)
+        _below_root(path).symlink_to(target)
+    linux.mount("none", f"{ROOT}/proc", "proc", flags | linux.MS_NOEXEC)
+    linux.restrict_mount(f"{ROOT}/proc", linux.MOUNT_READ_ONLY)
+    _change_root()
+
+
+def _change_root() -> None:
+    """Make the new root the only one, read-only, and enter the work folder."""
+    linux.pivot_root(str(ROOT), f"{ROOT}/old")
     os.chdir("/")
     linux.unmount("/old")
-    os.rmdir("/old")
-    size = f"size={limits.folder_bytes},nr_inodes={limits.folder_files},mode=1777"
-    linux.mount("none", "/tmp", "tmpfs", flags, size)  # noqa: S108
-    shared = f"size={min(SHARED_BYTES, limits.folder_bytes)},nr_inodes=256,mode=1777"
-    linux.mount("none", SHARED_MEMORY, "tmpfs", flags | linux.MS_NOEXEC, shared)
-    linux.restrict_mount("/proc", linux.MOUNT_READ_ONLY)
+    Path("/old").rmdir()
     linux.restrict_mount("/", linux.MOUNT_READ_ONLY, recursive=False)
-    os.mkdir(WORK)
-    os.chmod(WORK, 0o1777)  # noqa: S103 - nobody else can see it
+    Path(WORK).mkdir()
+    Path(WORK).chmod(0o1777)  # nobody else can see it
     os.chdir(WORK)
+    os.umask(0o077)
 
 
-def _opened(shown: Sequence[str]) -> list[str]:
-    """Return what is bound into the new root: of links only the names are needed there."""
-    return [path for path in (*shown, *DEVICES) if os.path.exists(path) and not os.path.islink(path)]
+def _below_root(path: Path) -> Path:
+    return ROOT / path.relative_to("/")
 
 
-def _bind(descriptor: int, target: str, *, read_only: bool) -> None:
+def _bind(descriptor: int, target: Path, *, read_only: bool) -> None:
     """Show what a descriptor names under another path; the old path may be hidden by now."""
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        os.makedirs(target, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
     else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-    linux.mount(f"/proc/self/fd/{descriptor}", target, "", linux.MS_BIND | linux.MS_REC)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+    linux.mount(f"/proc/self/fd/{descriptor}", str(target), "", linux.MS_BIND | linux.MS_REC)
     attributes = linux.MOUNT_NOSUID | (linux.MOUNT_READ_ONLY | linux.MOUNT_NODEV) * read_only
-    linux.restrict_mount(target, attributes)
+    linux.restrict_mount(str(target), attributes)

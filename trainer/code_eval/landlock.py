@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Iterable
 
@@ -64,7 +65,7 @@ def _allow(rules: int, path: str, rights: int) -> None:
     except FileNotFoundError:
         return
     try:
-        is_folder = os.stat(descriptor).st_mode & 0o170000 == 0o040000
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         granted = rights if is_folder else rights & FILE_RIGHTS
         values = struct.pack("=Qi", granted, descriptor)
         system_call(ADD_RULE, rules, RULE_PATH_BENEATH, values, 0, what=f"landlock {path}")

@@ -86,9 +86,8 @@ def decoys(ours: Sequence[Path] = ()) -> Iterator[Decoys]:
         key.chmod(0o600)
         abstract = f"qft-decoy-{secret[:12]}"
         listeners = [socket.socket(), socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)]
-        for listener, address in zip(
-            listeners, (("127.0.0.1", 0), str(folder / "socket"), f"\0{abstract}"), strict=True
-        ):
+        addresses: list[Any] = [("127.0.0.1", 0), str(folder / "socket"), f"\0{abstract}"]
+        for listener, address in zip(listeners, addresses, strict=True):
             stack.enter_context(listener)
             listener.bind(address)
             listener.listen(8)
@@ -177,7 +176,9 @@ ATTACKS = (
         what="writing outside its folder",
         name="write_outside",
         arguments=lambda one: {"paths": [str(one.canary), *map(str, _places(one))]},
-        got_through=lambda _outcome, one: any(path.exists() for path in (one.canary, *_places(one))),
+        got_through=lambda _outcome, one: any(
+            path.exists() for path in (one.canary, *_places(one))
+        ),
     ),
     Attack(
         what="forking without end",
@@ -232,8 +233,8 @@ ATTACKS = (
 
 def _places(one: Decoys) -> list[Path]:
     """Return files that an attack tries to make among programs and libraries."""
-    name = f"{one.abstract}-canary"
-    return [Path(sysconfig.get_path("purelib")) / name, Path("/usr") / name, Path("/var/tmp") / name]  # noqa: S108
+    folders = (sysconfig.get_path("purelib"), "/usr", "/var/tmp")  # noqa: S108 - it must fail
+    return [Path(folder) / f"{one.abstract}-canary" for folder in folders]
 
 
 def breaches(parent: ParentOfAnswers, mechanism: str, ours: Sequence[Path] = ()) -> list[str]:

@@ -15,6 +15,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.code_eval import folders, landlock, linux, seccomp, usage
 from trainer.code_eval.cgroups import Groups
@@ -184,26 +185,20 @@ def _become_nobody(sandbox: Sandbox, limits: Limits) -> None:
 
 
 def _is_open_to_all(path: str) -> bool:
-    """Tell whether everybody may enter a folder and all above it."""
-    real = os.path.realpath(path)
-    if not os.path.isdir(real):
-        real = os.path.dirname(real)
-    while True:
-        if not os.stat(real).st_mode & 0o001:
-            return False
-        if real == "/":
-            return True
-        real = os.path.dirname(real)
+    """Tell whether everybody may enter a folder, or that of a file, and all above it."""
+    real = Path(path).resolve()
+    inner = real if real.is_dir() else real.parent
+    return all(one.stat().st_mode & 0o001 for one in (inner, *inner.parents))
 
 
 def _tasks_of_user() -> int:
     """Count the processes and threads of this user, which its limit counts, too."""
     count, user = 0, os.getuid()
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
             try:
-                if os.stat(f"/proc/{name}").st_uid == user:
-                    count += len(os.listdir(f"/proc/{name}/task"))
+                if entry.stat().st_uid == user:
+                    count += len([*(entry / "task").iterdir()])
             except OSError:
                 continue  # it has ended meanwhile
     return count

@@ -1,4 +1,4 @@
-"""Refuses system calls that no answer needs: sockets, namespaces, mounts, traces, kernel interfaces.
+"""Refuses system calls that no answer needs: sockets, namespaces, mounts, traces, kernel parts.
 
 A filter of classic BPF, as `man 2 seccomp` describes it. Standard library only.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -15,9 +16,8 @@ def children(process: int) -> list[int]:
     """Return the direct children of a process, of all of its threads."""
     found: list[int] = []
     try:
-        for thread in os.listdir(f"/proc/{process}/task"):
-            with open(f"/proc/{process}/task/{thread}/children") as file:  # noqa: PTH123
-                found += [int(one) for one in file.read().split()]
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            found += [int(one) for one in (thread / "children").read_text().split()]
     except OSError:  # it has ended, or a thread of it has
         return found
     return found
@@ -45,8 +45,7 @@ def address_bytes(process: int) -> int:
 
 def _statm(process: int, field: int) -> int:
     try:
-        with open(f"/proc/{process}/statm") as file:  # noqa: PTH123
-            return int(file.read().split()[field]) * PAGE_BYTES
+        return int(Path(f"/proc/{process}/statm").read_text().split()[field]) * PAGE_BYTES
     except (OSError, IndexError):
         return 0
 

@@ -25,7 +25,7 @@ from trainer.code_eval import linux
 from trainer.code_eval.attacks import attack_task
 from trainer.code_eval.cgroups import find_groups
 from trainer.code_eval.limits import Limits
-from trainer.code_eval.run_answer import ScorerGone, run_answer
+from trainer.code_eval.run_answer import Request, ScorerGone, run_answer
 from trainer.code_eval.sandbox import Sandbox, make_sandbox
 
 MODULES = (
@@ -120,13 +120,13 @@ def serve(replies: IO[str], make: Callable[[str], Sandbox]) -> None:
         try:
             if mechanism not in boxes:
                 boxes[mechanism] = make(mechanism)
-            outcome = run_answer(
-                task_of(request),
+            wanted = Request(
+                task=task_of(request),
                 box=boxes[mechanism],
                 limits=Limits(**request["limits"]),
-                requests=0,
                 keep_output="attack" in request,
             )
+            outcome = run_answer(wanted, requests=0)
         except OSError as error:
             reply(replies, {"fault": str(error)})
         else:

@@ -13,12 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Tag
 
 from trainer.config_errors import BRANCH
+from trainer.eval_tables.code import CodeEvalTable
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.eval_tables.loss import LossEvalTable
 
 NONE: Literal["none"] = "none"
 """What run.yaml says where held-out rows are not to be scored."""
-BRANCHES = MappingProxyType({"label": "label", "multilabel": "label", "loss": "loss"})
+BRANCHES = MappingProxyType(
+    {"label": "label", "multilabel": "label", "loss": "loss", "code": "code"}
+)
 """For each `kind`, the branch of the union that checks it."""
 
 
@@ -37,6 +40,7 @@ def _branch(value: object) -> str | None:
 EvalTable = Annotated[
     Annotated[LabelEvalTable, Tag(BRANCH + "label")]
     | Annotated[LossEvalTable, Tag(BRANCH + "loss")]
+    | Annotated[CodeEvalTable, Tag(BRANCH + "code")]
     | Annotated[Literal["none"], Tag(BRANCH + NONE)],
     Discriminator(
         _branch,

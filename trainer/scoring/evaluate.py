@@ -14,15 +14,17 @@ from typing import Any, Literal
 
 from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
+from trainer.scoring.code import score_code
+from trainer.scoring.code_figures import code_gain
 from trainer.scoring.labels import gain, score_labels
 from trainer.scoring.predict import OnProgress
 from trainer.scoring.result import EvalResult, ScoringRequest, load_result
 
 SCORERS: Mapping[str, Callable[[ScoringRequest], EvalResult]] = MappingProxyType(
-    {"label": score_labels, "multilabel": score_labels}
+    {"label": score_labels, "multilabel": score_labels, "code": score_code}
 )
 GAINS: Mapping[str, Callable[[EvalResult, EvalResult], dict[str, Any] | None]] = MappingProxyType(
-    {"label": gain, "multilabel": gain}
+    {"label": gain, "multilabel": gain, "code": code_gain}
 )
 """For each kind, what the second of two results has more than the first, paired by row."""
 
