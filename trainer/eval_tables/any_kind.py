@@ -15,6 +15,7 @@ from pydantic import BaseModel, Discriminator, Tag
 from trainer.config_errors import BRANCH
 from trainer.data_table import DataTable
 from trainer.eval_tables.chat import ChatEvalTable
+from trainer.eval_tables.code import CodeEvalTable
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.eval_tables.loss import LossEvalTable
@@ -25,6 +26,7 @@ NONE: Literal["none"] = "none"
 BRANCHES = MappingProxyType(
     {
         "label": "label", "multilabel": "label", "loss": "loss", "text": "text", "chat": "chat",
+        "code": "code",
     }
 )  # fmt: skip
 """For each `kind`, the branch of the union that checks it."""
@@ -50,6 +52,7 @@ EvalTable = Annotated[
     | Annotated[LossEvalTable, Tag(BRANCH + "loss")]
     | Annotated[TextEvalTable, Tag(BRANCH + "text")]
     | Annotated[ChatEvalTable, Tag(BRANCH + "chat")]
+    | Annotated[CodeEvalTable, Tag(BRANCH + "code")]
     | Annotated[Literal["none"], Tag(BRANCH + NONE)],
     Discriminator(
         _branch,

@@ -17,6 +17,8 @@ from trainer.config import TrainerConfig
 from trainer.rundir.layout import scoring_scratch
 from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
+from trainer.scoring.code import score_code
+from trainer.scoring.code_figures import code_gain
 from trainer.scoring.labels import gain, score_labels
 from trainer.scoring.loss import add_loss, change_of, loss_gain, score_loss
 from trainer.scoring.predict import OnProgress
@@ -29,6 +31,7 @@ SCORERS: Mapping[str, Callable[[ScoringRequest], EvalResult]] = MappingProxyType
         "multilabel": score_labels,
         "text": score_text,
         "chat": score_chat,
+        "code": score_code,
         "loss": score_loss,
     }
 )
@@ -38,6 +41,7 @@ GAINS: Mapping[str, Callable[[EvalResult, EvalResult], dict[str, Any] | None]] =
         "multilabel": gain,
         "text": gain_of_answers,
         "chat": gain_of_answers,
+        "code": code_gain,
         "loss": loss_gain,
     }
 )
