@@ -32,6 +32,7 @@ from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_
 from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule, rows_per_epoch
 from trainer.training.objective import Objective, make_objective
+from trainer.training.samples import wants_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,8 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     id_count = embedding_rows(model_config.to_dict())
     objective = make_objective(config, tokenizer, seq2seq=seq2seq, embedding_rows=id_count)
     rows = load_training_rows(config.data, lambda name: objective.load(resolve(run_dir, name)))
-    wanted = config.data.eval if config.train.validate_every is not None else None
+    validates = config.train.validate_every is not None
+    wanted = config.data.eval if validates or wants_samples(config) else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
     for items in (rows.items, held_out.items if held_out else ()):
         tokens = ((item.row, (*item.input_ids, *item.labels)) for item in items)
@@ -94,7 +96,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         hardware=_hardware(device, threads),
         tokens={
             "data.train": tokens_sha256(rows.items),
-            **({"data.eval": tokens_sha256(held_out.items)} if held_out else {}),
+            **({"data.eval": tokens_sha256(held_out.items)} if held_out and validates else {}),
         },
     )
     return PreparedInputs(

@@ -35,7 +35,7 @@ CHANGEABLE = frozenset(
 IRRELEVANT = frozenset(
     {
         "model.id", "model.revision", "model.token_env", "data.train", "data.eval", "data.day",
-        "method.partly_quantised", "method.from",
+        "method.partly_quantised", "method.from", "train.samples",
     }
 )  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the

@@ -17,6 +17,7 @@ from trainer.config import TrainerConfig
 from trainer.errors import Busy, ConfigError, DataError
 from trainer.hub import Shards
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
+from trainer.rundir.samples import SAMPLES
 
 TABLE_BYTES_MAX = 64 << 20
 CONFIG = "config.json"
@@ -36,7 +37,7 @@ RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
 # What `replace_file` writes to before it renames: the name, then the process.
 _REPLACED = (
     "status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES, DAY,
-    MEMORY,
+    MEMORY, SAMPLES,
 )  # fmt: skip
 _UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
 
