@@ -32,7 +32,6 @@ from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_
 from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule, rows_per_epoch
 from trainer.training.objective import Objective, make_objective
-from trainer.training.samples import wants_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class PreparedInputs:
     tokenizer: Any
     objective: Objective
     rows: TrainingRows
-    held_out: Examples | None  # read only if they are looked at while training
+    held_out: Examples | None  # read only if they are looked at while training, or scored
     schedule: Schedule
     device: torch.device
     precision: Precision
@@ -67,7 +66,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     objective = make_objective(config, tokenizer, seq2seq=seq2seq, embedding_rows=id_count)
     rows = load_training_rows(config.data, lambda name: objective.load(resolve(run_dir, name)))
     validates = config.train.validate_every is not None
-    wanted = config.data.eval if validates or wants_samples(config) else None
+    wanted = config.data.eval if validates or config.scored is not None else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
     for items in (rows.items, held_out.items if held_out else ()):
         tokens = ((item.row, (*item.input_ids, *item.labels)) for item in items)
