@@ -74,6 +74,8 @@ def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
     flat = {k: v for k, v in flatten_config(config).items() if k.startswith(SCORE_SETTINGS)}
     learnt = training_facts(config, inputs) if stage == "after" else {}
     rows = {"data.eval": inputs["data.eval"], **_day_named(config)}
+    if "eval.general" in inputs:
+        rows["eval.general"] = inputs["eval.general"]
     return {**flat, **_base_named(config), **rows, **learnt}
 
 
@@ -135,6 +137,8 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
         ConfigError: there is no such adapter.
     """
     named = {f"data.{key}": name for key, name in config.data.files.items()}
+    if config.scored is not None and config.scored.general is not None:
+        named["eval.general"] = config.scored.general
     facts: Facts = {"data.train": None, "data.eval": None}
     missing: list[str] = []
     for key, name in named.items():
