@@ -129,6 +129,14 @@ class TrainTable(BaseModel):
         default=True, description="Deliver the adapter of the best validation, not the last one."
     )
 
+    samples: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="Rows of `data.eval` that are answered and kept, before the first step, at "
+        "each validation and after the last step; 0: none.",
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainTable:
         if self.steps is not None and self.epochs is not None:

@@ -20,8 +20,9 @@ from infra.run.journal import Event, Kind, read
 from infra.timestamps import format_utc
 from trainer import hub
 from trainer.adapters.parent import adapter_sha256
+from trainer.rundir.samples import SAMPLES
 
-RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json")
+RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json", SAMPLES)
 
 
 def open_fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:

@@ -19,6 +19,7 @@ from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
 from trainer.scoring.code import score_code
 from trainer.scoring.code_figures import code_gain
+from trainer.scoring.forgetting.measure import add_forgetting
 from trainer.scoring.labels import gain, score_labels
 from trainer.scoring.loss import add_loss, change_of, loss_gain, score_loss
 from trainer.scoring.predict import OnProgress
@@ -85,6 +86,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     result = SCORERS[kind](request)
     if result.loss is None:
         result = add_loss(request, result)
+    result = add_forgetting(request, result)
     if stage == "after":
         result = _with_gain(load_result(run_dir / "eval-before.json"), result)
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
