@@ -254,7 +254,7 @@ def test_a_driven_run_with_evictions_adds_up(tmp_path: Path) -> None:
     events = read(path)
     spans = timeline_of(events, MEASURED)
 
-    assert [one.activity for one in spans].count("evicted") == fold(events).evictions == 2
+    assert [str(one.activity) for one in spans].count("evicted") == fold(events).evictions == 2
     check_sums(events, spans, events[-1].at_s)
 
 
@@ -264,7 +264,8 @@ def test_random_journals_add_up(data: st.DataObject) -> None:
     """Whatever events follow one another, and however the clock jumps, the sums are the bill's."""
     count = data.draw(st.integers(1, 25))
     gaps = st.floats(-50.0, 2000.0)
-    at_s, lines = 1e6, [(1e6, Kind.RUN_STARTED, {})]
+    at_s = 1e6
+    lines: list[tuple[float, Kind, dict[str, Any]]] = [(at_s, Kind.RUN_STARTED, {})]
     for _ in range(count):
         at_s += data.draw(gaps)
         kind = data.draw(st.sampled_from(sorted(Kind)))

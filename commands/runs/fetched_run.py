@@ -10,8 +10,10 @@ from pathlib import Path
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.measured import read_measured
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
+from commands.runs.timeline import timeline_of
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import StopReason
@@ -67,11 +69,17 @@ def write_facts(run_dir: Path, folder: RunFolder, loaded: LoadedConfig) -> Path:
 
 
 def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
-    """Gather what only this computer knows: evictions on the time line, dollars, hours."""
+    """Gather what only this computer knows: evictions, the timeline, dollars, hours."""
     simulated = loaded.simulated
     receipt = make_receipt(folder, loaded.out, simulated=simulated)
+    events = read(folder.journal)
+    measured = read_measured(loaded.out, redone_steps=receipt.redone_steps)
     return {
-        "evictions": _evictions(read(folder.journal)),
+        "evictions": _evictions(events),
+        "timeline": {
+            "spans": [span.to_json() for span in timeline_of(events, measured)],
+            "own": receipt.own,
+        },
         "usd": receipt.usd,
         "listed": simulated,
         "hours": receipt.machine_h,
