@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from commands.runs.comparing.compare_runs import compare_runs
+from commands.runs.comparing.page import comparison_lines
+from commands.runs.comparing.scored_run import read_scored_run
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import demand, needed_to_train
 from commands.runs.fetched_run import adapter_of, check_fetched
@@ -20,11 +23,13 @@ from commands.runs.receipt import Score, read_score
 from commands.ui.errors import TrainingError, UsageError
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
+from commands.ui.wrap import output_width
 from infra.durable import write_json
 
 EXAMPLES = {
     "qft eval": "the scores that the run measured",
     "qft eval --again": "measure them anew on this computer",
+    "qft eval --compare RUN RUN": "two runs on the rows that both scored",
 }
 
 app = typer.Typer()
@@ -35,9 +40,23 @@ def command(
     run: Run = "",
     *,
     again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare", metavar="RUN RUN", help="Compare two runs on the rows that both scored."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the metric before and after, with intervals."""
+    if compare is not None:
+        if run or again:
+            raise UsageError(
+                "`--compare` takes two runs, and neither a third nor `--again`",
+                hint="`qft eval RUN --again` measures a run anew; compare it afterwards",
+            )
+        show_comparison(*compare, as_json=as_json)
+        return
     found = scores(run, again=again, on_message=log)
     if as_json:
         print_json(found.to_json())
@@ -72,6 +91,21 @@ class Scores:
             verdict = "the intervals do not overlap" if apart else "the intervals overlap"
             lines.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
         return lines
+
+
+def show_comparison(first: str, second: str, *, as_json: bool) -> None:
+    """Print two runs side by side; raises UsageError if they cannot be compared."""
+    home = qft_home(environment())
+    folders = [pick_run(home, name, cwd=Path.cwd()) for name in (first, second)]
+    if folders[0] == folders[1]:
+        raise UsageError(
+            f"`{folders[0].name}` is named twice", hint="name two runs: `qft ls --all`"
+        )
+    compared = compare_runs(*map(read_scored_run, folders))
+    if as_json:
+        print_json(compared.to_json())
+    else:
+        print_data("\n".join(comparison_lines(compared, output_width())))
 
 
 def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Scores:
