@@ -14,9 +14,9 @@ from trainer.data.codec import Codec
 from trainer.data.examples import padding_id
 from trainer.data.template import Template
 from trainer.errors import ConfigError
-from trainer.scoring import metrics
 from trainer.scoring.answers import Answer, read_answer, require_apart, write_answer
 from trainer.scoring.eval_set import EvalSet, indicator_matrix
+from trainer.scoring.resampling import Floats
 
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
 MARGIN_TOKENS = 2  # beyond the longest right answer: enough to see that a model does not stop
@@ -33,7 +33,7 @@ class Predictions:
     stopped: list[bool]
     free: list[Answer]
     bound: list[frozenset[str]]
-    probabilities: metrics.Floats
+    probabilities: Floats
     non_finite: int = 0
 
 
