@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,92 @@ def test_the_interval_is_that_of_resampled_documents() -> None:
     assert found.change == pytest.approx(values[1].mean() - values[0].mean(), abs=1e-12)
     assert found.low == pytest.approx(np.quantile(means, 0.025), abs=0.01)
     assert found.high == pytest.approx(np.quantile(means, 0.975), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("table", "interval"),
+    [((59, 6, 16, 80), (0.0046, 0.1186)), ((1, 1, 7, 12), (0.0256, 0.5069))],
+    ids=["cavo-2012", "bentur-2009"],
+)
+def test_a_difference_of_shares_has_newcombes_interval(
+    table: tuple[int, int, int, int], interval: tuple[float, float]
+) -> None:
+    """The intervals are those of the R package contingencytables for its published tables."""
+    both, only_first, only_second, neither = table
+    sides = [
+        [1.0] * both + [1.0 - at] * only_first + [float(at)] * only_second + [0.0] * neither
+        for at in (0, 1)
+    ]
+    first, second = ([(one, 1.0) for one in side] for side in sides)
+    rows = PairedRows(first=first, second=second)
+    found = paired_figures({"accuracy": rows}, range(sum(table)))["accuracy"]
+
+    assert (found.low, found.high) == pytest.approx(interval, abs=5e-5)
+    assert found.interval == "newcombe"
+
+
+def test_two_runs_that_agree_are_not_certainly_equal(home: Path) -> None:
+    """Where both have all 22 rows right, the interval of the change is not [0, 0]."""
+    for name in ("one", "two"):
+        add_run(home, name, label_rows([True] * 22))
+
+    figure = compared(home).figures["accuracy"]
+
+    assert figure.change == 0
+    assert (figure.low, figure.high) == pytest.approx((-0.149, 0.149), abs=5e-4)
+
+
+def loss_of(nats: list[float], tokens: list[int]) -> dict[str, Any]:
+    """Return the loss of a result with these sums of its rows."""
+    rows = len(nats)
+    return {
+        "rows": {
+            "row": list(range(1, rows + 1)), "nats": nats, "tokens": tokens, "right": [1] * rows,
+            "text_nats": [one - 0.5 for one in nats], "bytes": [10] * rows,
+        }
+    }  # fmt: skip
+
+
+def add_loss(home: Path, name: str, nats: list[float], tokens: list[int]) -> None:
+    """Lay out a run of which only the loss was measured."""
+    documents = [{**row, "free": None} for row in label_rows([False] * len(nats))]
+    result = score_of("after", documents, kind="loss", loss=loss_of(nats, tokens))
+    finished_run(home.parent / name, home, name, after=result, eval={"kind": "loss"})
+
+
+def test_losses_are_compared_as_ratios_of_sums(home: Path) -> None:
+    """Nats per token are all nats over all tokens, and the interval is numpy's by the same rows."""
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(1, 30, size=40)
+    nats = rng.random((2, 40)) * tokens
+    for name, side in zip(("one", "two"), nats, strict=True):
+        add_loss(home, name, side.tolist(), tokens.tolist())
+
+    found = compared(home)
+
+    figure = found.figures["nats_per_token"]
+    assert set(found.figures) == {"nats_per_token", "bits_per_byte", "token_accuracy"}
+    assert figure.first == pytest.approx(nats[0].sum() / tokens.sum(), rel=1e-12)
+    draws = np.random.default_rng(6).integers(0, 40, size=(20_000, 40))
+    changes = (nats[1] - nats[0])[draws].sum(axis=1) / tokens[draws].sum(axis=1)
+    assert figure.low == pytest.approx(np.quantile(changes, 0.025), abs=0.02)
+    assert figure.high == pytest.approx(np.quantile(changes, 0.975), abs=0.02)
+    bits = (nats[1].sum() - 20) / (np.log(2) * 400)
+    assert found.figures["bits_per_byte"].second == pytest.approx(bits, rel=1e-12)
+    assert verdict("nats_per_token", replace(figure, low=0.1, high=0.2)) == "first"
+
+
+def test_another_tokenizer_leaves_bits_per_byte(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where right answers have other tokens, no figure per token is compared; a note says so."""
+    add_loss(home, "one", [5.0, 6.0, 7.0], [5, 6, 7])
+    add_loss(home, "two", [5.0, 6.0, 7.0], [5, 6, 9])
+
+    show_comparison("one", "two", as_json=False)
+
+    assert list(compared(home).figures) == ["bits_per_byte"]
+    assert "note: the right answers have other tokens in B" in capsys.readouterr().out
 
 
 def test_rows_of_one_document_are_drawn_together() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.judging import rows_of
 
-from commands.runs.judge.figures import ComparedPair, add_up, wilson_of_mean
+from commands.runs.judge.figures import ComparedPair, add_up
 from commands.runs.judge.pairs import choose_pairs
 from commands.runs.judge.prompts import messages
 from commands.runs.judge.result import result_lines
@@ -59,12 +59,20 @@ def test_a_verdict_counts_only_if_both_orders_agree(
 
 
 def test_the_win_rate_has_wilsons_interval() -> None:
-    """For wins and losses alone the interval is the one that solves Wilson's equation."""
-    low, high = wilson_of_mean(0.3, 40)
+    """A tie is half a win, and the interval's ends solve Wilson's equation."""
+    choices = [(B, A)] * 10 + [(A, A)] * 4 + [(A, B)] * 26
+    pairs = [
+        ComparedPair(row=at, first_chars=1, tuned_chars=3, choices=one)
+        for at, one in enumerate(choices)
+    ]
 
-    for bound in (low, high):
-        assert abs(bound - 0.3) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 40))
-    assert wilson_of_mean(0.0, 22)[1] == pytest.approx(0.149, abs=5e-4)
+    found = add_up(pairs)
+
+    assert found is not None
+    assert found.win_rate == (10 + 4 / 2) / 40
+    for bound in (found.low, found.high):
+        variance = bound * (1 - bound) / 40
+        assert abs(bound - 0.3) == pytest.approx(1.959964 * math.sqrt(variance))
 
 
 def test_answers_of_one_conversation_count_as_one() -> None:
@@ -77,7 +85,7 @@ def test_answers_of_one_conversation_count_as_one() -> None:
 
     assert found is not None
     assert (found.rows, found.wins) == (20, 20)
-    assert found.low == wilson_of_mean(1.0, 5)[0]
+    assert found.low == pytest.approx(5 / (5 + 1.959964**2))
 
 
 def test_tokens_are_counted_by_what_a_text_is() -> None:

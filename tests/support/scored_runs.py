@@ -56,10 +56,14 @@ def finished_run(
     rows: Mapping[str, str] | None = None,
     **tables: Mapping[str, Any] | str,
 ) -> Path:
-    """Lay out a run that is done: its record in `home`, its results in `folder`; return its out."""
+    """Lay out a run that is done: its record in `home`, its results in `folder`; return its out.
+
+    `tables` are merged into its config; `eval` replaces the one there.
+    """
     config = {"name": name, **json.loads(json.dumps(TABLES))}
     for key, fields in tables.items():
-        config[key] = {**config.get(key, {}), **fields} if isinstance(fields, Mapping) else fields
+        merged = isinstance(fields, Mapping) and key != "eval"
+        config[key] = {**config.get(key, {}), **dict(fields)} if merged else fields
     run = home / "runs" / name
     run.mkdir(parents=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands.runs.comparing.paired import PairedFigure, PairedRows, paired_figures
+from commands.runs.comparing.paired import PairedFigure, PairedRows, Part, paired_figures
+from commands.runs.comparing.row_figures import PER_TOKEN
 from commands.runs.comparing.scored_run import ScoredRow, ScoredRun
 from commands.ui.errors import UsageError
 
+NOTHING: Part = (0.0, 0.0)
+"""What a row adds to a figure that one of the two runs does not have for it."""
 LOWER = ("nats_per_token", "bits_per_token", "bits_per_byte", "perplexity")
 """The figures of which less is better."""
 
@@ -28,6 +31,7 @@ class RunComparison:
     rows: int
     matched_by: str
     figures: Mapping[str, PairedFigure]
+    same_tokenizer: bool
     differences: Mapping[str, tuple[object, object]]
 
     def to_json(self) -> dict[str, Any]:
@@ -38,6 +42,7 @@ class RunComparison:
             "rows": self.rows,
             "rows_scored": [len(self.first.rows), len(self.second.rows)],
             "matched_by": self.matched_by,
+            "same_tokenizer": self.same_tokenizer,
             "figures": {
                 name: asdict(figure) | {"better": better(name), "verdict": verdict(name, figure)}
                 for name, figure in self.figures.items()
@@ -70,6 +75,7 @@ def compare_runs(first: ScoredRun, second: ScoredRun) -> RunComparison:
         rows=len(pairs),
         matched_by=matched_by,
         figures=_figures(pairs),
+        same_tokenizer=not other_tokenizer(pairs),
         differences=differences(first.settings, second.settings),
     )
 
@@ -104,7 +110,7 @@ def differences(
 
 def better(name: str) -> str:
     """Say whether more or less of a figure is better."""
-    return "lower" if name.rpartition(" ")[2] in LOWER else "higher"
+    return "lower" if name in LOWER else "higher"
 
 
 def verdict(name: str, figure: PairedFigure) -> str:
@@ -114,13 +120,19 @@ def verdict(name: str, figure: PairedFigure) -> str:
     return "second" if (figure.change > 0) == (better(name) == "higher") else "first"
 
 
+def other_tokenizer(pairs: Sequence[tuple[ScoredRow, ScoredRow]]) -> bool:
+    """Return whether a right answer has other tokens in the second run than in the first."""
+    return any(
+        one.tokens is not None and other.tokens is not None and one.tokens != other.tokens
+        for one, other in pairs
+    )
+
+
 def _figures(pairs: Sequence[tuple[ScoredRow, ScoredRow]]) -> dict[str, PairedFigure]:
     """Pair every figure that all rows of both runs have."""
-    shared = [
-        name
-        for name in pairs[0][0].parts
-        if all(name in one.parts and name in other.parts for one, other in pairs)
-    ]
+    shared = {name: None for one, other in pairs for name in one.parts if name in other.parts}
+    if other_tokenizer(pairs):
+        shared = {name: None for name in shared if name not in PER_TOKEN}
     if not shared:
         raise UsageError(
             "the results hold no figure of single rows that both runs have",
@@ -128,12 +140,17 @@ def _figures(pairs: Sequence[tuple[ScoredRow, ScoredRow]]) -> dict[str, PairedFi
         )
     figures = {
         name: PairedRows(
-            first=[one.parts[name] for one, _ in pairs],
-            second=[other.parts[name] for _, other in pairs],
+            first=[_part(one, other, name) for one, other in pairs],
+            second=[_part(other, one, name) for one, other in pairs],
         )
         for name in shared
     }
     return paired_figures(figures, [one.row for one, _ in pairs])
+
+
+def _part(row: ScoredRow, other: ScoredRow, name: str) -> Part:
+    """Return what a row adds to a figure: nothing, if only one of the two runs has it."""
+    return row.parts[name] if name in row.parts and name in other.parts else NOTHING
 
 
 def _by_words(rows: Sequence[ScoredRow]) -> dict[Hashable, ScoredRow]:

@@ -10,6 +10,9 @@ from commands.ui.wrap import wrapped
 
 VALUE_CHARS_MAX = 200
 VERDICTS = {"first": "A is better", "second": "B is better", "unclear": "no clear change"}
+OTHER_TOKENIZER = (
+    "note: the right answers have other tokens in B than in A, so figures per token are left out"
+)
 MATCHED = {
     "words": "matched by prompt and right answer",
     "row": "matched by their numbers in the same file: the prompts are written differently",
@@ -27,6 +30,7 @@ def comparison_lines(found: RunComparison, width: int) -> list[str]:
         ),
         "",
         *_figures(found),
+        *wrapped(OTHER_TOKENIZER, width, indent="  ") * (not found.same_tokenizer),
         "",
     ]
     if not found.differences:
@@ -43,7 +47,7 @@ def _figures(found: RunComparison) -> list[str]:
     return table(
         [
             {
-                "figure": name,
+                "figure": name if one.rows == found.rows else f"{name} ({one.rows} rows)",
                 "A": f"{one.first:.3f}",
                 "B": f"{one.second:.3f}",
                 "B - A": f"{one.change:+.3f}",

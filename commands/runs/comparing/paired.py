@@ -6,9 +6,12 @@ figure is made of resampled sums. The draws are seeded: all computers print the 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+
+from trainer.scoring.shares import wilson
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -20,8 +23,11 @@ Part = tuple[float, float]
 class PairedFigure:
     """A figure of two models over the same rows, and the change from the first to the second.
 
-    `low`..`high` is the 95 % interval of the change, computed as `interval` says.
+    `low`..`high` is the 95 % interval of the change, computed as `interval` says, over the `rows`
+    that have the figure.
     """
+
+    rows: int
 
     first: float
     second: float
@@ -46,10 +52,12 @@ def paired_figures(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, PairedFigure]:
-    """Return each figure with the percentile interval of its change (Efron's method).
+    """Return each figure with the interval of its change.
 
-    `groups` names the document of each row: documents are drawn with replacement, whole, and both
-    models get the same ones. All figures are taken from the same draws.
+    It is the percentile interval of resampled documents (Efron's method): `groups` names the
+    document of each row, documents are drawn with replacement, whole, and both models get the same
+    ones. All figures are taken from the same draws. A share of rows that are right or wrong has
+    Newcombe's interval, since resampling has none where all are right, or the two models agree.
 
     Raises:
         ValueError: there is no row.
@@ -71,15 +79,51 @@ def paired_figures(
     for name, (first, second) in sums.items():
         values = [_ratio(one, range(count)) for one in (first, second)]
         ranked = sorted(changes[name])
+        low, high = (quantile(ranked, (1 + side * CONFIDENCE) / 2) for side in (-1, 1))
+        shares = _is_share(figures[name]) and len(groups) == count
+        if shares:
+            low, high = newcombe(figures[name])
         found[name] = PairedFigure(
+            rows=sum(below > 0 for _, below in figures[name].first),
             first=values[0],
             second=values[1],
             change=values[1] - values[0],
-            low=quantile(ranked, (1 - CONFIDENCE) / 2),
-            high=quantile(ranked, (1 + CONFIDENCE) / 2),
-            interval="bootstrap",
+            low=low,
+            high=high,
+            interval="newcombe" if shares else "bootstrap",
         )
     return found
+
+
+def newcombe(rows: PairedRows) -> tuple[float, float]:
+    """Return the interval of the difference of two shares of the same rows.
+
+    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions
+    based on paired data" (1998), method 10: Wilson's intervals of both shares, joined by their
+    correlation. It is never empty.
+    """
+    pairs = [
+        (bool(one), bool(two)) for (one, _), (two, _) in zip(rows.first, rows.second, strict=True)
+    ]
+    n = len(pairs)
+    both, neither = pairs.count((True, True)), pairs.count((False, False))
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    first, second = (wilson(both + one, n) for one in (only_first, only_second))
+    product = math.prod(
+        (both + only_first, only_second + neither, both + only_second, only_first + neither)
+    )
+    apart = both * neither - only_first * only_second
+    if apart > 0:
+        apart = max(apart - n / 2, 0)
+    correlation = apart / math.sqrt(product) if product else 0.0
+    change = second.value - first.value
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
+
+    down = reach(second.value - second.low, first.high - first.value)
+    up = reach(second.high - second.value, first.value - first.low)
+    return change - down, change + up
 
 
 def quantile(ranked: Sequence[float], share: float) -> float:
@@ -96,6 +140,11 @@ class _Sums:
 
     above: list[float]
     below: list[float]
+
+
+def _is_share(rows: PairedRows) -> bool:
+    """Return whether every row of both models is right or wrong, and counts once."""
+    return {*rows.first, *rows.second} <= {(0.0, 1.0), (1.0, 1.0)}
 
 
 def _by_group(parts: Sequence[Part], groups: Sequence[Hashable]) -> _Sums:

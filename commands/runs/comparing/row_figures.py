@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from commands.runs.comparing.paired import Part
-from infra.untrusted import number, text, texts
+from infra.untrusted import number, table, text, texts
 
 LABELS_MAX = 1000
+PER_TOKEN = ("nats_per_token", "token_accuracy")
+"""The figures of a loss that compare models of the same tokenizer only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRow:
+    """The loss of one row of the file: its tokens, and what it adds to each figure."""
+
+    tokens: int
+    parts: Mapping[str, Part]
 
 
 def row_parts(result: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Part]:
@@ -49,6 +61,35 @@ def _multilabel(result: Mapping[str, Any], document: Mapping[str, Any]) -> dict[
     return found
 
 
+def loss_parts(result: Mapping[str, Any]) -> dict[int, LossRow]:
+    """Return what each row of the file adds to the figures of the loss; empty without a loss.
+
+    A row whose loss was no number is left out, and so are bytes that are not known.
+    """
+    columns = table(table(result.get("loss")).get("rows"))
+    names = ("row", "nats", "text_nats", "tokens", "right", "bytes")
+    listed = [columns.get(name) for name in names]
+    if not all(isinstance(one, list) for one in listed):
+        return {}
+    found = {}
+    for values in zip(*listed, strict=False):
+        row, nats, text_nats, tokens, right, size = (number(one) for one in values)
+        if row is None or nats is None or not tokens:
+            continue
+        parts: dict[str, Part] = {"nats_per_token": (nats, tokens)}
+        if text_nats is not None and size:
+            parts["bits_per_byte"] = (text_nats / math.log(2), size)
+        if right is not None:
+            parts["token_accuracy"] = (right, tokens)
+        found[int(row)] = LossRow(tokens=int(tokens), parts=parts)
+    return found
+
+
+def _no_figure(_result: Mapping[str, Any], _document: Mapping[str, Any]) -> dict[str, Part]:
+    """Return nothing: of `kind: loss`, the loss says all."""
+    return {}
+
+
 def _sets(document: Mapping[str, Any]) -> tuple[set[str] | None, set[str] | None]:
     """Return the labels that are right and those that were given; None for what is no list."""
     right, given = (texts(document.get(key), most=LABELS_MAX) for key in ("gold", "bound"))
@@ -56,6 +97,6 @@ def _sets(document: Mapping[str, Any]) -> tuple[set[str] | None, set[str] | None
 
 
 PARTS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Part]]] = (
-    MappingProxyType({"label": _label, "multilabel": _multilabel})
+    MappingProxyType({"label": _label, "multilabel": _multilabel, "loss": _no_figure})
 )
 """For the kinds whose rows have more than a `score`, what else they have."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from commands.runs.comparing.paired import Part
-from commands.runs.comparing.row_figures import row_parts
+from commands.runs.comparing.row_figures import LossRow, loss_parts, row_parts
 from commands.runs.config import TRAINER_TABLES, LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, read_saved_config
@@ -33,6 +33,8 @@ class ScoredRow:
     words: str
     right: str
     parts: Mapping[str, Part]
+    tokens: int | None = None
+    """Of its right answer, where a loss was measured; of a conversation, at its first answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,9 @@ def read_scored_run(folder: RunFolder) -> ScoredRun:
     result = read_scores(loaded.out / RESULT, folder.name)
     documents = table(result.get("details")).get("documents")
     saved = table(read_saved_config(folder).get("rows"))
+    losses = loss_parts(result)
     rows = tuple(
-        _read_row(result, table(document))
+        _with_loss(_read_row(result, table(document)), losses)
         for document in (documents if isinstance(documents, list) else [])
     )
     return ScoredRun(
@@ -99,6 +102,14 @@ def settings_of(loaded: LoadedConfig, hashes: Mapping[str, Any]) -> dict[str, ob
         if key in found and isinstance(digest, str):
             found[key] = f"{found[key]} (sha256 {digest[:12]})"
     return found
+
+
+def _with_loss(row: ScoredRow, losses: dict[int, LossRow]) -> ScoredRow:
+    """Return a row with its loss, which is taken out: all answers of a row share one."""
+    loss = losses.pop(row.row, None)
+    if loss is None:
+        return row
+    return replace(row, parts={**row.parts, **loss.parts}, tokens=loss.tokens)
 
 
 def _read_row(result: Mapping[str, Any], document: Mapping[str, Any]) -> ScoredRow:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from statistics import fmean
 
 from commands.runs.judge.verdicts import Choice, Verdict, is_consistent, verdict_of
+from trainer.scoring.shares import wilson
 
-CONFIDENCE = 0.95
 CONSISTENCY_MIN = 0.6
 SCORES = {Verdict.WIN: 1.0, Verdict.TIE: 0.5, Verdict.LOSS: 0.0}
 
@@ -69,7 +68,7 @@ def add_up(pairs: Sequence[ComparedPair]) -> JudgeFigures | None:
     compared = [one.choices for one in pairs if one.choices is not None]
     documents = len({one.row for one in pairs})
     rate = fmean(SCORES[one] for one in verdicts)
-    low, high = wilson_of_mean(rate, documents)
+    interval = wilson(rate * documents, documents)  # answers of a conversation are no own trials
     return JudgeFigures(
         rows=len(pairs),
         wins=verdicts.count(Verdict.WIN),
@@ -78,21 +77,9 @@ def add_up(pairs: Sequence[ComparedPair]) -> JudgeFigures | None:
         identical=len(pairs) - len(compared),
         unreadable=sum(Choice.UNREADABLE in one for one in compared),
         win_rate=rate,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
         consistency=fmean(is_consistent(*one) for one in compared) if compared else None,
         first_chars=fmean(one.first_chars for one in pairs),
         tuned_chars=fmean(one.tuned_chars for one in pairs),
     )
-
-
-def wilson_of_mean(mean: float, n: int) -> tuple[float, float]:
-    """Return Wilson's score interval of a mean of `n` scores between 0 and 1.
-
-    Such scores vary at most as much as zeros and ones of the same mean do, so that the interval of
-    a share (E. B. Wilson, 1927) is on the safe side here; it is never empty.
-    """
-    squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2 / n
-    middle = (mean + squared / 2) / (1 + squared)
-    half = math.sqrt(mean * (1 - mean) * squared + squared**2 / 4) / (1 + squared)
-    return max(0.0, middle - half), min(1.0, middle + half)
