@@ -10,6 +10,8 @@ from pathlib import Path
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.judge.result import FILE as JUDGED
+from commands.runs.judge.result import current_result
 from commands.runs.measured import read_measured
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
@@ -59,6 +61,8 @@ def add_results(run_dir: Path, loaded: LoadedConfig) -> None:
     for name in RESULTS:
         if (loaded.out / name).exists():
             shutil.copyfile(loaded.out / name, run_dir / name)
+    if judged := current_result(loaded.out):
+        write_json(run_dir / JUDGED, judged)
     (run_dir / "adapter").symlink_to(adapter_of(loaded))
 
 
