@@ -38,7 +38,7 @@ from trainer.config import (
 )
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
-from trainer.eval_tables.any_kind import EvalTable, with_kind
+from trainer.eval_tables.any_kind import EvalTable, table_in_use, with_kind
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.method_table import MethodTable
@@ -84,7 +84,7 @@ class RunConfig(BaseModel):
     @property
     def scored(self) -> EvalFields | None:
         """The table by which held-out rows are scored; None if nothing is."""
-        return self.eval if isinstance(self.eval, EvalFields) else None
+        return table_in_use(self.eval, self.data)
 
     @property
     def label_table(self) -> LabelEvalTable | None:

@@ -56,7 +56,7 @@ def needed_to_train(config: RunConfig) -> tuple[str, ...]:
     eight_bit = config.method.optimizer is not OptimizerKind.ADAMW
     quantised = config.method.storage is not Quant.NONE
     more = ("bitsandbytes",) * (eight_bit or quantised)
-    return (*LEARNS, *more, *("scikit-learn",) * (config.scored is not None))
+    return (*LEARNS, *more, *("scikit-learn",) * (config.label_table is not None))
 
 
 def needed_here(config: RunConfig) -> tuple[str, ...]:

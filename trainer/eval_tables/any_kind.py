@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Tag
 
 from trainer.config_errors import BRANCH
+from trainer.data_table import DataTable
+from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.eval_tables.loss import LossEvalTable
 
@@ -20,6 +22,9 @@ NONE: Literal["none"] = "none"
 """What run.yaml says where held-out rows are not to be scored."""
 BRANCHES = MappingProxyType({"label": "label", "multilabel": "label", "loss": "loss"})
 """For each `kind`, the branch of the union that checks it."""
+
+UNASKED_ROWS = 1000
+"""Held-out rows, at most, whose loss is measured where the config has no table `eval`."""
 
 
 def _branch(value: object) -> str | None:
@@ -45,6 +50,19 @@ EvalTable = Annotated[
         f"or write `eval: {NONE}` to score nothing",
     ),
 ]
+
+
+def table_in_use(given: EvalFields | str | None, data: DataTable) -> EvalFields | None:
+    """Return the table by which held-out rows are scored; None if nothing is.
+
+    Where the config has no `eval`, it follows from the data. The config stays what the user wrote,
+    so a run that began under another version is still the same run.
+    """
+    if isinstance(given, EvalFields):
+        return given
+    if given is not None or data.eval is None:
+        return None
+    return LossEvalTable(rows=UNASKED_ROWS)
 
 
 def with_kind(tables: Any) -> Any:

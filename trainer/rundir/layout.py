@@ -27,12 +27,14 @@ HASHES = ".hashes.json"  # a cache of what the base's files hash to
 MEMORY = "memory.json"  # what the longest batch took, and what was done to fit it
 DAY = ".day.json"  # on which the run began, if its config does not say
 STAGES = ("before", "after")
+SCORING = ".scoring-{stage}"  # rows that are done of a scoring that is not
 # What decides about an answer of the base: how it is stored and asked.
 SCORE_SETTINGS = (
     "eval.", "data.", "method.kind", "method.quant", "method.double_quant", "train.max_length",
     "train.precision",
 )  # fmt: skip
 RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
+SCORES_UNASKED = "scores_unasked"  # in the receipt: held-out rows are scored without a table, too
 # What `replace_file` writes to before it renames: the name, then the process.
 _REPLACED = (
     "status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES, DAY,
@@ -49,9 +51,17 @@ def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
 
 
 def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> bool:
-    """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted."""
+    """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted.
+
+    A run that an earlier version finished without a table `eval` stays finished: those scored by
+    the table alone, and their adapters do not say otherwise.
+    """
     if config.scored is None:
         return True
+    if config.eval is None and adapter_done(run_dir, config, inputs):
+        receipt = read_table(run_dir / ADAPTER / RECEIPT)
+        if not receipt.get(SCORES_UNASKED):
+            return True
     if not (run_dir / f"eval-{stage}.json").is_file():
         return False
     recorded = read_table(run_dir / SCORED).get(stage)
@@ -64,6 +74,11 @@ def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
     learnt = training_facts(config, inputs) if stage == "after" else {}
     rows = {"data.eval": inputs["data.eval"], **_day_named(config)}
     return {**flat, **_base_named(config), **rows, **learnt}
+
+
+def scoring_scratch(run_dir: Path, stage: str) -> Path:
+    """Return where the rows that are done of a scoring are kept until all are."""
+    return run_dir / SCORING.format(stage=stage)
 
 
 def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
