@@ -16,16 +16,29 @@ from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
 from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
+from trainer.scoring.choice import gain_of_choice, score_choice
 from trainer.scoring.labels import gain, score_labels
 from trainer.scoring.predict import OnProgress
 from trainer.scoring.result import EvalResult, ScoringRequest, load_result
 from trainer.scoring.text import score_text
 
 SCORERS: Mapping[str, Callable[[ScoringRequest], EvalResult]] = MappingProxyType(
-    {"label": score_labels, "multilabel": score_labels, "text": score_text, "chat": score_chat}
+    {
+        "label": score_labels,
+        "multilabel": score_labels,
+        "text": score_text,
+        "chat": score_chat,
+        "choice": score_choice,
+    }
 )
 GAINS: Mapping[str, Callable[[EvalResult, EvalResult], dict[str, Any] | None]] = MappingProxyType(
-    {"label": gain, "multilabel": gain, "text": gain_of_answers, "chat": gain_of_answers}
+    {
+        "label": gain,
+        "multilabel": gain,
+        "text": gain_of_answers,
+        "chat": gain_of_answers,
+        "choice": gain_of_choice,
+    }
 )
 """For each kind, what the second of two results has more than the first, paired by row."""
 
