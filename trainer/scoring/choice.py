@@ -20,7 +20,12 @@ import numpy as np
 
 from trainer.data.codec import Example, tokens_sha256
 from trainer.scoring.answer_figures import interval_of, paired_gain
-from trainer.scoring.choice_set import ChoiceSet, load_choice_set, training_answers, with_shots
+from trainer.scoring.choice_set import (
+    ChoiceSet,
+    load_choice_set,
+    training_answers,
+    with_demonstrated_rows,
+)
 from trainer.scoring.held_out_loss import measure_rows
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.measures.measure import Figure, Floats, ratio
@@ -204,7 +209,7 @@ def _baselines(request: ScoringRequest, choices: ChoiceSet) -> dict[str, Any]:
 
 def _few_shot(request: ScoringRequest, choices: ChoiceSet) -> dict[str, Any]:
     """Score the base with training rows before each prompt: what prompting alone can do."""
-    shown, count, fewest = with_shots(request, choices)
+    shown, count, fewest = with_demonstrated_rows(request, choices)
     likelihoods = measure_likelihoods(request, shown, name="few-shot")
     by = choices.table.by or ("letter" if choices.by_letter else "sum")
     figures = {

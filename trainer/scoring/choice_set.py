@@ -17,7 +17,7 @@ from trainer.eval_tables.choice import ChoiceEvalTable
 from trainer.rundir.layout import resolve
 from trainer.scoring.baselines import CONTEXT_TOKENS, select_demonstrations, with_demonstrations
 from trainer.scoring.chosen_rows import choose_rows
-from trainer.scoring.options import OptionsError, RowOptions, read_options
+from trainer.scoring.options import OptionsError, RowOptions, read_options, written_otherwise
 from trainer.scoring.result import ScoringRequest
 
 
@@ -108,7 +108,10 @@ def load_choice_set(request: ScoringRequest) -> ChoiceSet:
             options.append(read_options(fields[item.row], item.completion, table, template))
         except OptionsError as error:
             problems.append(f"{data.eval}:{item.row}: {error}")
-    problems = problems or _mixed(items, options, data.eval)
+    for item, each in zip(items, options, strict=not problems):
+        if not problems and each.by_letter != options[0].by_letter:
+            problem = written_otherwise(by_letter=each.by_letter, row=items[0].row)
+            problems.append(f"{data.eval}:{item.row}: {problem}")
     if problems:
         raise DataError(problems)
     codec = Codec.from_tokenizer(request.tokenizer, max_length=most, seq2seq=seq2seq, day=data.day)
@@ -139,14 +142,16 @@ def training_answers(request: ScoringRequest) -> Counter[str]:
             continue
         for row in read_rows(path):
             try:
-                talk = read_conversation(row.fields, data.messages, ignore=data.ignore)
+                conversation = read_conversation(row.fields, data.messages, ignore=data.ignore)
             except MissingFieldError:  # such a row ends the training, which says so with its number
                 continue
-            found[talk.answer.strip()] += 1
+            found[conversation.answer.strip()] += 1
     return found
 
 
-def with_shots(request: ScoringRequest, choices: ChoiceSet) -> tuple[ChoiceSet, int, int]:
+def with_demonstrated_rows(
+    request: ScoringRequest, choices: ChoiceSet
+) -> tuple[ChoiceSet, int, int]:
     """Return the rows behind training rows, how many these are, and how many fit at least.
 
     Letters are scored only where right answers are letters.
@@ -186,18 +191,6 @@ def require_apart(
                 problems.append(f"{place}:{item.row}: the option {text!r} has no tokens")
     if problems:
         raise DataError(problems)
-
-
-def _mixed(items: Sequence[Example], options: Sequence[RowOptions], place: str) -> list[str]:
-    """Return that some right answers are letters and others are options, if so."""
-    kinds = {each.by_letter for each in options}
-    if len(kinds) < 2:
-        return []
-    rows = {
-        each.by_letter: item.row for item, each in reversed([*zip(items, options, strict=True)])
-    }
-    problem = f"is a letter, and in row {rows[False]} it is the option itself; write all in one way"
-    return [f"{place}:{rows[True]}: the right answer {problem}"]
 
 
 def _encoded(

@@ -18,7 +18,7 @@ from trainer.scoring.answer_figures import ComparedAnswers, compare_answers
 from trainer.scoring.free_answers import FreeAnswer, answer_freely
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.measures.all_measures import make_measures
-from trainer.scoring.measures.number import UNREADABLE
+from trainer.scoring.measures.measure import UNREADABLE
 from trainer.scoring.result import EvalResult, ScoringRequest
 
 TOKENS_MAX = 512

@@ -79,6 +79,12 @@ def read_options(
     )
 
 
+def written_otherwise(*, by_letter: bool, row: int) -> str:
+    """Return what to say of a right answer that is written in another way than that of `row`."""
+    here, there = ("a letter", "the option itself")[:: 1 if by_letter else -1]
+    return f"the right answer is {here}, and in row {row} it is {there}; write all in one way"
+
+
 def _listed(fields: Mapping[str, Any], table: ChoiceEvalTable) -> tuple[list[str], Sequence[str]]:
     """Return the options of a row as texts, and their letters."""
     if not isinstance(table.options, str):
