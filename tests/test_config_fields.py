@@ -104,6 +104,13 @@ def measured(run: Path) -> object:
     ]
 
 
+def sampled(run: Path) -> object:
+    """What is kept of the answers to a few held-out rows before the first step."""
+    made = rig(run)
+    made.train(until=1)
+    return made.state.samples
+
+
 def source(run: Path) -> object:
     """What a hub would be asked for."""
     return models.find_source(load_config(run / "config.json").model, run)
@@ -208,6 +215,7 @@ CASES: Mapping[str, Case] = {
     "train.threads": Case({"threads": 2}),
     "train.validate_every": Case({"validate_every": 1}, around=HELD_OUT),
     "train.stop_after": Case({"stop_after": 1}, lasting, WORSENING),
+    "train.samples": Case({"samples": 3}, sampled, VALIDATED),
     "train.keep_best": Case({"keep_best": False}, around=VALIDATED),
     "checkpoint.every": Case({"every": "10min"}, rhythm),
     "checkpoint.keep": Case(

@@ -23,6 +23,7 @@ from typing import Any
 from commands.runs.config import RunConfig
 from commands.ui.errors import UsageError
 from infra.durable import read_json, write_json
+from trainer.eval_tables.loss import LossEvalTable
 from trainer.eval_tables.text import PACKAGES, AnswerFields
 from trainer.method_table import OptimizerKind, Quant
 
@@ -63,7 +64,7 @@ def needed_to_train(config: RunConfig) -> tuple[str, ...]:
 def _needed_to_score(config: RunConfig) -> tuple[str, ...]:
     """The packages that scoring by this config imports, on top of those that train."""
     table = config.scored
-    if table is None:
+    if table is None or isinstance(table, LossEvalTable):
         return ()
     measures = table.measures if isinstance(table, AnswerFields) else []
     return ("scikit-learn", *(package for name in measures for package in PACKAGES.get(name, ())))

@@ -16,6 +16,8 @@ from trainer.config_errors import BRANCH
 from trainer.data_table import DataTable
 from trainer.eval_tables.chat import ChatEvalTable
 from trainer.eval_tables.choice import ChoiceEvalTable
+from trainer.eval_tables.code import CodeEvalTable
+from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.eval_tables.loss import LossEvalTable
 from trainer.eval_tables.text import TextEvalTable
@@ -25,10 +27,13 @@ NONE: Literal["none"] = "none"
 BRANCHES = MappingProxyType(
     {
         "label": "label", "multilabel": "label", "loss": "loss", "text": "text", "chat": "chat",
-        "choice": "choice",
+        "choice": "choice", "code": "code",
     }
 )  # fmt: skip
 """For each `kind`, the branch of the union that checks it."""
+
+UNASKED_ROWS = 1000
+"""Held-out rows, at most, whose loss is measured where the config has no table `eval`."""
 
 
 def _branch(value: object) -> str | None:
@@ -49,6 +54,7 @@ EvalTable = Annotated[
     | Annotated[TextEvalTable, Tag(BRANCH + "text")]
     | Annotated[ChatEvalTable, Tag(BRANCH + "chat")]
     | Annotated[ChoiceEvalTable, Tag(BRANCH + "choice")]
+    | Annotated[CodeEvalTable, Tag(BRANCH + "code")]
     | Annotated[Literal["none"], Tag(BRANCH + NONE)],
     Discriminator(
         _branch,
@@ -57,6 +63,19 @@ EvalTable = Annotated[
         f"or write `eval: {NONE}` to score nothing",
     ),
 ]
+
+
+def table_in_use(given: EvalFields | str | None, data: DataTable) -> EvalFields | None:
+    """Return the table by which held-out rows are scored; None if nothing is.
+
+    Where the config has no `eval`, it follows from the data. The config stays what the user wrote,
+    so a run that began under another version is still the same run.
+    """
+    if isinstance(given, EvalFields):
+        return given
+    if given is not None or data.eval is None:
+        return None
+    return LossEvalTable(rows=UNASKED_ROWS)
 
 
 def with_kind(tables: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.codec import Example, tokens_sha256
+from trainer.data.codec import Example
 from trainer.scoring.answer_figures import interval_of, paired_gain
 from trainer.scoring.choice_set import (
     ChoiceSet,
@@ -27,7 +27,6 @@ from trainer.scoring.choice_set import (
     with_demonstrated_rows,
 )
 from trainer.scoring.held_out_loss import measure_rows
-from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.measures.measure import Figure, Floats, ratio
 from trainer.scoring.result import EvalResult, ScoringRequest
 
@@ -81,7 +80,7 @@ def score_choice(request: ScoringRequest) -> EvalResult:
         low=figures[ACCURACY]["low"],
         high=figures[ACCURACY]["high"],
         n=len(choices.items),
-        stop_rate=1.0,
+        stop_rate=None,
         parse_failures=0,
         out_of_vocabulary=0,
         seconds=time.monotonic() - begun,
@@ -115,12 +114,11 @@ def _measured(
     request: ScoringRequest, examples: Sequence[Example], choices: ChoiceSet, *, name: str
 ) -> list[list[float]]:
     """Return the log-likelihood of each example's answer, by row."""
-    facts = {"stage": request.stage, "tokens": tokens_sha256(examples)}
     losses = measure_rows(
         request.model,
         request.tokenizer,
         examples,
-        kept=KeptRows(request.scratch / f"{name}.jsonl", facts),
+        kept=request.keep(name, examples),
         on_progress=request.on_progress,
     )
     values = iter(float("nan") if one.nats is None else -one.nats for one in losses)
