@@ -19,6 +19,7 @@ from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
+from commands.runs.judge_table import JudgeTable
 from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
 from commands.runs.row_counts import RowCounts, answer_problem, row_length_problem, unseen_labels
@@ -74,6 +75,11 @@ class RunConfig(BaseModel):
         default=None,
         description="What `qft plan` counts with while the data files are not here; `qft run` "
         "needs the files.",
+    )
+
+    judge: JudgeTable | None = Field(
+        default=None,
+        description="Who compares answers at `qft eval --judge`; it stays on this computer.",
     )
 
     @model_validator(mode="before")
@@ -355,10 +361,12 @@ def row_problems(
 ) -> list[tuple[int, str]]:
     """Return what is wrong with the rows of one file, each with its number.
 
-    `counts` takes the rows of a file to learn from, whose lengths then count, too.
+    `counts` takes the rows of a file to learn from, whose lengths then count, too. Held-out rows
+    have none; they must be such as can be scored.
     """
     from trainer.data.preferences import describe_preferences
     from trainer.data.template import MissingFieldError
+    from trainer.scoring.scored_rows import scored_row_problems
 
     there = [one.for_rows(row.fields for row in rows) for one in templates]
     found = []
@@ -370,6 +378,8 @@ def row_problems(
             problem = f"{error}; {kind}" if kind else str(error)
         if problem:
             found.append((row.number, problem))
+    if counts is None and not found and len(templates) == 2:
+        return scored_row_problems(rows, config.data, config.scored)
     return found
 
 
