@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
-from support.models import make_t5
+from support.models import gpt2, make_t5
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
@@ -145,6 +145,19 @@ def test_an_answer_may_be_as_long_as_the_longest_right_one(
         scored_by = longer.scored
         assert isinstance(scored_by, TextEvalTable)
         assert text.load_answer_set(request).tokens_max(scored_by) == most
+
+
+def test_an_answer_has_places_behind_its_prompt(tmp_path: Path, tokenizer: Any) -> None:
+    """A base of 64 places answers a prompt of 60 tokens, of which the middle is left out."""
+    small = gpt2(tmp_path / "gpt2").eval()
+    rows = [*asks(2), {"ask": "y" * 58, "answer": "red"}]
+    table = {"kind": "text", "measures": ["exact"], "tokens_max": 20, "baselines": False}
+    found = scored(tmp_path, settings(tmp_path, rows, table), small, tokenizer)
+    generous = {**table, "tokens_max": 4000}
+    most = scored(tmp_path, settings(tmp_path, rows, generous), small, tokenizer)
+
+    assert (found.details["tokens_max"], found.details["prompts_shortened"]) == (20, 1)
+    assert (most.details["tokens_max"], most.details["prompts_shortened"]) == (32, 1)
 
 
 class Killed(BaseException):
