@@ -17,7 +17,7 @@ from trainer.code_eval.limits import Limits
 
 ROOT = Path("/sys/fs/cgroup")
 SELF = Path("/proc/self/cgroup")
-EMPTIED_S = 2.0
+EMPTIED_S, REMOVED_S = 30.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Group:
 
 def _remove(folder: Path) -> None:
     """Remove an empty group; the kernel may need a moment after its last process."""
-    ends_at = time.monotonic() + EMPTIED_S
+    ends_at = time.monotonic() + REMOVED_S
     while folder.is_dir():
         try:
             folder.rmdir()

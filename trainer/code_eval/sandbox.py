@@ -168,20 +168,37 @@ def _become_nobody(sandbox: Sandbox, limits: Limits) -> None:
         resource.setrlimit(name, (most, most))
     linux.forbid_new_privileges()
     linux.empty_bounding_set()
-    reads_ours = False
+    kept: list[int] = []
     if sandbox.user is not None:
-        reads_ours = sandbox.mechanism == LANDLOCK and not all(
-            _is_open_to_all(path) for path in sandbox.readable
-        )
-        if reads_ours:
-            linux.prctl(linux.PR_SET_KEEPCAPS, 1, what="keep capabilities")
+        if sandbox.mechanism == LANDLOCK:
+            kept = _needed_to_read(sandbox.readable)
+            linux.prctl(linux.PR_SET_KEEPCAPS, bool(kept), what="keep capabilities")
         os.setgroups([])
         os.setresgid(sandbox.user, sandbox.user, sandbox.user)
         os.setresuid(sandbox.user, sandbox.user, sandbox.user)
-    # In a container the interpreter may lie in root's home: what Landlock does not list stays shut.
-    linux.keep_capabilities(*[linux.CAP_DAC_READ_SEARCH] * reads_ours)
+    linux.keep_capabilities(*kept)
     if sandbox.mechanism == LANDLOCK:
         linux.end_with_parent()
+
+
+def _needed_to_read(paths: Sequence[str]) -> list[int]:
+    """Return the capabilities that the second user needs to read these paths.
+
+    Where the interpreter lies in root's home, reading past permissions lets it in; Landlock keeps
+    everything shut that is not listed.
+
+    Raises:
+        OSError: a folder is closed to him, and this process cannot hand that capability on.
+    """
+    closed = [path for path in paths if not _is_open_to_all(path)]
+    if not closed:
+        return []
+    if not linux.has_capability(linux.CAP_DAC_READ_SEARCH):
+        raise PermissionError(
+            f"{closed[0]} is in a folder that is closed to other users, and answers run as one: "
+            "open the folders above it (chmod o+x), or name another interpreter (eval.python)"
+        )
+    return [linux.CAP_DAC_READ_SEARCH]
 
 
 def _is_open_to_all(path: str) -> bool:

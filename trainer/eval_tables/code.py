@@ -46,7 +46,7 @@ class CodeEvalTable(EvalFields):
     )
 
     @model_validator(mode="after")
-    def _shots_are_for_others(self) -> CodeEvalTable:
+    def _no_few_shot(self) -> CodeEvalTable:
         if self.shots:
             raise ValueError("`shots` is not for `kind: code`: leave it out")
         return self
