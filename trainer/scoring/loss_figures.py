@@ -23,6 +23,8 @@ from trainer.scoring.resampling import Floats, resampled_interval
 from trainer.scoring.shares import wilson
 
 HEADLINE = "nats_per_token"
+LARGEST = 700.0
+"""Nats per token beyond which a perplexity is no number that a file can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +79,23 @@ def loss_figures(rows: Sequence[RowLoss], *, resamples: int) -> dict[str, Any]:
 
     `figures` has nats and bits per target token, perplexity, bits per byte of text (None where the
     bytes are not known), and the share of targets that are the most probable token. Documents
-    without a number are counted in `not_numbers` and left out.
-
-    Raises:
-        ValueError: no document has a number.
+    without a number are counted in `not_numbers` and left out; where none has one, all figures are
+    None.
     """
     documents = by_document(rows)
-    sums = _sums([one for one in documents if one.nats is not None])
+    numbers = [one for one in documents if one.nats is not None]
+    sums = _sums(numbers)
     figures = {
-        name: None if made is None else asdict(_interval(name, made, sums, resamples=resamples))
-        for name, made in _figures(sums).items()
+        name: asdict(_interval(name, figure, sums, resamples=resamples))
+        if figure is not None and numbers
+        else None
+        for name, figure in _figures(sums).items()
     }
     return {
         "documents": len(documents),
         "tokens": sum(one.tokens for one in documents),
         "bytes": None if sums.bytes is None else int(sums.bytes.sum()),
-        "not_numbers": len(documents) - len(sums.nats),
+        "not_numbers": len(documents) - len(numbers),
         "figures": figures,
         "rows": {
             name: [getattr(one, name) for one in documents]
@@ -145,7 +148,7 @@ def _figures(sums: _Sums) -> Mapping[str, Figure | None]:
         {
             HEADLINE: nats_per_token,
             "bits_per_token": lambda weights: nats_per_token(weights) / math.log(2),
-            "perplexity": lambda weights: np.exp(nats_per_token(weights)),
+            "perplexity": lambda weights: np.exp(np.minimum(nats_per_token(weights), LARGEST)),
             "bits_per_byte": None if sums.bytes is None else bits_per_byte,
             "token_accuracy": lambda weights: (weights @ sums.right) / (weights @ sums.tokens),
         }
@@ -169,8 +172,6 @@ def _difference(first: Figure, second: Figure) -> Figure:
 
 
 def _sums(documents: Sequence[RowLoss]) -> _Sums:
-    if not documents:
-        raise ValueError("no document has a loss that is a number")
     sizes = [one.bytes for one in documents if one.bytes is not None]
     lossless = len(sizes) == len(documents) and sum(sizes) > 0
     return _Sums(
