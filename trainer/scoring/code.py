@@ -26,6 +26,7 @@ from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.result import EvalResult, ScoringRequest
 
 METRIC = "pass_at_1"
+ANSWERS = "answers.jsonl"
 TOKENS_MIN = 64
 MESSAGES_SHOWN_MAX = 5
 
@@ -78,10 +79,12 @@ def score_code(request: ScoringRequest) -> EvalResult:
             if request.stage == "before" and table.baselines:
                 empty = run_all("empty", [""] * len(codes))
             shown = dict(runner.facts)
-    except NoSandbox:
-        if request.stage == "after":
-            generate(request, chosen)
-        raise
+    except NoSandbox as error:
+        if request.stage == "before":
+            raise
+        generate(request, chosen)
+        kept_in = request.scratch / ANSWERS
+        raise NoSandbox([*error.problems, f"the answers are kept in {kept_in}"]) from error
     judged = [
         Judged(problem=problem, item=item, answer=answer, code=code, reference=right, outcome=given)
         for problem, item, answer, code, right, given in zip(
@@ -146,13 +149,14 @@ def generate(request: ScoringRequest, chosen: ProblemSet) -> list[FreeAnswer]:
         "stage": request.stage,
         "tokens": tokens_sha256(chosen.items),
         "tokens_max": chosen.tokens_max,
+        **request.facts,
     }
     return answer_freely(
         request.model,
         request.tokenizer,
         chosen.items,
         tokens_max=chosen.tokens_max,
-        kept=KeptRows(request.scratch / "answers.jsonl", facts),
+        kept=KeptRows(request.scratch / ANSWERS, facts),
         on_progress=request.on_progress,
     )
 
