@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from trainer.scoring.result import EvalResult, ScoringRequest
 
 METRIC = "pass_at_1"
 ANSWERS = "answers.jsonl"
+PYTHON_VARIABLE = "QFT_CODE_PYTHON"
+"""The variable in which the machine's set-up names the interpreter that it made for answers."""
 TOKENS_MIN = 64
 MESSAGES_SHOWN_MAX = 5
 
@@ -58,10 +61,10 @@ def score_code(request: ScoringRequest) -> EvalResult:
     assert isinstance(table, CodeEvalTable)
     chosen = load_problems(request)
     limits = limits_of(table)
-    python = table.python or sys.executable
     libraries = libraries_in(problem.tests for problem in chosen.problems)
+    ours = [request.run_dir / CONFIG]
     try:
-        with proven_runner(python, libraries, ours=[request.run_dir / CONFIG]) as runner:
+        with proven_runner(interpreter_of(request), libraries, ours=ours) as runner:
             answers = generate(request, chosen)
             codes = [clean_answer(one.text) for one in answers]
             facts = {"limits": str(limits), "runner": str(runner.facts)}
@@ -110,19 +113,27 @@ def score_code(request: ScoringRequest) -> EvalResult:
     )
 
 
+def interpreter_of(request: ScoringRequest) -> str:
+    """Return the interpreter that answers run in.
+
+    The one of `eval.python`, else the environment that set-up made for it on this machine, else
+    the trainer's own.
+    """
+    table = request.config.scored
+    assert isinstance(table, CodeEvalTable)
+    return table.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
+
+
 def load_problems(request: ScoringRequest) -> ProblemSet:
     """Load the held-out problems that are scored.
 
     Raises:
         DataError: the rows cannot be read, or have no test programs.
-        ConfigError: the rows are texts without an answer.
     """
     config = request.config
     table = config.scored
     assert isinstance(table, CodeEvalTable)
     assert config.data.eval is not None
-    if config.data.text is not None:
-        raise ConfigError(["eval.kind: `code` scores answers, and a `data.text` has none"])
     path = resolve(request.run_dir, config.data.eval)
     loaded = load_examples(
         config.data,
