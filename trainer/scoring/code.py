@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from trainer.code_eval.libraries import libraries_in
 from trainer.code_eval.limits import PASSED, Outcome
@@ -28,8 +28,8 @@ from trainer.scoring.result import EvalResult, ScoringRequest
 
 METRIC = "pass_at_1"
 ANSWERS = "answers.jsonl"
-PYTHON_VARIABLE = "QFT_CODE_PYTHON"
-"""The variable in which the machine's set-up names the interpreter that it made for answers."""
+NAMED_IN = "answers-python"
+"""The file above the run's folder in which set-up names the interpreter that it made."""
 TOKENS_MIN = 64
 MESSAGES_SHOWN_MAX = 5
 
@@ -121,7 +121,16 @@ def interpreter_of(request: ScoringRequest) -> str:
     """
     table = request.config.scored
     assert isinstance(table, CodeEvalTable)
-    return table.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
+    return table.python or _interpreter_made(request.run_dir) or sys.executable
+
+
+def _interpreter_made(run_dir: Path) -> str | None:
+    """Return the interpreter that the machine's set-up made for answers; None if it made none."""
+    try:
+        named = (run_dir.parent.parent / NAMED_IN).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return named if Path(named).is_file() else None
 
 
 def load_problems(request: ScoringRequest) -> ProblemSet:
