@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from support.code_problems import ROWS, indented, problem, total
 
 from trainer.code_eval.client import commands, require_linux
+from trainer.code_eval.hours import running_seconds
 from trainer.code_eval.libraries import libraries_in
 from trainer.code_eval.limits import Outcome
 from trainer.code_eval.problems import clean_answer, limits_of, program_for, read_problems
-from trainer.code_eval.runner import scoring_seconds
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.row import Row
@@ -262,5 +262,5 @@ def test_what_is_judged_is_not_run_again(tmp_path: Path) -> None:
 
 def test_the_plan_can_tell_how_long_programs_take() -> None:
     """Twice as many problems take more time, and baselines a third run of each."""
-    assert scoring_seconds(200, baselines=False) > scoring_seconds(100, baselines=False)
-    assert scoring_seconds(100, baselines=True) > scoring_seconds(100, baselines=False)
+    assert running_seconds(200, baselines=False) > running_seconds(100, baselines=False)
+    assert running_seconds(100, baselines=True) > running_seconds(100, baselines=False)

@@ -12,20 +12,8 @@ from trainer.code_eval.client import NotEntered, ParentEnded, ParentOfAnswers, p
 from trainer.code_eval.limits import KILLED, Limits, Outcome
 from trainer.code_eval.proof import MECHANISMS, proven_mechanism
 
-SECONDS_TO_START = 25.0
-"""Imports and the proof, on a machine with a warm disk."""
-SECONDS_PER_PROGRAM = 0.3
-"""Measured over the hundred references: median 0.1 s, the slowest 1 s."""
 STARTS_MAX = 20
 """Answers that end their parent cost an import each; so many in one scoring are no accident."""
-
-
-def scoring_seconds(problems: int, *, baselines: bool) -> float:
-    """Return how long running the programs of one stage takes, without generating the answers.
-
-    Each problem's reference runs, the answer, and before training the empty answer, too.
-    """
-    return SECONDS_TO_START + (3 if baselines else 2) * problems * SECONDS_PER_PROGRAM
 
 
 @dataclass(kw_only=True)
