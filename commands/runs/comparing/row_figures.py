@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from commands.runs.comparing.answer_parts import answer_parts, choice_parts
 from commands.runs.comparing.paired import Part
 from infra.untrusted import number, table, text, texts
 
@@ -97,6 +98,15 @@ def _sets(document: Mapping[str, Any]) -> tuple[set[str] | None, set[str] | None
 
 
 PARTS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Part]]] = (
-    MappingProxyType({"label": _label, "multilabel": _multilabel, "loss": _no_figure})
+    MappingProxyType(
+        {
+            "label": _label,
+            "multilabel": _multilabel,
+            "loss": _no_figure,
+            "text": answer_parts,
+            "chat": answer_parts,
+            "choice": choice_parts,
+        }
+    )
 )
 """For the kinds whose rows have more than a `score`, what else they have."""
