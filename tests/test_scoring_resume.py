@@ -61,7 +61,7 @@ def model(base: Path) -> Any:
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a scoring of fourteen rows have four batches, in one thread as in the other process."""
-    settings = {**constrained.batches_by_length.__kwdefaults__, "rows": 4}
+    settings = {**(constrained.batches_by_length.__kwdefaults__ or {}), "rows": 4}
     monkeypatch.setattr(constrained.batches_by_length, "__kwdefaults__", settings)
     torch.set_num_threads(1)
 
