@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "ds1000"
 SOURCE = "ds1000.jsonl or ds1000.jsonl.gz of xlang-ai/DS-1000"
+PUBLISHED = "none published"
 TINY_MODEL = "phi"
 BASE = {
     "model_type": "phi", "hidden_size": 2048, "intermediate_size": 8192,
