@@ -166,11 +166,12 @@ class Walk:
             self.step("merged", "cli.py", "merge", f"tiny-{self.name}")
             self.load("loaded", str(result / "merged"))
         print(flush=True)
-        return Arrival(
+        arrival = Arrival(
             name=self.name, evictions=str(survived), steps=str(steps), adapter="loads in PEFT",
             report="written", merged="loads" if self.name in MERGED else "-",
-            published=published(self.name), **scores,
+            published=published(self.name),
         )  # fmt: skip
+        return replace(arrival, **scores)
 
     def step(self, word: str, *command: str) -> str:
         """Run one command of Python in the checkout; return its stdout."""
@@ -244,7 +245,7 @@ def read_scores(result: Path) -> dict[str, str]:
 
     Raises `StrandedError` if one is missing, or has no interval around it.
     """
-    cells = {}
+    cells: dict[str, str] = {}
     for stage in ("before", "after"):
         try:
             score = json.loads((result / f"eval-{stage}.json").read_text(encoding="utf-8"))
