@@ -157,7 +157,7 @@ class Walk:
                 f"the machine still bills {receipt['usd_per_h_now']} dollars per hour"
             )
         result = self.place / "out" / f"tiny-{self.name}"
-        scores = {} if self.name in UNTRAINED else read_scores(result)
+        scores = None if self.name in UNTRAINED else read_scores(result)
         self.load("adapter", str(self.place / "model"), str(result / "adapter"))
         self.step("report", "cli.py", "report", f"tiny-{self.name}")
         if not (result / "report.html").is_file():
@@ -171,7 +171,10 @@ class Walk:
             report="written", merged="loads" if self.name in MERGED else "-",
             published=published(self.name),
         )  # fmt: skip
-        return replace(arrival, **scores)
+        if scores is None:
+            return arrival
+        measure, before, after = scores
+        return replace(arrival, measure=measure, before=before, after=after)
 
     def step(self, word: str, *command: str) -> str:
         """Run one command of Python in the checkout; return its stdout."""
@@ -240,23 +243,23 @@ def read_receipt(output: str) -> dict[str, Any]:
     return receipt
 
 
-def read_scores(result: Path) -> dict[str, str]:
+def read_scores(result: Path) -> tuple[str, str, str]:
     """Return measure, score before and score after, with intervals, as cells.
 
     Raises `StrandedError` if one is missing, or has no interval around it.
     """
-    cells: dict[str, str] = {}
+    measure, cells = "", []
     for stage in ("before", "after"):
         try:
             score = json.loads((result / f"eval-{stage}.json").read_text(encoding="utf-8"))
             value, low, high = (float(score[key]) for key in ("value", "low", "high"))
-            cells |= {"measure": str(score["metric"])}
+            measure = str(score["metric"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StrandedError(f"there is no score {stage} training: {error}") from None
         if not low <= value <= high:
             raise StrandedError(f"the score {stage} training, {value}, is not within its interval")
-        cells[stage] = f"{value:.3f} ({low:.3f} to {high:.3f})"
-    return cells
+        cells.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+    return measure, cells[0], cells[1]
 
 
 def published(name: str) -> str:

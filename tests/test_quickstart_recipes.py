@@ -87,9 +87,9 @@ def test_the_walk_reads_scores_and_refuses_what_is_none(tmp_path: Path) -> None:
         score = {"metric": "accuracy", "value": value, "low": 0.1, "high": 0.6}
         (tmp_path / f"eval-{stage}.json").write_text(json.dumps(score), encoding="utf-8")
 
-    assert walk.read_scores(tmp_path) == {
-        "measure": "accuracy", "before": "0.250 (0.100 to 0.600)", "after": "0.500 (0.100 to 0.600)"
-    }  # fmt: skip
+    assert walk.read_scores(tmp_path) == (
+        "accuracy", "0.250 (0.100 to 0.600)", "0.500 (0.100 to 0.600)"
+    )  # fmt: skip
     (tmp_path / "eval-after.json").write_text('{"metric": "m", "value": 1, "low": 2, "high": 3}')
     with pytest.raises(walk.StrandedError, match="not within its interval"):
         walk.read_scores(tmp_path)
