@@ -1,22 +1,28 @@
 """Intervals of the change between two models that answered the same rows; needs no library.
 
-Every figure is a ratio of sums over rows (a mean is one: its denominators are 1), so a resampled
-figure is made of resampled sums. The draws are seeded: all computers print the same intervals.
+Every figure is a function of sums over rows, most of them a ratio (a mean is one: its denominators
+are 1), so a resampled figure is made of resampled sums. The draws are seeded: all computers print
+the same intervals.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.scoring.shares import wilson
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-Part = tuple[float, float]
-"""What one row adds to a figure: to its numerator and to its denominator."""
+Part = tuple[float, ...]
+"""What one row adds to the sums of a figure; of a ratio, to its numerator and its denominator."""
+
+
+def ratio(sums: Sequence[float]) -> float:
+    """Return a numerator over its denominator; 0 where that is 0."""
+    return sums[0] / sums[1] if sums[1] else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +45,14 @@ class PairedFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRows:
-    """What the rows of two models add to one figure, row by row in the same order."""
+    """What the rows of two models add to one figure, row by row in the same order.
+
+    A row that lacks the figure adds only zeros.
+    """
 
     first: Sequence[Part]
     second: Sequence[Part]
+    figure: Callable[[Sequence[float]], float] = ratio
 
 
 def paired_figures(
@@ -74,17 +84,18 @@ def paired_figures(
     for _ in range(resamples):
         drawn = draws.choices(range(count), k=count)
         for name, (first, second) in sums.items():
-            changes[name].append(_ratio(second, drawn) - _ratio(first, drawn))
+            figure = figures[name].figure
+            changes[name].append(figure(second.drawn(drawn)) - figure(first.drawn(drawn)))
     found = {}
     for name, (first, second) in sums.items():
-        values = [_ratio(one, range(count)) for one in (first, second)]
+        values = [figures[name].figure(one.drawn(range(count))) for one in (first, second)]
         ranked = sorted(changes[name])
         low, high = (quantile(ranked, (1 + side * CONFIDENCE) / 2) for side in (-1, 1))
         shares = _is_share(figures[name]) and len(groups) == count
         if shares:
             low, high = newcombe(figures[name])
         found[name] = PairedFigure(
-            rows=sum(below > 0 for _, below in figures[name].first),
+            rows=sum(any(one) or any(other) for one, other in _pairs(figures[name])),
             first=values[0],
             second=values[1],
             change=values[1] - values[0],
@@ -102,9 +113,7 @@ def newcombe(rows: PairedRows) -> tuple[float, float]:
     based on paired data" (1998), method 10: Wilson's intervals of both shares, joined by their
     correlation. It is never empty.
     """
-    pairs = [
-        (bool(one), bool(two)) for (one, _), (two, _) in zip(rows.first, rows.second, strict=True)
-    ]
+    pairs = [(bool(one[0]), bool(other[0])) for one, other in _pairs(rows)]
     n = len(pairs)
     both, neither = pairs.count((True, True)), pairs.count((False, False))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
@@ -134,30 +143,31 @@ def quantile(ranked: Sequence[float], share: float) -> float:
     return ranked[below] + (ranked[above] - ranked[below]) * (place - below)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Numerators and denominators of documents."""
-
-    above: list[float]
-    below: list[float]
-
-
 def _is_share(rows: PairedRows) -> bool:
     """Return whether every row of both models is right or wrong, and counts once."""
     return {*rows.first, *rows.second} <= {(0.0, 1.0), (1.0, 1.0)}
 
 
+def _pairs(rows: PairedRows) -> list[tuple[Part, Part]]:
+    return list(zip(rows.first, rows.second, strict=True))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What documents add to the sums of a figure, a list for each sum."""
+
+    columns: list[list[float]]
+
+    def drawn(self, documents: Sequence[int]) -> list[float]:
+        """Return the sums over some documents, each as often as it is drawn."""
+        return [sum(map(column.__getitem__, documents)) for column in self.columns]
+
+
 def _by_group(parts: Sequence[Part], groups: Sequence[Hashable]) -> _Sums:
     """Add up the rows of each document, in the order in which the documents first occur."""
     places = {group: at for at, group in enumerate(dict.fromkeys(groups))}
-    sums = _Sums([0.0] * len(places), [0.0] * len(places))
-    for (above, below), group in zip(parts, groups, strict=True):
-        sums.above[places[group]] += above
-        sums.below[places[group]] += below
+    sums = _Sums([[0.0] * len(places) for _ in parts[0]])
+    for part, group in zip(parts, groups, strict=True):
+        for column, one in zip(sums.columns, part, strict=True):
+            column[places[group]] += one
     return sums
-
-
-def _ratio(sums: _Sums, drawn: Sequence[int]) -> float:
-    """Return the figure of the documents drawn; 0 where its denominator is."""
-    below = sum(map(sums.below.__getitem__, drawn))
-    return sum(map(sums.above.__getitem__, drawn)) / below if below else 0.0
