@@ -15,13 +15,14 @@ from support.judging import KEY, PRICES, endpoint_of
 from support.scored_runs import finished_run, score_of
 
 from commands.eval import scores, show_judgement
-from commands.runs.config import RunConfig
+from commands.runs.config import RunConfig, check
 from commands.runs.fetched_run import add_results
 from commands.runs.find_config import reopen
 from commands.runs.home import run_folder
 from commands.runs.judge.judge_run import JudgeOptions, judge_run, read_key
 from commands.runs.judge.prompts import messages
 from commands.runs.judge_table import JudgeTable
+from commands.runs.payload import build_payload
 from commands.ui.errors import Exit, QftError, StoppedError, UsageError
 
 
@@ -58,8 +59,11 @@ def test_a_table_that_would_leak_or_not_work_is_refused(
         JudgeTable.model_validate({**good, **change})
 
 
-def test_the_table_stays_at_home_and_survives_being_saved() -> None:
-    """Nothing of it is among the tables for the machine; a saved config is read back the same."""
+def test_the_table_stays_at_home_and_survives_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is in what the machine gets; a saved config is read back the same."""
+    monkeypatch.setenv("JK", KEY)
     settings: dict[str, Any] = {
         "name": "r", "model": {"id": "a/b"}, "data": {"train": "t.jsonl", "prompt": "{a}",
         "completion": "{b}"}, "judge": {"url": "https://judge.example/v1", "model": "judge-model",
@@ -67,7 +71,12 @@ def test_the_table_stays_at_home_and_survives_being_saved() -> None:
     }  # fmt: skip
     config = RunConfig.model_validate(settings)
 
+    payload = build_payload(check(settings, tmp_path / "run.yaml"), tmp_path / "staging")
+
     assert "judge" not in json.dumps(config.trainer_tables)
+    assert "judge-model" not in payload.config.read_text(encoding="utf-8")
+    sent = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in sent if KEY.encode() in path.read_bytes()]
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
