@@ -127,9 +127,9 @@ def test_the_command_prints_both_tables_and_shows_the_key_nowhere(
 
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert max(map(len, lines[:5])) <= 80
-    assert any(line.startswith("tuned against base ") and " 4/0/0 " in line for line in lines)
-    assert any(line.startswith("tuned against the right answer") for line in lines)
+    assert max(map(len, lines[:6])) <= 80
+    assert any(line.startswith("the base ") and " 4/0/0 " in line for line in lines)
+    assert any(line.startswith("right answers ") for line in lines)
     result = json.loads((out / "judge.json").read_text(encoding="utf-8"))
     assert result["tables"]["base_tuned"]["wins"] == 4
     assert result["documents"][0]["base_tuned"]["choices"] == ["B", "A"]
@@ -279,7 +279,7 @@ def test_a_result_is_shown_until_the_answers_change(
 
     shown = scores("run", again=False, on_message=print)
     assert shown.to_json()["judge"]["tables"]["base_tuned"]["wins"] == 3
-    assert any(line.startswith("tuned against base") for line in shown.lines())
+    assert any(line.startswith("the base ") for line in shown.lines())
     add_results(tmp_path, reopen(run_folder(home, "run")))
     assert (tmp_path / "judge.json").is_file()
 
