@@ -74,36 +74,51 @@ def paired_figures(
     """
     if not groups:
         raise ValueError("there is no row to compare")
+    count = len(dict.fromkeys(groups))
+    shares = {
+        name: newcombe(rows)
+        for name, rows in figures.items()
+        if len(groups) == count and _is_share(rows)
+    }
+    others = {name: rows for name, rows in figures.items() if name not in shares}
+    intervals = shares | _resampled(others, groups, resamples=resamples, seed=seed)
+    found = {}
+    for name, rows in figures.items():
+        first, second = (rows.figure(_total(one)) for one in (rows.first, rows.second))
+        low, high = intervals[name]
+        found[name] = PairedFigure(
+            rows=sum(any(one) or any(other) for one, other in _pairs(rows)),
+            first=first,
+            second=second,
+            change=second - first,
+            low=low,
+            high=high,
+            interval="newcombe" if name in shares else "bootstrap",
+        )
+    return found
+
+
+def _resampled(
+    figures: Mapping[str, PairedRows], groups: Sequence[Hashable], *, resamples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return the percentile interval of each figure's change under resampled documents."""
     sums = {
         name: [_by_group(one, groups) for one in (rows.first, rows.second)]
         for name, rows in figures.items()
     }
     changes: dict[str, list[float]] = {name: [] for name in figures}
-    count = len(dict.fromkeys(groups))
+    places = range(len(dict.fromkeys(groups)))
     draws = random.Random(seed)  # noqa: S311 - a bootstrap, and it has to be repeatable
-    for _ in range(resamples):
-        drawn = draws.choices(range(count), k=count)
+    for _ in range(resamples if figures else 0):
+        drawn = draws.choices(places, k=len(places))
         for name, (first, second) in sums.items():
             figure = figures[name].figure
             changes[name].append(figure(second.drawn(drawn)) - figure(first.drawn(drawn)))
-    found = {}
-    for name, (first, second) in sums.items():
-        values = [figures[name].figure(one.drawn(range(count))) for one in (first, second)]
-        ranked = sorted(changes[name])
-        low, high = (quantile(ranked, (1 + side * CONFIDENCE) / 2) for side in (-1, 1))
-        shares = _is_share(figures[name]) and len(groups) == count
-        if shares:
-            low, high = newcombe(figures[name])
-        found[name] = PairedFigure(
-            rows=sum(any(one) or any(other) for one, other in _pairs(figures[name])),
-            first=values[0],
-            second=values[1],
-            change=values[1] - values[0],
-            low=low,
-            high=high,
-            interval="newcombe" if shares else "bootstrap",
-        )
-    return found
+    outer = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    ranked = {name: sorted(found) for name, found in changes.items()}
+    return {
+        name: (quantile(one, outer[0]), quantile(one, outer[1])) for name, one in ranked.items()
+    }
 
 
 def newcombe(rows: PairedRows) -> tuple[float, float]:
@@ -146,6 +161,11 @@ def quantile(ranked: Sequence[float], share: float) -> float:
 def _is_share(rows: PairedRows) -> bool:
     """Return whether every row of both models is right or wrong, and counts once."""
     return {*rows.first, *rows.second} <= {(0.0, 1.0), (1.0, 1.0)}
+
+
+def _total(parts: Sequence[Part]) -> list[float]:
+    """Return the sums over all rows."""
+    return [sum(column) for column in zip(*parts, strict=True)]
 
 
 def _pairs(rows: PairedRows) -> list[tuple[Part, Part]]:
