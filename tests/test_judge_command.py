@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from support.judge_service import JudgeService, error_body, judge_service
 from support.judging import KEY, PRICES, endpoint_of
 from support.scored_runs import finished_run, score_of
+from typer.testing import CliRunner
 
+from commands import eval as eval_command
 from commands.eval import scores, show_judgement
 from commands.runs.config import RunConfig, check
 from commands.runs.fetched_run import add_results
@@ -286,3 +288,21 @@ def test_a_result_is_shown_until_the_answers_change(
     text = (out / "eval-after.json").read_text(encoding="utf-8")
     (out / "eval-after.json").write_text(text.replace("right it is", "never"), encoding="utf-8")
     assert scores("run", again=False, on_message=print).judge == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--judge", "--again"], "are two commands"),
+        (["--yes"], "goes with `--judge`"),
+        (["--compare", "a", "b", "--judge"], "takes two runs"),
+        (["c", "--compare", "a", "b"], "takes two runs"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
+    """Nothing that was typed is ignored silently."""
+    done = CliRunner().invoke(eval_command.app, arguments)
+
+    assert isinstance(done.exception, UsageError)
+    assert message in done.exception.message
+    assert done.exception.hint
