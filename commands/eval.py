@@ -69,6 +69,13 @@ def command(  # noqa: PLR0913 - the options of the command line
             )
         show_comparison(*compare, as_json=as_json)
         return
+    if judge and again:
+        raise UsageError(
+            "`--again` and `--judge` are two commands",
+            hint="`qft eval --again` first; the judge then compares the new answers",
+        )
+    if yes and not judge:
+        raise UsageError("`--yes` goes with `--judge`", hint="leave it out: nobody is asked here")
     if judge:
         show_judgement(run, yes=yes, as_json=as_json)
         return
@@ -90,12 +97,13 @@ class Scores:
     """What `judge.json` holds, if it is of these answers."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return plain values; `judge` is there only after one, without its single rows."""
+        judged = {key: value for key, value in self.judge.items() if key != "documents"}
         return {
             "run": self.run,
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
-            **({"judge": self.judge} if self.judge else {}),
+            **({"judge": judged} if judged else {}),
         }
 
     def lines(self) -> list[str]:
