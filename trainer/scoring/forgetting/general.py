@@ -32,7 +32,7 @@ def general_examples(
     if isinstance(path, Path) and path.suffix.lower() in TEXT_ENDINGS:
         if seq2seq:
             raise DataError([f"{path}: {NO_TEXT}"])
-        items = _pieces(read_text(path), tokenizer, max_length=max_length)
+        items = tuple(_pieces(read_text(path), tokenizer, max_length=max_length))
     else:
         first = read_rows(path)[0].fields
         table = table_for(data, first)
