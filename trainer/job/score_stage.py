@@ -61,6 +61,7 @@ def score(
 def facts_of_model(job: JobContext, prepared: PreparedInputs, stage: str) -> dict[str, Any]:
     """Return what decides about a score: rows kept of another model or config are no part of it."""
     facts = {
+        **job.inputs,
         **scoring_facts(stage, job.config, job.inputs),
         **prepared.fingerprint["base"],
         "versions": prepared.fingerprint["versions"],

@@ -25,6 +25,7 @@ from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.planned import planned_parts
 from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
+from trainer.pages.timeline import timeline_parts
 from trainer.text import duration
 
 
@@ -44,6 +45,11 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
         ("planned", "Planned and real", _planned(report["facts"])),
         ("curves", "Learning", section_parts("The log", lambda: _curves(report))),
         ("scores", "Scores", _compared(report)),
+        (
+            "machine",
+            "Machine and money",
+            section_parts("The timeline", lambda: timeline_parts(report["facts"])),
+        ),
         ("answers-before", "Answers before training", _answered(run_dir, "before")),
         ("answers-after", "Answers after training", _answered(run_dir, "after")),
         ("config", "Config", _config(report["config"])),

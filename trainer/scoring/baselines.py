@@ -17,7 +17,8 @@ from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.template import Template
 from trainer.scoring import metrics
 from trainer.scoring.eval_set import EvalSet, LabelledTexts, indicator_matrix
-from trainer.scoring.predict import MARGIN_TOKENS, OnProgress, predict
+from trainer.scoring.predict import MARGIN_TOKENS, predict
+from trainer.scoring.result import ScoringRequest
 
 ROWS_MAX = 50_000  # beyond it a baseline would take longer than it is worth
 CONTEXT_TOKENS = 2048  # of a model that does not say how much it can read
@@ -106,16 +107,20 @@ class FewShotPrompts:
     fewest: int
 
 
-def few_shot_baseline(  # noqa: PLR0913 - all that a second prediction needs
-    model: Any, tokenizer: Any, eval_set: EvalSet, training: LabelledTexts, config: TrainerConfig,
-    *, on_progress: OnProgress,
-) -> dict[str, Any]:  # fmt: skip
+def few_shot_baseline(
+    request: ScoringRequest, eval_set: EvalSet, training: LabelledTexts
+) -> dict[str, Any]:
     """Score the base with training rows before each prompt: what prompting alone can do."""
     table = eval_set.table
     rows = list(zip(training.texts, training.written, strict=True))
-    prompts = few_shot_prompts(eval_set.items, rows, config, model, tokenizer)
+    model, tokenizer = request.model, request.tokenizer
+    prompts = few_shot_prompts(eval_set.items, rows, request.config, model, tokenizer)
     found = predict(
-        model, tokenizer, replace(eval_set, items=prompts.items), on_progress=on_progress
+        model,
+        tokenizer,
+        replace(eval_set, items=prompts.items),
+        kept=request.keep("few-shot-answers", prompts.items),
+        on_progress=request.on_progress,
     )
     answers = found.bound if table.decoding == "bound" else [one.labels for one in found.free]
     right, given = (indicator_matrix(sets, table.labels) for sets in (eval_set.references, answers))

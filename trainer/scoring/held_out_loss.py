@@ -50,11 +50,8 @@ def measure_rows(
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     pad_id = padding_id(tokenizer, id_count)
     device = next(model.parameters()).device
-    found: dict[int, RowLoss] = {}
-    for at, item in enumerate(items):
-        row = kept.get(str(at)) if kept is not None else None
-        if row is not None:
-            found[at] = RowLoss(row=item.row, **row)
+    before = {} if kept is None else kept.rows(len(items))
+    found = {at: RowLoss(row=items[at].row, **row) for at, row in before.items()}
 
     def measure(batch: list[int]) -> None:
         if all(at in found for at in batch):

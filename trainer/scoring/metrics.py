@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from trainer.eval_tables.labels import CostTable, LabelEvalTable
 from trainer.scoring.interval import Interval
-from trainer.scoring.resampling import Floats, resampled_weights
+from trainer.scoring.resampling import Floats, resampled_interval, resampled_weights
+from trainer.scoring.shares import wilson
 
 Bools = npt.NDArray[np.bool_]
 
@@ -86,7 +87,8 @@ def bootstrap(
     """Return every figure of AVERAGES with its percentile interval over resampled documents.
 
     Documents are drawn with replacement, whole, `resamples` times (Efron's percentile method); the
-    same seed gives the same intervals on every machine.
+    same seed gives the same intervals on every machine. `exact_match` is a share of documents, so
+    its interval is Wilson's: where all are wrong, resampling draws none that is right.
     """
     point = scores(references, predictions)
     parts = [
@@ -99,6 +101,8 @@ def bootstrap(
     for name, value in point.items():
         low, high = np.quantile(spread[name], outer)
         intervals[name] = Interval(value=value, low=float(low), high=float(high))
+    right = int((references == predictions).all(1).sum())
+    intervals["exact_match"] = wilson(right, len(references), confidence=share)
     return intervals
 
 
@@ -112,6 +116,18 @@ def paired_difference(
     means = np.concatenate([weights @ difference / count for weights in drawn])
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return Interval(value=float(difference.mean()), low=float(low), high=float(high))
+
+
+def paired_figure(
+    name: str, references: Bools, before: Bools, after: Bools, *, resamples: int
+) -> Interval:
+    """Return how much more a figure of AVERAGES is for `after`, paired, with its interval."""
+
+    def difference(weights: Floats) -> Floats:
+        was, now = (_weighted(references, given, weights)[name] for given in (before, after))
+        return now - was
+
+    return resampled_interval(difference, len(references), resamples=resamples)
 
 
 def confusion(
