@@ -23,8 +23,10 @@ from trainer.atomic import RealDisk, replace_file
 from trainer.errors import DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
+from trainer.pages.forgetting import forgetting_parts
 from trainer.pages.planned import planned_parts
 from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
+from trainer.pages.samples import samples_parts
 from trainer.pages.timeline import timeline_parts
 from trainer.text import duration
 
@@ -45,6 +47,16 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
         ("planned", "Planned and real", _planned(report["facts"])),
         ("curves", "Learning", section_parts("The log", lambda: _curves(report))),
         ("scores", "Scores", _compared(report)),
+        (
+            "samples",
+            "Answers while training",
+            section_parts("The samples", lambda: samples_parts(run_dir)),
+        ),
+        (
+            "forgetting",
+            "What it still knows",
+            section_parts("What it still knows", lambda: forgetting_parts(run_dir)),
+        ),
         (
             "machine",
             "Machine and money",
