@@ -22,8 +22,8 @@ from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.scoring.forgetting.drift import draw_tokens
 from trainer.scoring.forgetting.knowledge import knowledge_change, knowledge_figures
-from trainer.scoring.forgetting.measure import add_forgetting, is_measured
-from trainer.scoring.forgetting.shipped import LETTERS, Question, openings, questions
+from trainer.scoring.forgetting.measure import add_forgetting
+from trainer.scoring.forgetting.shipped import LETTERS, MultipleChoice, openings, questions
 from trainer.scoring.result import EvalResult, ScoringRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -210,9 +210,9 @@ def test_a_letter_is_chosen_by_its_probability_alone(base: Base) -> None:
 
 def test_shares_of_questions_have_wilson_s_interval() -> None:
     """Right answers are counted by topic; no number is a wrong answer; chance is said."""
-    asked = [Question(topic="t", text="?", options=("a", "b", "c", "d"), right=1)] * 22
-    none_right = knowledge_figures(asked, [[0.9, 0.1, 0.0, 0.0]] * 21 + [None])
-    all_right = knowledge_figures(asked, [[0.1, 0.9, 0.0, 0.0]] * 22)
+    items = [MultipleChoice(topic="t", text="?", options=("a", "b", "c", "d"), right=1)] * 22
+    none_right = knowledge_figures(items, [[0.9, 0.1, 0.0, 0.0]] * 21 + [None])
+    all_right = knowledge_figures(items, [[0.1, 0.9, 0.0, 0.0]] * 22)
     change = knowledge_change(none_right, all_right, resamples=1000)
 
     assert none_right["low"] == 0
@@ -282,7 +282,7 @@ def test_without_a_measurement_before_the_drift_is_missing(base: Base, tmp_path:
 
 
 def test_an_encoder_decoder_is_measured(tmp_path: Path) -> None:
-    """Its encoder reads question and opening, and its decoder is asked and goes on."""
+    """Its encoder reads question and opening, and its decoder answers and goes on."""
     from transformers import AutoModelForSeq2SeqLM
 
     t5(tmp_path / "model")
@@ -297,7 +297,7 @@ def test_an_encoder_decoder_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_base_with_too_few_places_says_so(tmp_path: Path) -> None:
-    """Where a question is longer than the base can read, nothing is asked, and nothing fails."""
+    """Where a question is longer than the base can read, nothing is measured, and nothing fails."""
     model = gpt2(tmp_path / "model").eval()
     found = measure(tmp_path / "run", model, tiny.make_tokenizer(), stage="before")
 
@@ -305,7 +305,7 @@ def test_a_base_with_too_few_places_says_so(tmp_path: Path) -> None:
     assert found["drift"] == {"missing": "the base has places for 64 tokens only"}
 
 
-def test_an_architecture_that_cannot_be_asked_does_not_end_the_run(
+def test_an_architecture_without_a_cache_does_not_end_the_run(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base without a cache of keys and values is scored, with the reason in place of figures."""
@@ -324,8 +324,12 @@ def test_on_a_processor_nothing_is_measured_by_itself(base: Base, tmp_path: Path
     """By default a GPU measures and a processor does not; the table `eval` decides otherwise."""
     auto, on, off = (LossEvalTable(forgetting=value) for value in ("auto", True, False))
 
-    assert [is_measured(one, on_gpu=True) for one in (auto, on, off)] == [True, True, False]
-    assert [is_measured(one, on_gpu=False) for one in (auto, on, off)] == [False, True, False]
+    assert [one.measures_forgetting(on_gpu=True) for one in (auto, on, off)] == [True, True, False]
+    assert [one.measures_forgetting(on_gpu=False) for one in (auto, on, off)] == [
+        False,
+        True,
+        False,
+    ]
     assert base.measure(tmp_path, forgetting="auto") == {}
     assert base.measure(tmp_path, forgetting=False) == {}
 
@@ -401,11 +405,11 @@ def test_general_rows_that_cannot_be_used_are_refused(
 
 def test_the_questions_are_fair() -> None:
     """Sixty questions have four different options each; every letter is right as often."""
-    asked = questions()
+    items = questions()
 
-    assert len({(one.text, one.options) for one in asked}) == 60
-    assert all(len(set(one.options)) == 4 for one in asked)
-    assert Counter(one.right for one in asked) == {0: 15, 1: 15, 2: 15, 3: 15}
+    assert len({(one.text, one.options) for one in items}) == 60
+    assert all(len(set(one.options)) == 4 for one in items)
+    assert Counter(one.right for one in items) == {0: 15, 1: 15, 2: 15, 3: 15}
     assert len(set(openings())) == 64
 
 

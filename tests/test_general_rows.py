@@ -17,12 +17,12 @@ from trainer.rundir.fingerprint import compare, flatten_config
 from trainer.rundir.layout import data_facts, scoring_facts, training_facts
 from trainer.scoring.forgetting import shipped
 
-GENERAL = {"eval": {"general": "own/general.txt"}}
+GENERAL = {"general": "own/general.txt"}
 
 
 def project_with(folder: Path, text: str = "Words of my own.\n") -> Project:
     """Lay out a project whose run compares a text of the user's."""
-    made = make_project(folder, **GENERAL)
+    made = make_project(folder, eval=GENERAL)
     (folder / "own").mkdir(exist_ok=True)
     (folder / "own" / "general.txt").write_text(text)
     return made

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from commands.runs.config import LoadedConfig
+from commands.runs.planning.extra_hours import forgetting_seconds, samples_seconds
 from commands.runs.planning.job_estimate import JobPart
 from commands.runs.planning.job_inputs import JobInputs
 from infra.catalog.gpus import Driver
@@ -121,10 +122,11 @@ def job_parts(
     if found["hours"] is None or inputs.shape is None:
         return ()
     parts = [*_before(inputs, machine)]
-    scoring = score_part("score before", inputs, gpu, shots=True)
+    on_gpu = not machine.here
+    scoring = score_part("score before", inputs, gpu, on_gpu=on_gpu, shots=True)
     parts += [scoring] if scoring else []
     parts.append(train_part(inputs, found, gpu))
-    again = score_part("score after", inputs, gpu)
+    again = score_part("score after", inputs, gpu, on_gpu=on_gpu)
     parts += [again] if again else []
     parts.append(fetch_part(inputs, machine))
     lost = evictions_part(parts, inputs, found["step_seconds"], machine)
@@ -170,14 +172,22 @@ def train_part(inputs: JobInputs, found: Mapping[str, Any], gpu: TrainingGpu) ->
         )
         each = reading_seconds(shape, setup, gpu=gpu, rows=lengths.eval_rows)
         hours += found["steps"] // train.validate_every * each / HOUR_S
+    if lengths is not None and lengths.eval_rows and shape is not None:
+        hours += (
+            samples_seconds(shape, inputs.tables, gpu, steps=found["steps"], lengths=lengths)
+            / HOUR_S
+        )
     source = gpu.source or "nobody has published a speed of this card"
     return JobPart(name="train", hours=hours_span(hours, gpu), source=source)
 
 
 def score_part(
-    name: str, inputs: JobInputs, gpu: TrainingGpu, *, shots: bool = False
+    name: str, inputs: JobInputs, gpu: TrainingGpu, *, on_gpu: bool = True, shots: bool = False
 ) -> JobPart | None:
-    """Return what scoring the held-out rows takes; None if nothing is scored."""
+    """Return what scoring the held-out rows takes, and what is measured beside it.
+
+    None if nothing is scored. `on_gpu`: what a GPU alone measures is measured.
+    """
     table, lengths, shape = inputs.tables.scored, inputs.lengths, inputs.shape
     if table is None or lengths is None or shape is None or not lengths.eval_rows:
         return None
@@ -196,6 +206,8 @@ def score_part(
             # Each row is answered twice from one reading: freely, and bound to the labels.
             generated=2 * lengths.answer_tokens + ENDING_TOKENS,
         )
+    if table.measures_forgetting(on_gpu=on_gpu):
+        seconds += forgetting_seconds(shape, inputs.tables, gpu, before=shots)
     return JobPart(name=name, hours=hours_span(seconds / HOUR_S, gpu), source=gpu.source)
 
 
