@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from markupsafe import Markup
 
 from trainer.pages import html
-from trainer.pages.run_files import read
+from trainer.pages.run_files import Json
 from trainer.scoring.forgetting.summary import forgetting_notes, forgetting_rows, measured_of
 
 HEAD = ("", "before", "after", "change")
@@ -17,13 +15,11 @@ NO_FAULT = (
 )
 
 
-def forgetting_parts(run_dir: Path) -> list[Markup]:
-    """Return the parts of the section on forgetting; none for a run that did not measure it."""
-    before, after = (
-        measured_of(read(run_dir / f"eval-{stage}.json")) for stage in ("before", "after")
-    )
-    rows = forgetting_rows(before, after)
+def forgetting_parts(before: Json | None, after: Json | None) -> list[Markup]:
+    """Return the parts of the section on forgetting, of two scores; none if it was not measured."""
+    both = measured_of(before), measured_of(after)
+    rows = forgetting_rows(*both)
     if not rows:
         return []
-    notes = [*forgetting_notes(before, after), NO_FAULT]
+    notes = [*forgetting_notes(*both), NO_FAULT]
     return [html.table(HEAD, rows), *(html.paragraph(note) for note in notes)]
