@@ -25,10 +25,12 @@ from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.browse import answer_parts
 from trainer.pages.curves import curve_parts
+from trainer.pages.forgetting import forgetting_parts
 from trainer.pages.headline import explain, headline
 from trainer.pages.labels import label_parts
 from trainer.pages.planned import planned_parts
 from trainer.pages.run_files import LABEL_KINDS, Json, build_report, read, section_parts
+from trainer.pages.samples import samples_parts
 from trainer.pages.scores import score_parts
 from trainer.pages.summary import config_parts, in_short, summary
 from trainer.pages.timeline import timeline_parts
@@ -57,6 +59,11 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
         (
             "answers", "What it got wrong", "The answers",
             lambda: answer_parts(before if after else None, last, file=file),
+        ),
+        ("samples", "Answers while training", "The samples", lambda: samples_parts(run_dir)),
+        (
+            "forgetting", "What it still knows", "What it still knows",
+            lambda: forgetting_parts(before, after),
         ),
         ("curves", "Learning", "The log", lambda: curve_parts(report)),
         (
