@@ -17,6 +17,8 @@ Json = dict[str, Any]
 TABLE_BYTES_MAX = 256 << 20
 """Of the answers to all held-out rows."""
 LINE_BYTES_MAX = 1 << 20
+LINES_MAX = 20
+"""Of what a trainer says about its failure."""
 MEAN_STEPS = 10  # over which the first and the last loss are averaged
 FIGURES = (
     "loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds", "target_tokens",
@@ -96,7 +98,7 @@ def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
         "after": _headline(after),
         "gain": table((after or {}).get("details")).get("gain"),
         "baselines": {
-            name: table(found).get("figures")
+            name: _baseline(table(found))
             for name, found in table(table((before or {}).get("details")).get("baselines")).items()
         },
         "merged": read(run_dir / "merged-parity.json"),
@@ -120,6 +122,12 @@ def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
     }
 
 
+def _baseline(found: Json) -> Json:
+    """Return the figures of a baseline by metric, with those of its loss."""
+    alone = {key: one for key, one in found.items() if "value" in table(one)}
+    return {**alone, **table(found.get("figures")), **table(found.get("loss"))}
+
+
 def _status(found: Json | None) -> Json | None:
     """Return what the trainer was doing when it was last heard of, None if that is not known."""
     if not found:
@@ -128,8 +136,15 @@ def _status(found: Json | None) -> Json | None:
         "phase": text(found.get("phase"), most=40),
         "step": whole(found.get("step")),
         "steps": whole(found.get("steps")),
-        "error": text(found.get("error"), most=2000),
+        "error": _lines(found.get("error")),
     }
+
+
+def _lines(value: object) -> str | None:
+    """Return the first lines of a text, each printable."""
+    if not isinstance(value, str):
+        return None
+    return "\n".join(text(line) or "" for line in value[:LINE_BYTES_MAX].splitlines()[:LINES_MAX])
 
 
 def _curve(steps: Sequence[Json], key: str) -> list[list[float]]:
