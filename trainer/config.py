@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
 from trainer.errors import ConfigError
-from trainer.eval_tables.any_kind import EvalTable, table_in_use, with_kind
+from trainer.eval_tables.any_kind import EvalTable, kind_problem, table_in_use, with_kind
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.method_table import MethodKind, MethodTable
@@ -129,6 +129,14 @@ class TrainTable(BaseModel):
         default=True, description="Deliver the adapter of the best validation, not the last one."
     )
 
+    samples: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="Rows of `data.eval` that are answered and kept, before the first step, at "
+        "each validation and after the last step; 0: none.",
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainTable:
         if self.steps is not None and self.epochs is not None:
@@ -223,8 +231,8 @@ class TrainerConfig(BaseModel):
     def _eval_has_rows(self) -> TrainerConfig:
         if self.scored is not None and self.data.eval is None:
             raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
-        if self.label_table is not None and self.data.text is not None:
-            raise ValueError("the table `eval` scores answers, and a `data.text` has none")
+        if self.scored is not None and (problem := kind_problem(self.scored.kind, self.data)):
+            raise ValueError(problem)
         if self.scored is not None and self.scored.shots and not self.data.has_prompts:
             what = "conversations (`data.messages`)" if self.data.messages else "a `data.text`"
             have = "have" if self.data.messages else "has"

@@ -19,6 +19,7 @@ from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
+from commands.runs.judge_table import JudgeTable
 from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
 from commands.runs.row_counts import RowCounts, answer_problem, row_length_problem, unseen_labels
@@ -74,6 +75,11 @@ class RunConfig(BaseModel):
         default=None,
         description="What `qft plan` counts with while the data files are not here; `qft run` "
         "needs the files.",
+    )
+
+    judge: JudgeTable | None = Field(
+        default=None,
+        description="Who compares answers at `qft eval --judge`; it stays on this computer.",
     )
 
     @model_validator(mode="before")

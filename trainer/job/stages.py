@@ -28,6 +28,7 @@ from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
+from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
 from trainer.job.weight_files import require_host_memory, weight_files
@@ -247,6 +248,7 @@ def set_up(
         optimizer=job.config.method.optimizer,
         price_usd_per_h=job.options.price_usd_per_h,
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
+        samples=make_samples(job, prepared, adapted, accelerator.autocast),
     )
     return context, state
 

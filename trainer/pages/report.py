@@ -31,8 +31,10 @@ from trainer.pages.headline import explain, headline
 from trainer.pages.labels import label_parts
 from trainer.pages.planned import planned_parts
 from trainer.pages.run_files import LABEL_KINDS, Json, build_report, read, section_parts
+from trainer.pages.samples import samples_parts
 from trainer.pages.scores import score_parts
 from trainer.pages.summary import config_parts, in_short, summary
+from trainer.pages.timeline import timeline_parts
 from trainer.pages.word_answers import word_parts
 
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -61,7 +63,9 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
             "answers", "What it got wrong", "The answers",
             lambda: answer_parts(before if after else None, last, file=file),
         ),
+        ("samples", "Answers while training", "The samples", lambda: samples_parts(run_dir)),
         ("curves", "Learning", "The log", lambda: curve_parts(report)),
+        ("machine", "Machine and money", "The timeline", lambda: timeline_parts(report["facts"])),
         ("planned", "Planned and real", "The plan", lambda: _planned(report["facts"])),
         ("summary", "The run", "The run", lambda: [html.table(("", ""), summary(report))]),
         ("details", title, "The answers", lambda: _details(before, after)),

@@ -35,7 +35,8 @@ CHANGEABLE = frozenset(
 IRRELEVANT = frozenset(
     {
         "model.id", "model.revision", "model.token_env", "data.train", "data.eval", "data.day",
-        "method.partly_quantised", "method.from",
+        "method.partly_quantised", "method.from", "train.samples",
+        "eval.general",
     }
 )  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the
@@ -46,6 +47,7 @@ ADDED_LATER: frozenset[str] = frozenset(
         "data.ignore",
         "data.text",
         "data.too_long",
+        "eval.forgetting",
         "eval.rows",
         "method.init",
         "method.partly_quantised",

@@ -17,6 +17,7 @@ from trainer.config import TrainerConfig
 from trainer.errors import Busy, ConfigError, DataError
 from trainer.hub import Shards
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
+from trainer.rundir.samples import SAMPLES
 
 TABLE_BYTES_MAX = 64 << 20
 CONFIG = "config.json"
@@ -38,7 +39,7 @@ SCORES_UNASKED = "scores_unasked"  # in the receipt: held-out rows are scored wi
 # What `replace_file` writes to before it renames: the name, then the process.
 _REPLACED = (
     "status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES, DAY,
-    MEMORY,
+    MEMORY, SAMPLES,
 )  # fmt: skip
 _UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
 
@@ -73,6 +74,8 @@ def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
     flat = {k: v for k, v in flatten_config(config).items() if k.startswith(SCORE_SETTINGS)}
     learnt = training_facts(config, inputs) if stage == "after" else {}
     rows = {"data.eval": inputs["data.eval"], **_day_named(config)}
+    if "eval.general" in inputs:
+        rows["eval.general"] = inputs["eval.general"]
     return {**flat, **_base_named(config), **rows, **learnt}
 
 
@@ -134,6 +137,8 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
         ConfigError: there is no such adapter.
     """
     named = {f"data.{key}": name for key, name in config.data.files.items()}
+    if config.scored is not None and config.scored.general is not None:
+        named["eval.general"] = config.scored.general
     facts: Facts = {"data.train": None, "data.eval": None}
     missing: list[str] = []
     for key, name in named.items():

@@ -15,16 +15,36 @@ from typing import Any, Literal
 from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
 from trainer.rundir.layout import scoring_scratch
+from trainer.scoring.answer_figures import gain_of_answers
+from trainer.scoring.chat import score_chat
+from trainer.scoring.code import score_code
+from trainer.scoring.code_figures import code_gain
+from trainer.scoring.forgetting.measure import add_forgetting
 from trainer.scoring.labels import gain, score_labels
 from trainer.scoring.loss import add_loss, change_of, loss_gain, score_loss
 from trainer.scoring.predict import OnProgress
 from trainer.scoring.result import EvalResult, ScoringRequest, load_result
+from trainer.scoring.text import score_text
 
 SCORERS: Mapping[str, Callable[[ScoringRequest], EvalResult]] = MappingProxyType(
-    {"label": score_labels, "multilabel": score_labels, "loss": score_loss}
+    {
+        "label": score_labels,
+        "multilabel": score_labels,
+        "text": score_text,
+        "chat": score_chat,
+        "code": score_code,
+        "loss": score_loss,
+    }
 )
 GAINS: Mapping[str, Callable[[EvalResult, EvalResult], dict[str, Any] | None]] = MappingProxyType(
-    {"label": gain, "multilabel": gain, "loss": loss_gain}
+    {
+        "label": gain,
+        "multilabel": gain,
+        "text": gain_of_answers,
+        "chat": gain_of_answers,
+        "code": code_gain,
+        "loss": loss_gain,
+    }
 )
 """For each kind, what the second of two results has more than the first, paired by row."""
 
@@ -66,6 +86,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     result = SCORERS[kind](request)
     if result.loss is None:
         result = add_loss(request, result)
+    result = add_forgetting(request, result)
     if stage == "after":
         result = _with_gain(load_result(run_dir / "eval-before.json"), result)
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"

@@ -11,12 +11,13 @@ from statistics import NormalDist
 from trainer.scoring.interval import CONFIDENCE, Interval
 
 
-def wilson(right: int, n: int, *, confidence: float = CONFIDENCE) -> Interval:
+def wilson(right: float, n: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Return the share `right` of `n` with Wilson's score interval.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927),
     without correction for continuity. The interval is within 0..1 and never empty: 0 of 22 is
-    [0, 0.149], where resampling gives [0, 0].
+    [0, 0.149], where resampling gives [0, 0]. `right` may be a sum of scores between 0 and 1: they
+    vary at most as much as zeros and ones of the same mean, so that the interval is not too short.
 
     Raises:
         ValueError: there is nothing to take a share of, or more of it than there is.
