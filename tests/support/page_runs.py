@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.rundir.samples import SAMPLES, SampledAnswer, SampledRow, SampleLog
+
 LABELS = ("negative", "neutral", "positive")
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -241,3 +243,19 @@ def losses(rows: int = 30) -> list[dict[str, Any]]:
         found.append(result(stage, "loss", documents, **fixed, **figure(value)))
     found[1]["details"]["gain"] = {"metric": "nats_per_token", **figure(-0.5, 0.1)}
     return found
+
+
+def write_samples(run_dir: Path) -> None:
+    """Write the answers to three rows before and during a training."""
+    rows = tuple(
+        SampledRow(row=at + 1, prompt=f"prompt {at} {text}", right=f"right {at}")
+        for at, text in enumerate(HOSTILE[:3])
+    )
+    log = SampleLog(rows=rows)
+    for step in (0, 50, 100, 200):
+        log = log.with_answers(
+            step,
+            [SampledAnswer(text=f"{one.right if step == 200 else text}", stopped=step > 0)
+             for one, text in zip(rows, HOSTILE, strict=False)],
+        )  # fmt: skip
+    log.write(run_dir / SAMPLES)
