@@ -224,7 +224,7 @@ def test_wrong_and_improved_answers_are_chosen_and_the_rest_is_counted() -> None
     assert "83 more in eval-after.json" in improved
 
 
-def test_long_texts_are_cut_and_say_by_how_much() -> None:
+def test_long_texts_are_cut_and_the_rest_is_counted() -> None:
     """Of a million characters two thousand are shown, of each text."""
     parts = answer_parts(*documents([(0.0, 0.0)], "y" * 1_000_000), file="f")
     text = "".join(parts)
