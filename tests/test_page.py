@@ -333,6 +333,27 @@ def test_the_sections_have_ids_and_make_the_page(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
+def test_what_made_the_adapter_is_folded_at_the_end(tmp_path: Path) -> None:
+    """Libraries, base, rows and precision of the receipt are a table; other values are left out."""
+    run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)
+    receipt = {
+        "status": {"exact": True},
+        "versions": {"torch": "2.13.0", "peft": ["no text"]},
+        "precision": "bf16",
+        "base": {"model": "a" * 64},
+        "training": {"data.train": "b" * 64, "data.prompt": "{text}", "model.revision": "main"},
+    }
+    (run_dir / "adapter" / "qft.json").write_text(json.dumps(receipt), encoding="utf-8")
+    found = build_report(run_dir)
+    page = read(report.as_page(found, run_dir, name="run"))
+
+    assert found["versions"] == {
+        "torch": "2.13.0", "precision": "bf16", "base, revision": "main", "base, model": "a" * 64,
+        "data.train, SHA-256": "b" * 64,
+    }  # fmt: skip
+    assert "torch2.13.0" in page.text.partition("Config and versions")[2]
+
+
 def test_report_json_survives_half_characters(tmp_path: Path) -> None:
     """A half of a surrogate pair in a config or a status is kept as JSON escapes it."""
     run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)

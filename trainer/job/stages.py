@@ -392,6 +392,7 @@ def write_adapter(
         "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
         "base": prepared.fingerprint["base"],
+        "versions": prepared.fingerprint["versions"],
         **memory_facts(job.run_dir),
         **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),

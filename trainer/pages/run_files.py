@@ -17,6 +17,8 @@ Json = dict[str, Any]
 TABLE_BYTES_MAX = 256 << 20
 """Of the answers to all held-out rows."""
 LINE_BYTES_MAX = 1 << 20
+VERSIONS_MAX = 60
+SHA256_LENGTH = 64
 LINES_MAX = 20
 """Of what a trainer says about its failure."""
 MEAN_STEPS = 10  # over which the first and the last loss are averaged
@@ -117,6 +119,7 @@ def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
             "gpu_memory_bytes": _curve(steps, "gpu_memory_bytes"),
             "gpu_use": _curve(steps, "gpu_use"),
         },
+        "versions": _versions(receipt),
         "status": _status(read(run_dir / "status.json")),
         "finished": bool(receipt),
     }
@@ -126,6 +129,29 @@ def _baseline(found: Json) -> Json:
     """Return the figures of a baseline by metric, with those of its loss."""
     alone = {key: one for key, one in found.items() if "value" in table(one)}
     return {**alone, **table(found.get("figures")), **table(found.get("loss"))}
+
+
+def _versions(receipt: Json) -> dict[str, str]:
+    """Return what made an adapter, by name, as texts: libraries, precision, base, rows."""
+    training = table(receipt.get("training"))
+    found = {
+        **table(receipt.get("versions")),
+        "precision": receipt.get("precision"),
+        "base, revision": training.get("model.revision"),
+        **{f"base, {key}": value for key, value in table(receipt.get("base")).items()},
+        **{
+            f"{key}, SHA-256": training[key]
+            for key in sorted(training)
+            if _is_digest(training, key)
+        },
+        "finished at": receipt.get("finished_at"),
+    }
+    shown = {str(key): text(value) for key, value in [*found.items()][:VERSIONS_MAX]}
+    return {key: value for key, value in shown.items() if value}
+
+
+def _is_digest(training: Json, key: str) -> bool:
+    return key.startswith(("data.train", "data.eval")) and len(str(training[key])) == SHA256_LENGTH
 
 
 def _status(found: Json | None) -> Json | None:
