@@ -199,9 +199,7 @@ def test_two_runs_compare_every_figure_of_their_rows() -> None:
         "statistics": {"exact": [1, 2], "json": [1, 2, 2, 0, 1, 1], "chrf": [1] * 18},
     }
     text = row_parts({"kind": "chat"}, document)
-    choice = row_parts(
-        {"kind": "choice"}, {"score": 1.0, "figures": {"sum": 1.0, "letter": 0.0}}
-    )
+    choice = row_parts({"kind": "choice"}, {"score": 1.0, "figures": {"sum": 1.0, "letter": 0.0}})
 
     assert text == {
         "exact": (1, 2), "chrf": (1,) * 18, "json": (2, 4), "json_precision": (1, 2),
