@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.pages import html
+from trainer.pages import bars, html
 from trainer.text import HOUR_S, MINUTE_S, duration
 from trainer.untrusted import number, table
 
@@ -48,22 +48,22 @@ def planned_parts(plan: Mapping[str, Any]) -> list[Markup]:
     ]
 
 
-def _range(name: object, planned: object, real: object) -> html.Range:
+def _range(name: object, planned: object, real: object) -> bars.Range:
     found = table(planned)
     low, likely, high = (number(found.get(key)) for key in ("low", "likely", "high"))
-    return html.Range(name=str(name), low=low, likely=likely, high=high, real=number(real))
+    return bars.Range(name=str(name), low=low, likely=likely, high=high, real=number(real))
 
 
-def _row(one: html.Range, show: Callable[[float], str]) -> tuple[str, ...]:
+def _row(one: bars.Range, show: Callable[[float], str]) -> tuple[str, ...]:
     def text(value: float | None) -> str:
-        return "" if value is None else show(value)
+        return "" if value is None else show(value).replace(" ", "\u00a0")
 
     same = one.low == one.high
-    span = "" if same else f"{text(one.low)} to {text(one.high)}".replace(" ", "\u00a0")
+    span = "" if same else f"{text(one.low)} to {text(one.high)}"
     return one.name, text(one.likely), span, text(one.real)
 
 
-def _plot(job: list[html.Range]) -> Markup:
+def _plot(job: list[bars.Range]) -> Markup:
     """Draw the parts in hours, or in minutes or seconds where all are short."""
     most = max((one.high or one.real or 0.0 for one in job), default=0.0)
     unit, factor = "hours", 1.0
@@ -83,7 +83,7 @@ def _plot(job: list[html.Range]) -> Markup:
         )
         for one in job
     ]
-    return html.range_plot("Planned and real time by part", ranges, x=unit)
+    return bars.range_plot("Planned and real time by part", ranges, x=unit)
 
 
 def _time(hours: float) -> str:
