@@ -52,6 +52,10 @@ ANSWERS: Tables = {
     "eval": {"kind": "text", "measures": ["exact"], "baselines": False},
     "data": {"eval": "eval.jsonl"},
 }
+CHOICE: Tables = {
+    "eval": {"kind": "choice", "options": list(tiny.MOODS), "baselines": False},
+    "data": {"eval": "eval.jsonl"},
+}
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
 WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
@@ -239,6 +243,8 @@ CASES: Mapping[str, Case] = {
     "eval.chat.ignore_case": Case({"ignore_case": True}, measured, _on_chat("exact")),
     "eval.chat.tolerance": Case({"tolerance": {"relative": 0.5}}, measured, _on_chat("number")),
     "eval.chat.lists": Case({"lists": "unordered"}, measured, _on_chat("json")),
+    "eval.choice.options": Case({"options": [*tiny.MOODS, "mixed"]}, scores, CHOICE),
+    "eval.choice.by": Case({"by": "letter"}, scores, CHOICE),
     "cost.miss": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
     "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
 }

@@ -361,10 +361,12 @@ def row_problems(
 ) -> list[tuple[int, str]]:
     """Return what is wrong with the rows of one file, each with its number.
 
-    `counts` takes the rows of a file to learn from, whose lengths then count, too.
+    `counts` takes the rows of a file to learn from, whose lengths then count, too. Held-out rows
+    have none; they must be such as can be scored.
     """
     from trainer.data.preferences import describe_preferences
     from trainer.data.template import MissingFieldError
+    from trainer.scoring.scored_rows import scored_row_problems
 
     there = [one.for_rows(row.fields for row in rows) for one in templates]
     found = []
@@ -376,6 +378,8 @@ def row_problems(
             problem = f"{error}; {kind}" if kind else str(error)
         if problem:
             found.append((row.number, problem))
+    if counts is None and not found and len(templates) == 2:
+        return scored_row_problems(rows, config.data, config.scored)
     return found
 
 

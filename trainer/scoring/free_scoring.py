@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.data.codec import Example, tokens_sha256
+from trainer.data.codec import Example
 from trainer.eval_tables.text import AnswerFields
 from trainer.scoring.answer_baselines import Pair, score_answer_baselines
 from trainer.scoring.answer_figures import ComparedAnswers, compare_answers
 from trainer.scoring.free_answers import FreeAnswer, answer_freely
-from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.measures.all_measures import make_measures
-from trainer.scoring.measures.number import UNREADABLE
+from trainer.scoring.measures.measure import UNREADABLE
 from trainer.scoring.result import EvalResult, ScoringRequest
 
 TOKENS_MAX = 512
@@ -65,19 +64,15 @@ def generate_answers(
     `name` is that of the file in `request.scratch` that keeps them.
     """
     tokens_max = answer_set.tokens_max(table)
-    facts = {
-        "stage": request.stage,
-        "tokens": tokens_sha256(answer_set.items),
-        "tokens_max": tokens_max,
-        "stop_ids": list(answer_set.stop_ids),
-    }
+    bounds = {"tokens_max": tokens_max, "stop_ids": list(answer_set.stop_ids)}
+    bounded = replace(request, facts={**request.facts, **bounds})
     return answer_freely(
         request.model,
         request.tokenizer,
         answer_set.items,
         tokens_max=tokens_max,
         stop_ids=answer_set.stop_ids,
-        kept=KeptRows(request.scratch / f"{name}.jsonl", facts),
+        kept=bounded.keep(name, answer_set.items),
         on_progress=request.on_progress,
     )
 
