@@ -13,7 +13,7 @@ from support import trl_templates
 from trainer.config import TrainerConfig
 from trainer.data.chat.encoder import words_of
 from trainer.data.examples import load_examples
-from trainer.results.generate import Generator
+from trainer.results.generator import Generator
 from trainer.scoring.eval_set import load_eval_set
 
 MOODS = ["good", "bad"]
@@ -68,7 +68,9 @@ def test_generation_asks_with_the_prompt_of_training(tmp_path: Path, base: str) 
     """The tokens are those before the last answer, and those that transformers would feed."""
     tokenizer, settings = trl_templates.tokenizer(base), config(tmp_path)
     learnt = load_examples(settings.data, tmp_path / "rows.jsonl", tokenizer, max_length=9999)
-    prompt = Generator(model=MODEL, tokenizer=tokenizer, config=settings).encode_chat(DIALOGUE[:3])
+    prompt = (
+        Generator(model=MODEL, tokenizer=tokenizer, config=settings).encode_chat(DIALOGUE[:3]).ids
+    )
 
     assert prompt == learnt.items[-1].prompt_ids
     assert (

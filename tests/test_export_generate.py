@@ -13,7 +13,8 @@ from support.tiny import make_config, make_model, make_rows, make_tokenizer, wri
 from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.data.examples import load_examples
-from trainer.results.generate import Generator, chat_loop
+from trainer.results.generate import chat_loop
+from trainer.results.generator import Generator
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -46,8 +47,8 @@ def test_a_row_is_encoded_as_training_encoded_it(run_dir: Path) -> None:
     item = load_examples(given.config.data, rows, given.tokenizer, max_length=128).items[0]
     text = item.prompt.removesuffix("\nmood: ")
 
-    assert given.encode_row({"text": text}) == item.prompt_ids
-    assert given.encode_text(item.prompt) == item.prompt_ids
+    assert given.encode_row({"text": text}).ids == item.prompt_ids
+    assert given.encode_text(item.prompt).ids == item.prompt_ids
 
 
 def test_one_prompt_gets_one_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,16 +139,17 @@ def test_a_conversation_keeps_all_messages(run_dir: Path) -> None:
     data = {"train": "rows.jsonl", "messages": "messages"}
     given = generator(run_dir, data=data)
     given.tokenizer.chat_template = CHATML
-    answers: list[str] = []
-    chat_loop(given, iter(io.StringIO("hi\n\nand why\n")), answers.append, tokens_max=3)
-    messages = [
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": answers[0] if answers[0].strip() else "."},
+    pieces: list[str] = []
+    chat_loop(given, iter(io.StringIO("hi\n\nand why\n")), pieces.append, tokens_max=3)
+    messages = [{"role": "user", "content": "hi"}]
+    first = given.generate(given.encode_chat(messages), tokens_max=3).text
+    messages += [
+        {"role": "assistant", "content": first if first.strip() else "."},
         {"role": "user", "content": "and why"},
     ]
-    second, _ = given.generate(given.encode_chat(messages), tokens_max=3)
+    second = given.generate(given.encode_chat(messages), tokens_max=3).text
 
-    assert [second] == answers[1:]
-    assert given.tokenizer.decode(given.encode_chat(messages)).endswith(
+    assert "".join(pieces) == f"{first}\n{second}\n"
+    assert given.tokenizer.decode(given.encode_chat(messages).ids).endswith(
         "and why</s>\n<s>assistant\n"
     )

@@ -40,7 +40,7 @@ from trainer.job.replay import Replay, replay
 from trainer.pages.audit import run as audit_command
 from trainer.pages.run_files import build_report
 from trainer.results.base_name import BaseName
-from trainer.results.generate import load as load_generator
+from trainer.results.generator import load as load_generator
 from trainer.results.publish import model_card
 from trainer.rundir.fingerprint import compare
 from trainer.saving.checkpointer import Checkpointer
@@ -210,7 +210,7 @@ def test_every_later_look_sees_the_day_of_the_run(
     )
 
     assert "today is 30 Nov 2026" in capsys.readouterr().out
-    assert "today is 30 Nov 2026" in generator.tokenizer.decode(prompt)
+    assert "today is 30 Nov 2026" in generator.tokenizer.decode(prompt.ids)
     assert "the chat template saw the day 2026-11-30" in card
 
 

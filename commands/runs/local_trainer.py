@@ -6,10 +6,11 @@ Each tool is a program of its own, so that the command line itself never loads t
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE
 
@@ -27,6 +28,7 @@ from trainer.exit_codes import ExitCode
 MENDED_BY_THE_USER = (ExitCode.BAD_DATA, ExitCode.BAD_CONFIG, ExitCode.USAGE)
 """Everything else is the trainer's failure."""
 LAST_LINES = 20
+STREAM_BYTES = 1 << 16
 
 
 @contextlib.contextmanager
@@ -83,6 +85,31 @@ def output_of(tool: str, *arguments: str, as_json: bool) -> str:
         log(errors)
     check_exit(tool, done.returncode, errors.splitlines()[-LAST_LINES:])
     return done.stdout
+
+
+def stream_of(
+    tool: str, *arguments: str, write: Callable[[bytes], None], as_json: bool = False
+) -> None:
+    """Run one of the trainer's tools, and give `write` what it prints as it comes.
+
+    Its stderr is shown as it comes, except with --json, where it is shown at the end, or its last
+    lines become the error's. Raises as `check_exit` does.
+    """
+    with (
+        tempfile.TemporaryFile() as errors,
+        python_program.running(
+            "trainer", [tool, *arguments], around=environment(), stderr=errors if as_json else None
+        ) as program,
+    ):
+        assert program.stdout is not None
+        while data := os.read(program.stdout.fileno(), STREAM_BYTES):
+            write(data)
+        code = program.wait()
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip()
+    if code == 0 and lines:
+        log(lines)
+    check_exit(tool, code, lines.splitlines()[-LAST_LINES:])
 
 
 def check_exit(tool: str, code: int, errors: Sequence[str] = ()) -> None:

@@ -7,14 +7,17 @@ executed in the place of the module of that name.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where `cli.py`, `commands` and `trainer` lie: a checkout, or a site-packages folder."""
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+ENDS_S = 2.0
 NOT_HANDED_ON = ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONINSPECT")
 """Settings of the user's own Python work: the first may name the current folder, or be empty."""
 
@@ -52,3 +55,41 @@ def start(
         errors="replace",
         check=False,
     )
+
+
+@contextlib.contextmanager
+def running(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    around: Mapping[str, str],
+    stderr: IO[bytes] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start one of our modules whose stdout is read while it runs; it has ended after the block.
+
+    Where the block is left early, as by Ctrl-C, the program is given a moment to end by itself (a
+    terminal interrupts both), then asked, then killed.
+    """
+    program = subprocess.Popen(
+        argv_of(module, *arguments),
+        env=environment_of(around),
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    )
+    try:
+        yield program
+        program.wait()
+    finally:
+        _end(program)
+        if program.stdout is not None:
+            program.stdout.close()
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    for act in (lambda: None, program.terminate, program.kill):
+        act()
+        try:
+            program.wait(timeout=ENDS_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return

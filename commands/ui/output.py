@@ -96,6 +96,25 @@ def log_writer() -> Callable[[bytes], None]:
     return write
 
 
+def data_writer() -> Callable[[bytes], None]:
+    """Return a function that writes a result to stdout in pieces, cleaned as `print_data` does.
+
+    A piece may end in the middle of a character, or between the two characters of a line end.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    rest = ""
+
+    def write(data: bytes) -> None:
+        nonlocal rest
+        text = rest + decode(data)
+        rest = "\r" * text.endswith("\r")
+        with _end_if_unread():
+            sys.stdout.write(clean(text.removesuffix("\r")))
+            sys.stdout.flush()
+
+    return write
+
+
 @contextlib.contextmanager
 def json_log_writer(*, follow: bool) -> Iterator[Callable[[bytes], None]]:
     """Yield a function that writes a log as JSON: one document, or with `follow` an object a line.

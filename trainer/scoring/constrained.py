@@ -67,8 +67,17 @@ class Decoder:
             state.attention_mask = torch.cat([state.attention_mask, torch.ones_like(fed)], dim=1)
         return self._forward(fed, state)
 
-    def generate(self, state: DecodingState, *, tokens_max: int) -> list[GeneratedTokens]:
-        """Decode greedily to an EOS, or for `tokens_max` tokens; the state is consumed."""
+    def generate(
+        self,
+        state: DecodingState,
+        *,
+        tokens_max: int,
+        on_token: Callable[[int, int], None] = lambda _row, _token: None,
+    ) -> list[GeneratedTokens]:
+        """Decode greedily to an EOS, or for `tokens_max` tokens; the state is consumed.
+
+        `on_token` gets the row and each of its tokens as soon as it is chosen, but for the EOS.
+        """
         rows = len(state.logits)
         written: list[list[int]] = [[] for _ in range(rows)]
         stopped = [False] * rows
@@ -79,6 +88,7 @@ class Decoder:
                     stopped[row] = True
                 elif not stopped[row]:
                     written[row].append(token)
+                    on_token(row, token)
             if all(stopped) or turn == tokens_max - 1:
                 break
             fed = [self._pad if end else token for end, token in zip(stopped, chosen, strict=True)]
