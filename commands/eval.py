@@ -4,40 +4,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from commands.runs.comparing.compare_runs import compare_runs
+from commands.runs.comparing.page import comparison_lines
+from commands.runs.comparing.scored_run import read_scored_run
 from commands.runs.config import LoadedConfig
 from commands.runs.extras import demand, needed_to_train
 from commands.runs.fetched_run import adapter_of, check_fetched
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.judge.judge_run import JudgeOptions, budget_error, judge_run
+from commands.runs.judge.result import current_result, result_lines
 from commands.runs.local_trainer import local_run_dir, start
 from commands.runs.receipt import Score, read_score
 from commands.ui.errors import TrainingError, UsageError
-from commands.ui.options import Json, Run, examples
+from commands.ui.options import Json, Run, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json
+from commands.ui.wrap import output_width
 from infra.durable import write_json
 
 EXAMPLES = {
     "qft eval": "the scores that the run measured",
     "qft eval --again": "measure them anew on this computer",
+    "qft eval --compare RUN RUN": "two runs on the rows that both scored",
+    "qft eval --judge": "let the model of the table `judge` compare the answers",
 }
 
 app = typer.Typer()
 
 
 @app.command(epilog=examples(EXAMPLES))
-def command(
+def command(  # noqa: PLR0913 - the options of the command line
     run: Run = "",
     *,
     again: Annotated[bool, typer.Option("--again", help="Measure anew on this computer.")] = False,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare", metavar="RUN RUN", help="Compare two runs on the rows that both scored."
+        ),
+    ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="Let the model that run.yaml names compare the answers."),
+    ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", help="With --judge: ask nobody; needs `judge.budget_usd`."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the metric before and after, with intervals."""
+    if compare is not None:
+        if run or again or judge:
+            raise UsageError(
+                "`--compare` takes two runs, and neither a third nor `--again` or `--judge`",
+                hint="`qft eval RUN --again` measures a run anew; compare it afterwards",
+            )
+        show_comparison(*compare, as_json=as_json)
+        return
+    if judge:
+        show_judgement(run, yes=yes, as_json=as_json)
+        return
     found = scores(run, again=again, on_message=log)
     if as_json:
         print_json(found.to_json())
@@ -52,6 +85,8 @@ class Scores:
     run: str
     before: Score | None
     after: Score | None
+    judge: dict[str, Any] = field(default_factory=dict)
+    """What `judge.json` holds, if it is of these answers."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -59,6 +94,7 @@ class Scores:
             "run": self.run,
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
+            **({"judge": self.judge} if self.judge else {}),
         }
 
     def lines(self) -> list[str]:
@@ -71,7 +107,36 @@ class Scores:
             apart = self.after.low > self.before.high
             verdict = "the intervals do not overlap" if apart else "the intervals overlap"
             lines.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
+        if self.judge:
+            lines += ["", *result_lines(self.judge, output_width())]
         return lines
+
+
+def show_comparison(first: str, second: str, *, as_json: bool) -> None:
+    """Print two runs side by side; raises UsageError if they cannot be compared."""
+    home = qft_home(environment())
+    folders = [pick_run(home, name, cwd=Path.cwd()) for name in (first, second)]
+    if folders[0] == folders[1]:
+        raise UsageError(
+            f"`{folders[0].name}` is named twice", hint="name two runs: `qft ls --all`"
+        )
+    compared = compare_runs(*map(read_scored_run, folders))
+    if as_json:
+        print_json(compared.to_json())
+    else:
+        print_data("\n".join(comparison_lines(compared, output_width())))
+
+
+def show_judgement(wanted: str, *, yes: bool, as_json: bool) -> None:
+    """Let the judge compare the answers of a run, and print its tables."""
+    options = JudgeOptions(yes=yes, environment=environment(), on_message=log)
+    result = judge_run(wanted, options)
+    if as_json:
+        print_json(result)
+    else:
+        print_data("\n".join(result_lines(result, output_width())))
+    if error := budget_error(result, str(result["run"])):
+        fail_after_output(error, as_json=as_json)
 
 
 def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Scores:
@@ -87,6 +152,7 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
         after=read_score(loaded.out / "eval-after.json"),
+        judge=current_result(loaded.out),
     )
 
 

@@ -1,32 +1,54 @@
-"""`qft report`: writes a page about a finished run: curves, scores and costs."""
+"""`qft report`: writes a page about a run, or serves it while the run goes on."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from commands.runs.fetched_run import add_results, open_fetched, write_facts
-from commands.runs.home import require_writable
+from commands.runs.find_config import reopen
+from commands.runs.home import environment, pick_run, qft_home, require_writable
 from commands.runs.local_trainer import local_run_dir, output_of
+from commands.ui.browser import open_page
 from commands.ui.options import Json, Run, examples
-from commands.ui.output import print_data, print_json
+from commands.ui.output import log, print_data, print_json
 
 EXAMPLES = {
     "qft report": "out/NAME/report.html and report.json",
+    "qft report --open": "the same, shown in the browser",
+    "qft report --live --open": "the page while the run goes on; Ctrl-C ends it, not the run",
 }
 
 app = typer.Typer()
 
 
 @app.command(epilog=examples(EXAMPLES))
-def command(run: Run = "", *, as_json: Json = False) -> None:
+def command(
+    run: Run = "",
+    *,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live", help="Serve the page on this computer while the run goes on, and refresh it."
+        ),
+    ] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page.")] = False,
+    as_json: Json = False,
+) -> None:
     """Write report.html beside the adapter: curves, scores, costs."""
+    if live:
+        report_live(run, open_browser=open_browser, as_json=as_json)
+        return
     page = report(run, as_json=as_json)
     if as_json:
         print_json({"page": str(page), "data": str(page.with_suffix(".json"))})
     else:
         print_data(str(page))
+    if open_browser:
+        show(page.as_uri())
 
 
 def report(wanted: str, *, as_json: bool) -> Path:
@@ -41,3 +63,31 @@ def report(wanted: str, *, as_json: bool) -> Path:
         target = ["--out", str(loaded.out.absolute()), "--name", folder.name]
         output_of("report", *places, *target, as_json=as_json)
     return page
+
+
+def report_live(wanted: str, *, open_browser: bool, as_json: bool) -> None:
+    """Serve the page of a run, fetched or not, until Ctrl-C.
+
+    Raises UsageError if there is no such run.
+    """
+    from commands.runs.live.serve import serve
+
+    folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
+    loaded = reopen(folder)
+
+    def tell(url: str) -> None:
+        if as_json:
+            print_json({"url": url})
+        else:
+            print_data(url)
+        log("only this computer can open it; Ctrl-C ends the page, not the run")
+        if open_browser:
+            show(url)
+
+    serve(folder, loaded, on_url=tell, on_message=log)
+
+
+def show(url: str) -> None:
+    """Open a page, or say why not: it is there all the same."""
+    if why := open_page(url, environment=environment(), platform=sys.platform):
+        log(f"{why}: open {url} yourself")

@@ -30,10 +30,12 @@ from trainer.errors import ConfigError, DataError
 from trainer.eval_tables.any_kind import BRANCHES
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import CostTable
+from trainer.eval_tables.text import AnswerFields
 from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
+from trainer.scoring.measures.all_measures import make_measures
 from trainer.scoring.rescore import rescore
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
@@ -46,6 +48,10 @@ EPOCHS: Tables = {"train": {"steps": None, "epochs": 1}}
 NOLA: Tables = {"method": {"kind": "nola"}}
 QUANTISED: Tables = {"method": {"kind": "qlora"}}
 AUTO: Tables = {"checkpoint": {"every": "auto"}}
+ANSWERS: Tables = {
+    "eval": {"kind": "text", "measures": ["exact"], "baselines": False},
+    "data": {"eval": "eval.jsonl"},
+}
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
 WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
@@ -81,6 +87,24 @@ def scores(run: Path) -> object:
     """What the base scores on the held-out rows, with intervals and baselines."""
     found = rescore(run, None, on_progress=lambda _done, _total: None)
     return {key: value for key, value in found.items() if "seconds" not in key}
+
+
+def measured(run: Path) -> object:
+    """How answers that are nearly right are measured."""
+    table = load_config(run / "config.json").scored
+    assert isinstance(table, AnswerFields)
+    pairs = (("Yes", "yes"), ("3.1", "3"), ("[1, 2]", "[2, 1]"))
+    return [
+        (name, [measure.compare(*pair).statistics for pair in pairs])
+        for name, measure in make_measures(table, [right for _, right in pairs]).items()
+    ]
+
+
+def sampled(run: Path) -> object:
+    """What is kept of the answers to a few held-out rows before the first step."""
+    made = rig(run)
+    made.train(until=1)
+    return made.state.samples
 
 
 def source(run: Path) -> object:
@@ -122,6 +146,17 @@ class Case:
     change: Mapping[str, Any]
     see: Callable[[Path], object] = learning
     around: Tables = field(default_factory=dict)
+
+
+def _measured_by(measure: str) -> Tables:
+    return {**ANSWERS, "eval": {**ANSWERS["eval"], "measures": [measure]}}
+
+
+def _on_chat(measure: str) -> Tables:
+    return {
+        "eval": {**_measured_by(measure)["eval"], "kind": "chat"},
+        "data": {"eval": "eval.jsonl", **CONVERSATION},
+    }
 
 
 CASES: Mapping[str, Case] = {
@@ -176,6 +211,7 @@ CASES: Mapping[str, Case] = {
     "train.threads": Case({"threads": 2}),
     "train.validate_every": Case({"validate_every": 1}, around=HELD_OUT),
     "train.stop_after": Case({"stop_after": 1}, lasting, WORSENING),
+    "train.samples": Case({"samples": 3}, sampled, VALIDATED),
     "train.keep_best": Case({"keep_best": False}, around=VALIDATED),
     "checkpoint.every": Case({"every": "10min"}, rhythm),
     "checkpoint.keep": Case(
@@ -193,6 +229,16 @@ CASES: Mapping[str, Case] = {
     "eval.shots": Case({"shots": 2}, scores, LABEL),
     "eval.costs": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
     "eval.resamples": Case({"resamples": 1001}, scores, LABEL),
+    "eval.text.measures": Case({"measures": ["number"]}, measured, ANSWERS),
+    "eval.text.tokens_max": Case({"tokens_max": 3}, scores, ANSWERS),
+    "eval.text.ignore_case": Case({"ignore_case": True}, measured, ANSWERS),
+    "eval.text.tolerance": Case({"tolerance": {"absolute": 0.5}}, measured, _measured_by("number")),
+    "eval.text.lists": Case({"lists": "unordered"}, measured, _measured_by("json")),
+    "eval.chat.measures": Case({"measures": ["number"]}, measured, _on_chat("exact")),
+    "eval.chat.tokens_max": Case({"tokens_max": 3}, scores, _on_chat("exact")),
+    "eval.chat.ignore_case": Case({"ignore_case": True}, measured, _on_chat("exact")),
+    "eval.chat.tolerance": Case({"tolerance": {"relative": 0.5}}, measured, _on_chat("number")),
+    "eval.chat.lists": Case({"lists": "unordered"}, measured, _on_chat("json")),
     "cost.miss": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
     "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
 }

@@ -178,7 +178,7 @@ def test_a_run_scores_every_row_and_leaves_a_whole_file(llama: Any, tmp_path: Pa
         on_progress=lambda done, total: reported.append((done, total)),
     )  # fmt: skip
 
-    assert reported == [(0, 9), (9, 9)]
+    assert reported == [(0, 9), (9, 9)] * 2  # the answers, and the loss of the right ones
     assert load_result(tmp_path / "eval-before.json") == result
     assert (result.n, result.metric, result.low <= result.value <= result.high) == (
         9, "accuracy", True,

@@ -25,10 +25,12 @@ from commands.runs.session import _saved
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.run.journal import Journal, Kind
+from trainer.eval_tables.text import TextEvalTable
 
 EXTRAS = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "numpy"),
-    *("huggingface_hub", "pyarrow", "sklearn", "tensorboard", "gguf", "sentencepiece", "asyncssh"),
+    *("huggingface_hub", "pyarrow", "sklearn", "sacrebleu", "tensorboard", "gguf", "sentencepiece"),
+    "asyncssh",
 )
 """The modules that a base install lacks: what `pyproject.toml` lists under `train` and `local`."""
 BLOCKER = """
@@ -120,6 +122,10 @@ def test_a_machine_elsewhere_needs_no_torch_here(project: Project) -> None:
 
     assert extras.needed_here(rented) == ()
     assert {"asyncssh", "peft", "scikit-learn"} <= set(extras.needed_here(config))
+    assert "sacrebleu" in extras.needed_here(
+        config.model_copy(update={"eval": TextEvalTable(measures=["exact", "chrf"])})
+    )
+    assert "sacrebleu" not in extras.needed_here(config)
     assert "bitsandbytes" in extras.needed_here(quantised)
     assert "scikit-learn" not in extras.needed_here(quantised)
 

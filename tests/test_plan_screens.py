@@ -25,7 +25,7 @@ SCREEN = re.compile(
     r"(?P<shown>.*?)```",
     re.DOTALL,
 )
-SUMMARY = re.compile(r"^memory   .*\nhours    .*\ndollars  .*\n", re.MULTILINE)
+SUMMARY = re.compile(r"^memory {3}\S.*\nhours {4}\S.*\ndollars  \S.*\n", re.MULTILINE)
 """The three lines with which a wide screen begins."""
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
 from trainer.errors import ConfigError
-from trainer.eval_tables.any_kind import EvalTable, with_kind
+from trainer.eval_tables.any_kind import EvalTable, kind_problem, table_in_use, with_kind
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.method_table import MethodKind, MethodTable
@@ -129,6 +129,14 @@ class TrainTable(BaseModel):
         default=True, description="Deliver the adapter of the best validation, not the last one."
     )
 
+    samples: int = Field(
+        default=5,
+        ge=0,
+        le=20,
+        description="Rows of `data.eval` that are answered and kept, before the first step, at "
+        "each validation and after the last step; 0: none.",
+    )
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainTable:
         if self.steps is not None and self.epochs is not None:
@@ -187,7 +195,9 @@ class TrainerConfig(BaseModel):
     train: TrainTable = Field(default_factory=TrainTable)
     checkpoint: CheckpointTable = Field(default_factory=CheckpointTable)
     eval: EvalTable | None = Field(
-        default=None, description="How to score the result; without it nothing is evaluated."
+        default=None,
+        description="How held-out rows are scored, before and after; `none`: not at all. Without "
+        "it, as fits the data.",
     )
 
     @model_validator(mode="before")
@@ -198,7 +208,7 @@ class TrainerConfig(BaseModel):
     @property
     def scored(self) -> EvalFields | None:
         """The table by which held-out rows are scored; None if nothing is."""
-        return self.eval if isinstance(self.eval, EvalFields) else None
+        return table_in_use(self.eval, self.data)
 
     @property
     def label_table(self) -> LabelEvalTable | None:
@@ -221,12 +231,12 @@ class TrainerConfig(BaseModel):
     def _eval_has_rows(self) -> TrainerConfig:
         if self.scored is not None and self.data.eval is None:
             raise ValueError("the table `eval` needs rows to score: name a file in `data.eval`")
-        if self.label_table is not None and self.data.text is not None:
-            raise ValueError("the table `eval` scores answers, and a `data.text` has none")
-        if self.scored is not None and self.scored.shots and self.data.messages is not None:
-            raise ValueError(
-                "`eval.shots` writes prompts; conversations (`data.messages`) have none"
-            )
+        if self.scored is not None and (problem := kind_problem(self.scored.kind, self.data)):
+            raise ValueError(problem)
+        if self.scored is not None and self.scored.shots and not self.data.has_prompts:
+            what = "conversations (`data.messages`)" if self.data.messages else "a `data.text`"
+            have = "have" if self.data.messages else "has"
+            raise ValueError(f"`eval.shots` writes prompts; {what} {have} none")
         if self.train.validate_every is not None and self.data.eval is None:
             raise ValueError("`train.validate_every` needs held-out rows: name them in `data.eval`")
         return self

@@ -151,6 +151,11 @@ class DataTable(BaseModel):
         found = {"train" if alone else f"train.{at}": one.path for at, one in enumerate(sets)}
         return found if self.eval is None else {**found, "eval": self.eval}
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a row is a prompt and its answer, not a conversation or a text."""
+        return self.messages is None and self.text is None
+
     def with_paths(self, change: Callable[[str], str]) -> DataTable:
         """Return the table with another name for every file."""
         train: object = [

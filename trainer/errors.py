@@ -6,6 +6,7 @@ TrainerError
 ├── Busy           another trainer works here
 ├── DataError      rows must change
 └── ConfigError    settings must change
+    ├── NoSandbox    answers that are code cannot be held here; they are not run
     ├── DoesNotFit   even one sequence exceeds the device's memory
     └── Diverged     the training left the finite numbers
 """
@@ -70,3 +71,9 @@ class DoesNotFit(ConfigError):  # noqa: N818 - says what is the case
 
 class Diverged(ConfigError):  # noqa: N818 - the training did, the program is fine
     """Too many steps in a row had no finite gradient; the message says what to try."""
+
+
+class NoSandbox(ConfigError):  # noqa: N818 - says what is the case
+    """No sandbox holds answers that are code on this machine, so none of them is run."""
+
+    heading = "answers cannot be run here"

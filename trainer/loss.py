@@ -33,21 +33,67 @@ def summed_cross_entropy(
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
     arguments, wanted, targets = _predictions(base, inputs)
-    many = targets.numel() * head.weight.shape[0] * 4 > chunk_bytes
-    if many:
-        hidden, sample = _through(model, head, arguments, wanted, rows=1)
-        with torch.no_grad():
-            plain = torch.equal(head(hidden[:1]), sample)
-        if plain:  # nothing follows the head in this architecture, so it can be applied here
-            rows = max(1, chunk_bytes // (head.weight.shape[0] * 4))
-            cuts = [slice(at, at + rows) for at in range(0, targets.numel(), rows)]
+    if _is_large(targets, head, chunk_bytes):
+        hidden, plain = _hidden(model, head, arguments, wanted)
+        if plain:
             losses = [
                 checkpoint(_chunk_loss, head, hidden[cut], targets[cut], use_reentrant=False)
-                for cut in cuts
+                for cut in _cuts(targets, head, chunk_bytes)
             ]
             return torch.stack(losses).sum()
     _, logits = _through(model, head, arguments, wanted, rows=None)
     return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def target_losses(
+    model: Any, inputs: Mapping[str, torch.Tensor], *, chunk_bytes: int = CHUNK_BYTES
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross-entropy (nats) of each target, and whether it is the most probable token.
+
+    `inputs` as in `summed_cross_entropy`; both results are [targets], row by row. Softmax is in
+    float32, in float64 for a model in float64. Call it without gradients: no graph is spared.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    arguments, wanted, targets = _predictions(base, inputs)
+    if _is_large(targets, head, chunk_bytes):
+        hidden, plain = _hidden(model, head, arguments, wanted)
+        if plain:
+            parts = [
+                _judged(head(hidden[cut]), targets[cut])
+                for cut in _cuts(targets, head, chunk_bytes)
+            ]
+            return torch.cat([nats for nats, _ in parts]), torch.cat([right for _, right in parts])
+    _, logits = _through(model, head, arguments, wanted, rows=None)
+    return _judged(logits, targets)
+
+
+def _is_large(targets: torch.Tensor, head: Any, chunk_bytes: int) -> bool:
+    """Tell whether the logits of all targets take more than a chunk, in float32."""
+    return bool(targets.numel() * head.weight.shape[0] * 4 > chunk_bytes)
+
+
+def _cuts(targets: torch.Tensor, head: Any, chunk_bytes: int) -> list[slice]:
+    """Return the targets in stretches whose logits are at most a chunk."""
+    rows = max(1, chunk_bytes // (head.weight.shape[0] * 4))
+    return [slice(at, at + rows) for at in range(0, targets.numel(), rows)]
+
+
+def _hidden(
+    model: Any, head: Any, arguments: dict[str, Any], wanted: torch.Tensor
+) -> tuple[torch.Tensor, bool]:
+    """Return the hidden states of wanted positions, and whether logits are the head's alone.
+
+    In some architectures something follows the head: then it cannot be applied apart.
+    """
+    hidden, sample = _through(model, head, arguments, wanted, rows=1)
+    with torch.no_grad():
+        return hidden, torch.equal(head(hidden[:1]), sample)
+
+
+def _judged(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
 
 
 def _predictions(

@@ -19,6 +19,7 @@ from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.home import check_name
+from commands.runs.judge_table import JudgeTable
 from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
 from commands.runs.row_counts import RowCounts, answer_problem, row_length_problem, unseen_labels
@@ -38,7 +39,7 @@ from trainer.config import (
 )
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
-from trainer.eval_tables.any_kind import EvalTable, with_kind
+from trainer.eval_tables.any_kind import EvalTable, table_in_use, with_kind
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.method_table import MethodTable
@@ -76,6 +77,11 @@ class RunConfig(BaseModel):
         "needs the files.",
     )
 
+    judge: JudgeTable | None = Field(
+        default=None,
+        description="Who compares answers at `qft eval --judge`; it stays on this computer.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _kind_of_scoring(cls, tables: Any) -> Any:
@@ -84,7 +90,7 @@ class RunConfig(BaseModel):
     @property
     def scored(self) -> EvalFields | None:
         """The table by which held-out rows are scored; None if nothing is."""
-        return self.eval if isinstance(self.eval, EvalFields) else None
+        return table_in_use(self.eval, self.data)
 
     @property
     def label_table(self) -> LabelEvalTable | None:

@@ -23,6 +23,8 @@ from typing import Any
 from commands.runs.config import RunConfig
 from commands.ui.errors import UsageError
 from infra.durable import read_json, write_json
+from trainer.eval_tables.loss import LossEvalTable
+from trainer.eval_tables.text import PACKAGES, AnswerFields
 from trainer.method_table import OptimizerKind, Quant
 
 MODULES = {"scikit-learn": "sklearn"}
@@ -56,7 +58,16 @@ def needed_to_train(config: RunConfig) -> tuple[str, ...]:
     eight_bit = config.method.optimizer is not OptimizerKind.ADAMW
     quantised = config.method.storage is not Quant.NONE
     more = ("bitsandbytes",) * (eight_bit or quantised)
-    return (*LEARNS, *more, *("scikit-learn",) * (config.scored is not None))
+    return (*LEARNS, *more, *_needed_to_score(config))
+
+
+def _needed_to_score(config: RunConfig) -> tuple[str, ...]:
+    """The packages that scoring by this config imports, on top of those that train."""
+    table = config.scored
+    if table is None or isinstance(table, LossEvalTable):
+        return ()
+    measures = table.measures if isinstance(table, AnswerFields) else []
+    return ("scikit-learn", *(package for name in measures for package in PACKAGES.get(name, ())))
 
 
 def needed_here(config: RunConfig) -> tuple[str, ...]:

@@ -10,8 +10,12 @@ from pathlib import Path
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
+from commands.runs.judge.result import FILE as JUDGED
+from commands.runs.judge.result import current_result
+from commands.runs.measured import read_measured
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
+from commands.runs.timeline import timeline_of
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import StopReason
@@ -20,8 +24,9 @@ from infra.run.journal import Event, Kind, read
 from infra.timestamps import format_utc
 from trainer import hub
 from trainer.adapters.parent import adapter_sha256
+from trainer.rundir.samples import SAMPLES
 
-RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json")
+RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json", SAMPLES)
 
 
 def open_fetched(wanted: str) -> tuple[RunFolder, LoadedConfig]:
@@ -56,6 +61,8 @@ def add_results(run_dir: Path, loaded: LoadedConfig) -> None:
     for name in RESULTS:
         if (loaded.out / name).exists():
             shutil.copyfile(loaded.out / name, run_dir / name)
+    if judged := current_result(loaded.out):
+        write_json(run_dir / JUDGED, judged)
     (run_dir / "adapter").symlink_to(adapter_of(loaded))
 
 
@@ -66,15 +73,29 @@ def write_facts(run_dir: Path, folder: RunFolder, loaded: LoadedConfig) -> Path:
     return path
 
 
-def gather_facts(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
-    """Gather what only this computer knows: evictions on the time line, dollars, hours."""
-    simulated = loaded.simulated
-    receipt = make_receipt(folder, loaded.out, simulated=simulated)
+def gather_facts(
+    folder: RunFolder,
+    loaded: LoadedConfig,
+    *,
+    results: Path | None = None,
+    until_s: float | None = None,
+) -> dict[str, object]:
+    """Gather what only this computer knows: evictions, the timeline, dollars, hours.
+
+    `results` is where the results lie that came home, by default the run's out folder. Dollars and
+    hours are those until the last event of the journal, or until `until_s`.
+    """
+    simulated, results = loaded.simulated, results or loaded.out
+    receipt = make_receipt(folder, results, simulated=simulated)
+    events = read(folder.journal)
+    measured = read_measured(results, redone_steps=receipt.redone_steps)
+    spans = timeline_of(events, measured, until_s=until_s)
     return {
-        "evictions": _evictions(read(folder.journal)),
-        "usd": receipt.usd,
+        "evictions": _evictions(events),
+        "timeline": {"spans": [span.to_json() for span in spans], "own": receipt.own},
+        "usd": receipt.usd if until_s is None else sum(span.usd for span in spans),
         "listed": simulated,
-        "hours": receipt.machine_h,
+        "hours": sum(span.hours for span in spans if span.compute),
         "redone_steps": receipt.redone_steps,
         # On the machine they have other names.
         "data": loaded.config.data.model_dump(mode="json", include={"train", "eval"}),

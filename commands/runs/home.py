@@ -21,6 +21,9 @@ START_ONE = "`qft init` writes a run.yaml, `qft run` starts it, `qft ls` lists w
 RUN_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,28}[a-z0-9])?")
 """What may name a run: it becomes part of cloud names, tags and folders."""
 
+LIVE = "live"
+"""The folder, beside the checkpoints at home, of what is seen of a running training."""
+
 PROBE_S = 1.0
 """Longer than `qft status` holds the lock to see whether anybody else does."""
 
@@ -65,6 +68,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Verified checkpoints that came home."""
         return self.root / "checkpoints"
+
+    @property
+    def live(self) -> Path:
+        """The log and the status of a running training, as far as they are at home."""
+        return self.root / LIVE
 
     @property
     def payload(self) -> Path:

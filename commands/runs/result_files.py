@@ -19,7 +19,15 @@ from trainer.device.shapes import UnknownShapeError
 from trainer.estimate.setup import TrainingSetup
 from trainer.estimate.weights import adapter_parameters
 from trainer.method_table import MethodKind, MethodTable
-from trainer.saving.manifest import FILES, LOG, MANIFEST, MANIFEST_BYTES_MAX, TEXT_BYTES_MAX
+from trainer.rundir.samples import SAMPLES, SAMPLES_BYTES_MAX
+from trainer.saving.manifest import (
+    FILES,
+    LOG,
+    MANIFEST,
+    MANIFEST_BYTES_MAX,
+    STATE,
+    TEXT_BYTES_MAX,
+)
 
 FLOAT_BYTES = 4
 """Of one trained number; ours are always float32."""
@@ -46,7 +54,10 @@ TOKENIZER_FILES = (
     *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
 )
 """What `save_pretrained` of a tokenizer may write; chat templates of a name are left there."""
-TEXTS = ("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json", "memory.json")
+TEXTS = (
+    *("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json", "memory.json"),
+    SAMPLES,
+)
 CURVES = r"tb/events\.out\.tfevents\.\d{1,20}\.\d{1,20}"
 STAYS = ("checkpoints", "config.json", "README.md", ".*", "*.partial", "*.tmp", "*.lock")
 """What an honest trainer has there too, and nobody misses at home."""
@@ -101,6 +112,7 @@ class Expected:
                 (r"eval-.*|adapter/.*(?:tokenizer|vocab|merges).*", 256 * MEBIBYTE),
                 (r"(?:status|memory)\.json", MEBIBYTE),
                 (r"metrics\.jsonl|tb/.*", self.log_bytes_max),
+                (re.escape(SAMPLES), SAMPLES_BYTES_MAX),
             ),
         )
 
@@ -110,10 +122,14 @@ class Expected:
         return Limits(
             files_max=len(FILES) + 1,
             file_bytes_max=16 * MEBIBYTE,
-            total_bytes_max=2 * self.tensor_bytes_max + self.log_bytes_max + ROOM_BYTES,
+            total_bytes_max=2 * self.tensor_bytes_max
+            + self.log_bytes_max
+            + SAMPLES_BYTES_MAX
+            + ROOM_BYTES,
             sizes=(
                 (r".*\.safetensors", self.tensor_bytes_max),
                 (re.escape(LOG), self.log_bytes_max),
+                (re.escape(STATE), 16 * MEBIBYTE + SAMPLES_BYTES_MAX),
                 (re.escape(MANIFEST), MANIFEST_BYTES_MAX),
             ),
         )

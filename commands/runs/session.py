@@ -337,6 +337,7 @@ def _set_aside(folder: RunFolder, *, clock: Callable[[], float] = time.time) -> 
         folder.plan,
         folder.checkpoints,
         folder.payload,
+        folder.live,
         folder.root / "scores",
     ):
         if path.exists():

@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from commands.runs.checkpoint_sync import CheckpointSync
+from commands.runs.home import LIVE
+from commands.runs.live_files import METRICS, LiveFiles
 from commands.runs.payload import PayloadItem
 from commands.runs.power_watch import MachineDown
 from commands.runs.result_files import STAYS, Expected, left_there
@@ -78,6 +80,12 @@ class SshWorkload:
             options=SyncOptions(python=config.helper_python),
             expected=self._expected,
             on_message=config.on_message,
+        )
+        self._live_files = LiveFiles(
+            connection=lambda: self._connection,
+            remote_run=config.layout.run_dir,
+            home=config.home.parent / LIVE,
+            limits={METRICS: lambda: self._expected().log_bytes_max},
         )
 
     def _expected(self) -> Expected:
@@ -169,6 +177,8 @@ class SshWorkload:
             raise self._not_started(vm, status.exit_code)
         before = is_of_before(heartbeat, pid=status.pid, started_at=status.started_at)
         heartbeat = SILENCE if before else heartbeat
+        if self._config.brings_home:
+            self._live_files.note_status(heartbeat)
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
         return JobView(
@@ -218,12 +228,12 @@ class SshWorkload:
     def bring_home(self, vm: Vm) -> None:
         """Copy the newest checkpoint home now, verified."""
         with self._translated():
-            self._checkpoint_sync.stop()
+            self._stop_bringing_home()
             self._checkpoint_sync.pull_newest(self._open(vm), self._shower("checkpoint"))
 
     def fetch(self, vm: Vm) -> str:
         """Pull everything the trainer left, verified, into the run's out folder."""
-        self._checkpoint_sync.stop()
+        self._stop_bringing_home()
         config = self._config
         with self._watched(vm):
             connection = self._open(vm)
@@ -277,7 +287,7 @@ class SshWorkload:
 
     def disconnect(self) -> None:
         """Drop every connection; the machine went down or is about to."""
-        self._checkpoint_sync.stop()
+        self._stop_bringing_home()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -285,6 +295,11 @@ class SshWorkload:
     def _bring_home_from(self, vm: Vm) -> None:
         if self._config.brings_home:
             self._checkpoint_sync.start(vm)
+            self._live_files.start()
+
+    def _stop_bringing_home(self) -> None:
+        self._checkpoint_sync.stop()
+        self._live_files.stop()
 
     # ---- connections ----
 

@@ -34,6 +34,8 @@ class Example:
     row: int
     prompt_length: int
     opening: tuple[int, ...] = ()  # of the answer's tokens, those before its own words
+    learnt: tuple[tuple[int, str], ...] = ()
+    """For each stretch of `labels` that is learnt, its tokens and the text that they stand for."""
 
     @property
     def answer_length(self) -> int:

@@ -164,9 +164,20 @@ def load_examples(
     report = collected.report()
     items = tuple(item for item, _ in collected.found)
     if table.loss_on == "all" and not seq2seq:
-        items = tuple(replace(item, labels=item.input_ids) for item in items)
+        items = tuple(map(_learnt_whole, items))
         report = replace(report, supervised_tokens=report.tokens)
     return Examples(items=items, report=report)
+
+
+def _learnt_whole(item: Example) -> Example:
+    """Return an example of which every token is learnt (`data.loss_on: all`).
+
+    Of a conversation only the answers' texts are at hand, so what its tokens stand for is left out.
+    """
+    learnt = item.learnt
+    if len(item.labels) > sum(tokens for tokens, _ in learnt):
+        learnt = ((item.prompt_length, item.prompt), *learnt) if len(learnt) == 1 else ()
+    return replace(item, labels=item.input_ids, learnt=learnt)
 
 
 def _templated(codec: Codec, collected: _Collected) -> None:
@@ -196,7 +207,8 @@ def _templated(codec: Codec, collected: _Collected) -> None:
         except TooLongError as error:
             collected.fail(row, error)
             continue
-        item = Example(ids, labels, prompt, completion, row.number, length)
+        learnt = ((len(labels) - (0 if codec.seq2seq else length), completion),)
+        item = Example(ids, labels, prompt, completion, row.number, length, learnt=learnt)
         collected.add(item, was_shortened=cut, tokens=codec.framed_length(head, tail))
 
 
@@ -244,7 +256,8 @@ def _plain_texts(codec: Codec, collected: _Collected) -> None:
             collected.refuse(row.number, "the text is empty; leave the row out")
             continue
         # Who lets the model go on with a text, to compare models, begins in its middle.
-        item = Example(ids, ids, "", text, row.number, max(1, len(ids) // 2))
+        middle = max(1, len(ids) // 2)
+        item = Example(ids, ids, "", text, row.number, middle, learnt=((len(ids), text),))
         collected.add(item, was_shortened=cut, tokens=codec.framed_length([], written))
         seen.update(controls.intersection(written))
     if seen:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from trainer import hub
 
 
 class EvalFields(BaseModel):
@@ -26,3 +30,21 @@ class EvalFields(BaseModel):
     resamples: int = Field(
         default=1000, ge=1000, le=100_000, description="Bootstrap resamples of each interval."
     )
+    forgetting: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Ask general questions before and after, and measure how far the model moved "
+        "from its base; `auto`: on a GPU, where that takes seconds to a minute.",
+    )
+    general: str | None = Field(
+        default=None,
+        min_length=1,
+        description="General rows or text of your own, whose loss is compared: a file of rows with "
+        "the columns of `data` or a column `text`, or a `.txt`.",
+    )
+
+    @field_validator("general")
+    @classmethod
+    def _named_whole(cls, name: str | None) -> str | None:
+        if name is not None:
+            hub.parse(name)
+        return name

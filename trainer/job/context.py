@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.adapters.parent import find_parent, inherit, read_parent
 from trainer.config import EvictionBand, TrainerConfig
+from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
 from trainer.rundir.fingerprint import (
     Facts,
@@ -44,6 +45,15 @@ class JobContext:
     def run_dir(self) -> Path:
         """The directory that everything is read from and written to."""
         return self.options.run_dir
+
+    def stop_if_preempted(self) -> None:
+        """Leave if a notice came; between stages nothing is at stake.
+
+        Raises:
+            Preempted: a notice came.
+        """
+        if self.flag.notice is not None:
+            raise Preempted
 
 
 def with_parent(config: TrainerConfig, run_dir: Path) -> TrainerConfig:

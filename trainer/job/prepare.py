@@ -42,7 +42,7 @@ class PreparedInputs:
     tokenizer: Any
     objective: Objective
     rows: TrainingRows
-    held_out: Examples | None  # read only if they are looked at while training
+    held_out: Examples | None  # read only if they are looked at while training, or scored
     schedule: Schedule
     device: torch.device
     precision: Precision
@@ -65,7 +65,8 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     id_count = embedding_rows(model_config.to_dict())
     objective = make_objective(config, tokenizer, seq2seq=seq2seq, embedding_rows=id_count)
     rows = load_training_rows(config.data, lambda name: objective.load(resolve(run_dir, name)))
-    wanted = config.data.eval if config.train.validate_every is not None else None
+    validates = config.train.validate_every is not None
+    wanted = config.data.eval if validates or config.scored is not None else None
     held_out = objective.load(resolve(run_dir, wanted)) if wanted else None
     for items in (rows.items, held_out.items if held_out else ()):
         tokens = ((item.row, (*item.input_ids, *item.labels)) for item in items)
@@ -94,7 +95,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
         hardware=_hardware(device, threads),
         tokens={
             "data.train": tokens_sha256(rows.items),
-            **({"data.eval": tokens_sha256(held_out.items)} if held_out else {}),
+            **({"data.eval": tokens_sha256(held_out.items)} if held_out and validates else {}),
         },
     )
     return PreparedInputs(

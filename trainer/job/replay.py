@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def replay(
                 state.restore(snapshot)
         until = min(start + (steps or STEPS_DEFAULT), len(logged))
         comparer = Comparer(logged=logged)
-        train(context, state, comparer, until=until)
+        train(replace(context, samples=None), state, comparer, until=until)
         return _judge(root, state, comparer, start=start, caveats=caveats)
 
 

@@ -10,14 +10,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
-from trainer.atomic import RealDisk, replace_directory, replace_file
+from trainer.atomic import RealDisk, replace_directory
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
@@ -28,7 +28,9 @@ from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
+from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
+from trainer.job.score_stage import score
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -36,12 +38,9 @@ from trainer.rundir.layout import (
     ADAPTER,
     ADAPTER_PARTIAL,
     RECEIPT,
-    SCORED,
+    SCORES_UNASKED,
     adapter_done,
-    read_table,
     resolve,
-    scored,
-    scoring_facts,
     training_facts,
 )
 from trainer.rundir.status import MetricsLog, Phase, count_steps
@@ -65,7 +64,7 @@ KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
 def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
     prepared = prepare_inputs(job)
-    stop_if_preempted(job)
+    job.stop_if_preempted()
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
     shares: list[QuantisedShare] = []
@@ -77,7 +76,7 @@ def run_stages(job: JobContext) -> None:
         on_share=lambda share: shares.append(report_share(job, share)),
     )
     require_causal(base, prepared.precision)
-    stop_if_preempted(job)
+    job.stop_if_preempted()
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
     models.require_places(base, max(len(one.input_ids) for one in rows))
     score(job, prepared, base, "before")
@@ -120,12 +119,6 @@ def report_share(job: JobContext, share: QuantisedShare) -> QuantisedShare:
     if problem is not None:
         raise ConfigError([problem])
     return share
-
-
-def stop_if_preempted(job: JobContext) -> None:
-    """Leave if a notice came; between stages nothing is at stake."""
-    if job.flag.notice is not None:
-        raise Preempted
 
 
 def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
@@ -255,6 +248,7 @@ def set_up(
         optimizer=job.config.method.optimizer,
         price_usd_per_h=job.options.price_usd_per_h,
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
+        samples=make_samples(job, prepared, adapted, accelerator.autocast),
     )
     return context, state
 
@@ -391,6 +385,7 @@ def write_adapter(
         "training": training_facts(job.config, job.inputs),
         "status": {name: getattr(status, name) for name in KEPT},
         "best": asdict(best) if best.step else None,
+        SCORES_UNASKED: True,
         "precision": str(prepared.precision.compute),
         "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
@@ -410,30 +405,3 @@ def write_adapter(
 def parent_facts(job: JobContext) -> dict[str, Any]:
     """Return the name and the SHA-256 of the adapter that the training went on from."""
     return {"name": job.config.method.parent, "sha256": job.inputs["method.from"]}
-
-
-def score(
-    job: JobContext, prepared: PreparedInputs, model: Any, stage: Literal["before", "after"]
-) -> None:
-    """Evaluate `model` and write `eval-<stage>.json`, unless that is there or nothing is wanted."""
-    if scored(job.run_dir, stage, job.config, job.inputs):
-        return
-    from trainer.scoring import evaluate
-
-    job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
-
-    def on_progress(done: int, total: int) -> None:
-        job.heartbeat.update(message=f"evaluated {done} of {total} rows ({stage} training)")
-        stop_if_preempted(job)
-
-    result = evaluate.run(
-        job.run_dir, job.config, model, prepared.tokenizer, stage=stage, on_progress=on_progress
-    )
-    receipt = read_table(job.run_dir / SCORED)
-    receipt[stage] = scoring_facts(stage, job.config, job.inputs)
-    replace_file(job.run_dir / SCORED, json.dumps(receipt, indent=1) + "\n", disk=RealDisk())
-    job.heartbeat.update(message=None)
-    job.on_message(
-        f"{stage} training: {result.metric} {result.value:.3f} "
-        f"[{result.low:.3f}, {result.high:.3f}] on {result.n} rows"
-    )

@@ -56,9 +56,9 @@ def page(title: str, sections: Iterable[Markup]) -> str:
     return str(_render("page", title, list(sections)))
 
 
-def section(title: str, *parts: Markup) -> Markup:
-    """Return parts under a heading."""
-    return _render("section", title, parts)
+def section(title: str, *parts: Markup, key: str = "") -> Markup:
+    """Return parts under a heading; `key` is the id of the element."""
+    return _render("section", title, parts, key)
 
 
 def paragraph(text: str) -> Markup:

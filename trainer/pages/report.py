@@ -25,11 +25,50 @@ from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.planned import planned_parts
 from trainer.pages.run_files import MEAN_STEPS, Json, build_report, read, section_parts
+from trainer.pages.timeline import timeline_parts
 from trainer.text import duration
 
 
 def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     """Return the report as a self-contained page; answers are read from the run directory again."""
+    return html.page(f"Report of {name}", [made for _, made in sections(report, run_dir)])
+
+
+def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
+    """Return the sections of the page from top to bottom, each with the id of its element.
+
+    A section of which nothing is known is left out. An id names one subject, whatever the run: the
+    live page exchanges the sections whose HTML changed.
+    """
+    found: list[tuple[str, str, list[Markup]]] = [
+        ("summary", "Summary", section_parts("The run", lambda: [_facts(report)])),
+        ("planned", "Planned and real", _planned(report["facts"])),
+        ("curves", "Learning", section_parts("The log", lambda: _curves(report))),
+        ("scores", "Scores", _compared(report)),
+        (
+            "machine",
+            "Machine and money",
+            section_parts("The timeline", lambda: timeline_parts(report["facts"])),
+        ),
+        ("answers-before", "Answers before training", _answered(run_dir, "before")),
+        ("answers-after", "Answers after training", _answered(run_dir, "after")),
+        ("config", "Config", _config(report["config"])),
+    ]
+    return [(key, html.section(title, *parts, key=key)) for key, title, parts in found if parts]
+
+
+def _facts(report: Json) -> Markup:
+    return html.table(("", ""), _summary(report))
+
+
+def _planned(facts: Mapping[str, Any]) -> list[Markup]:
+    """Return the parts on plan and reality; none for a run that began without a plan."""
+    if "plan" not in facts:
+        return []
+    return section_parts("The plan", lambda: planned_parts(facts["plan"]))
+
+
+def _curves(report: Json) -> list[Markup]:
     events = {
         float(one["step"]): "evicted" for one in report["evictions"] if one.get("step") is not None
     }
@@ -44,34 +83,24 @@ def as_page(report: Json, run_dir: Path, *, name: str) -> str:
         plots.append(html.line_plot("Validation loss", [line], x="step", y="loss", events=events))
     speed = html.Line(name="tokens/s", points=curves["tokens_per_s"])
     plots.append(html.line_plot("Throughput", [speed], x="step", y="tokens/s", events=events))
-    sections = [
-        html.section(
-            "Summary", *section_parts("The run", lambda: [html.table(("", ""), _summary(report))])
-        ),
-        *_planned(report["facts"]),
-        html.section("Learning", *plots),
-    ]
-    if report["before"] or report["after"]:
-        sections.append(
-            html.section("Scores", *section_parts("The scores", lambda: _scores(report)))
-        )
-    for stage in ("before", "after"):
-        result = read(run_dir / f"eval-{stage}.json")
-        if result:
-            parts = section_parts("The answers", partial(_answers, result))
-            sections.append(html.section(f"Answers {stage} training", *parts))
-    if report["config"]:
-        config = json.dumps(report["config"], indent=1, ensure_ascii=False)
-        sections.append(html.section("Config", html.marked([(config, False)])))
-    return html.page(f"Report of {name}", sections)
+    return plots
 
 
-def _planned(facts: Mapping[str, Any]) -> list[Markup]:
-    """Return the section on plan and reality; none for a run that began without a plan."""
-    if "plan" not in facts:
+def _compared(report: Json) -> list[Markup]:
+    if not (report["before"] or report["after"]):
         return []
-    parts = section_parts("The plan", lambda: planned_parts(facts["plan"]))
-    return [html.section("Planned and real", *parts)]
+    return section_parts("The scores", lambda: _scores(report))
+
+
+def _answered(run_dir: Path, stage: str) -> list[Markup]:
+    result = read(run_dir / f"eval-{stage}.json")
+    return section_parts("The answers", partial(_answers, result)) if result else []
+
+
+def _config(config: Json | None) -> list[Markup]:
+    if not config:
+        return []
+    return [html.marked([(json.dumps(config, indent=1, ensure_ascii=False), False)])]
 
 
 BASELINE_NAMES = {

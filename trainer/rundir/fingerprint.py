@@ -35,7 +35,8 @@ CHANGEABLE = frozenset(
 IRRELEVANT = frozenset(
     {
         "model.id", "model.revision", "model.token_env", "data.train", "data.eval", "data.day",
-        "method.partly_quantised", "method.from",
+        "method.partly_quantised", "method.from", "train.samples",
+        "eval.general",
     }
 )  # fmt: skip
 # Fields that runs of earlier versions did not know. At their default they are left out of the
@@ -46,6 +47,7 @@ ADDED_LATER: frozenset[str] = frozenset(
         "data.ignore",
         "data.text",
         "data.too_long",
+        "eval.forgetting",
         "eval.rows",
         "method.init",
         "method.partly_quantised",
@@ -184,14 +186,16 @@ def differences(old: object, new: object) -> list[tuple[str, Any, Any]]:
 
 
 def flatten_config(config: TrainerConfig) -> Facts:
-    """Spell the config as `table.field: value`, without what does not influence the result."""
+    """Spell the config as `table.field: value`, without what does not influence the result.
+
+    `eval: none` is left out: a run without the table is the same one, only scored.
+    """
     dumped = config.model_dump(mode="json", exclude={"checkpoint"})
     if config.train.validate_every is None:  # then the others have no say either
         for field in ("validate_every", "stop_after", "keep_best"):
             del dumped["train"][field]
     given = config.model_dump(mode="json", exclude_defaults=True)
-    whole = {table: value for table, value in dumped.items() if isinstance(value, str)}
-    return whole | {
+    return {
         f"{table}.{field}": value
         for table, fields in dumped.items()
         if isinstance(fields, dict)

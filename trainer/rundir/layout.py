@@ -17,6 +17,7 @@ from trainer.config import TrainerConfig
 from trainer.errors import Busy, ConfigError, DataError
 from trainer.hub import Shards
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
+from trainer.rundir.samples import SAMPLES
 
 TABLE_BYTES_MAX = 64 << 20
 CONFIG = "config.json"
@@ -27,16 +28,18 @@ HASHES = ".hashes.json"  # a cache of what the base's files hash to
 MEMORY = "memory.json"  # what the longest batch took, and what was done to fit it
 DAY = ".day.json"  # on which the run began, if its config does not say
 STAGES = ("before", "after")
+SCORING = ".scoring-{stage}"  # rows that are done of a scoring that is not
 # What decides about an answer of the base: how it is stored and asked.
 SCORE_SETTINGS = (
     "eval.", "data.", "method.kind", "method.quant", "method.double_quant", "train.max_length",
     "train.precision",
 )  # fmt: skip
 RECEIPT = "qft.json"  # inside the adapter: which run it is the result of
+SCORES_UNASKED = "scores_unasked"  # in the receipt: held-out rows are scored without a table, too
 # What `replace_file` writes to before it renames: the name, then the process.
 _REPLACED = (
     "status.json", "metrics.jsonl", "eval-before.json", "eval-after.json", SCORED, HASHES, DAY,
-    MEMORY,
+    MEMORY, SAMPLES,
 )  # fmt: skip
 _UNFINISHED = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))})\.\d+\.partial")
 
@@ -49,9 +52,17 @@ def finished(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
 
 
 def scored(run_dir: Path, stage: str, config: TrainerConfig, inputs: Facts) -> bool:
-    """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted."""
+    """Tell whether `eval-<stage>.json` scores this very config and data, or nothing is wanted.
+
+    A run that an earlier version finished without a table `eval` stays finished: those scored by
+    the table alone, and their adapters do not say otherwise.
+    """
     if config.scored is None:
         return True
+    if config.eval is None and adapter_done(run_dir, config, inputs):
+        receipt = read_table(run_dir / ADAPTER / RECEIPT)
+        if not receipt.get(SCORES_UNASKED):
+            return True
     if not (run_dir / f"eval-{stage}.json").is_file():
         return False
     recorded = read_table(run_dir / SCORED).get(stage)
@@ -63,7 +74,14 @@ def scoring_facts(stage: str, config: TrainerConfig, inputs: Facts) -> Facts:
     flat = {k: v for k, v in flatten_config(config).items() if k.startswith(SCORE_SETTINGS)}
     learnt = training_facts(config, inputs) if stage == "after" else {}
     rows = {"data.eval": inputs["data.eval"], **_day_named(config)}
+    if "eval.general" in inputs:
+        rows["eval.general"] = inputs["eval.general"]
     return {**flat, **_base_named(config), **rows, **learnt}
+
+
+def scoring_scratch(run_dir: Path, stage: str) -> Path:
+    """Return where the rows that are done of a scoring are kept until all are."""
+    return run_dir / SCORING.format(stage=stage)
 
 
 def adapter_done(run_dir: Path, config: TrainerConfig, inputs: Facts) -> bool:
@@ -119,6 +137,8 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
         ConfigError: there is no such adapter.
     """
     named = {f"data.{key}": name for key, name in config.data.files.items()}
+    if config.scored is not None and config.scored.general is not None:
+        named["eval.general"] = config.scored.general
     facts: Facts = {"data.train": None, "data.eval": None}
     missing: list[str] = []
     for key, name in named.items():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from trainer.method_table import OptimizerKind
+from trainer.rundir.samples import SampleLog, read_sample_log
 from trainer.rundir.status import MetricsLog, last_step, parse_log
 from trainer.saving.checkpoint import Snapshot, check_same_tensors
 from trainer.saving.manifest import Damaged
@@ -67,6 +68,7 @@ class TrainingState:
         self._make_optimizer = make_optimizer  # of a kind, or of the configured one
         self.scaler = scaler
         self.log = log
+        self.samples = SampleLog()
         self.counters = Counters()
         self.best = Best()
         self.best_adapter: dict[str, torch.Tensor] = {}  # on the host; empty if none is kept
@@ -116,6 +118,7 @@ class TrainingState:
                 "best": asdict(self.best),
                 "scaler": self.scaler.state_dict() if self.scaler else None,
                 **({} if self.savings == NO_SAVINGS else {"savings": self.savings.to_json()}),
+                **({"samples": self.samples.to_json()} if self.samples.answers else {}),
             },
             log=self.log.to_bytes(),
             fingerprint=fingerprint,
@@ -128,6 +131,7 @@ class TrainingState:
         if len(lines) != counters.step or last_step(snapshot.log) != counters.step:
             raise Damaged(f"its log has {len(lines)} lines for {counters.step} steps")
         best, best_adapter = _read_best(snapshot), best_tensors(snapshot.adapter)
+        samples = _read_samples(snapshot)
         if best_adapter:
             check_same_tensors("best adapter", dict(self.parameters), best_adapter)
         check_same_tensors("adapter", dict(self.parameters), present_tensors(snapshot.adapter))
@@ -152,6 +156,7 @@ class TrainingState:
         if self.scaler is not None:
             self.scaler.load_state_dict(scaler)
         self.log = MetricsLog(self.log.path, lines)
+        self.samples = samples
         self.counters = counters
         self.best, self.best_adapter = best, best_adapter
 
@@ -274,6 +279,17 @@ def _read_savings(snapshot: Snapshot) -> MemorySavings:
         return read_savings(snapshot.state.get("savings"))
     except ValueError as error:
         raise Damaged(str(error)) from error
+
+
+def _read_samples(snapshot: Snapshot) -> SampleLog:
+    """Return the answers to a few rows so far; checkpoints of runs without them say nothing."""
+    try:
+        found = read_sample_log(snapshot.state.get("samples"))
+    except ValueError as error:
+        raise Damaged(str(error)) from error
+    if max(found.answers, default=0) > snapshot.step:
+        raise Damaged(f"its samples are of step {max(found.answers)}")
+    return found
 
 
 def _read_best(snapshot: Snapshot) -> Best:

@@ -17,7 +17,8 @@ from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.template import Template
 from trainer.scoring import metrics
 from trainer.scoring.eval_set import EvalSet, LabelledTexts, indicator_matrix
-from trainer.scoring.predict import MARGIN_TOKENS, OnProgress, predict
+from trainer.scoring.predict import MARGIN_TOKENS, predict
+from trainer.scoring.result import ScoringRequest
 
 ROWS_MAX = 50_000  # beyond it a baseline would take longer than it is worth
 CONTEXT_TOKENS = 2048  # of a model that does not say how much it can read
@@ -99,32 +100,49 @@ def _regression(
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotPrompts:
-    """Examples with demonstrations before them; `fewest` had room before the longest."""
+    """Examples with `shots` demonstrations before them; `fewest` had room before the longest."""
 
     items: tuple[Example, ...]
+    shots: int
     fewest: int
 
 
-def few_shot_baseline(  # noqa: PLR0913 - all that a second prediction needs
-    model: Any, tokenizer: Any, eval_set: EvalSet, training: LabelledTexts, config: TrainerConfig,
-    *, on_progress: OnProgress,
-) -> dict[str, Any]:  # fmt: skip
+def few_shot_baseline(
+    request: ScoringRequest, eval_set: EvalSet, training: LabelledTexts
+) -> dict[str, Any]:
     """Score the base with training rows before each prompt: what prompting alone can do."""
-    table, prompt = eval_set.table, Template.parse(config.data.prompt)
-    longest = max(item.answer_length for item in eval_set.items) + MARGIN_TOKENS
-    room = getattr(model.config, "max_position_embeddings", None) or CONTEXT_TOKENS
-    seq2seq = bool(model.config.is_encoder_decoder)
-    codec = Codec.from_tokenizer(tokenizer, max_length=room - longest, seq2seq=seq2seq)
+    table = eval_set.table
     rows = list(zip(training.texts, training.written, strict=True))
-    demonstrations = select_demonstrations(rows, table.shots)
-    prompts = with_demonstrations(eval_set.items, demonstrations, codec, prompt)
+    model, tokenizer = request.model, request.tokenizer
+    prompts = few_shot_prompts(eval_set.items, rows, request.config, model, tokenizer)
     found = predict(
-        model, tokenizer, replace(eval_set, items=prompts.items), on_progress=on_progress
+        model,
+        tokenizer,
+        replace(eval_set, items=prompts.items),
+        kept=request.keep("few-shot-answers", prompts.items),
+        on_progress=request.on_progress,
     )
     answers = found.bound if table.decoding == "bound" else [one.labels for one in found.free]
     right, given = (indicator_matrix(sets, table.labels) for sets in (eval_set.references, answers))
     figures = metrics.all_figures(right, given, table)
-    return {"rows": len(demonstrations), "fewest": prompts.fewest, **figures}
+    return {"rows": prompts.shots, "fewest": prompts.fewest, **figures}
+
+
+def few_shot_prompts(
+    items: Sequence[Example], rows: Sequence[tuple[str, str]], config: TrainerConfig, model: Any,
+    tokenizer: Any,
+) -> FewShotPrompts:  # fmt: skip
+    """Put `eval.shots` of the training rows (prompt, answer) before each example.
+
+    An example leaves room in the model's context for an answer as long as the longest right one.
+    """
+    assert config.scored is not None
+    longest = max(item.answer_length for item in items) + MARGIN_TOKENS
+    room = getattr(model.config, "max_position_embeddings", None) or CONTEXT_TOKENS
+    seq2seq = bool(model.config.is_encoder_decoder)
+    codec = Codec.from_tokenizer(tokenizer, max_length=room - longest, seq2seq=seq2seq)
+    demonstrations = select_demonstrations(rows, config.scored.shots)
+    return with_demonstrations(items, demonstrations, codec, Template.parse(config.data.prompt))
 
 
 def select_demonstrations(rows: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
@@ -156,7 +174,7 @@ def with_demonstrations(
         else:
             whole, labels = (*ids, *answer), (NOT_TRAINED,) * len(ids) + answer
         found.append(replace(item, input_ids=whole, labels=labels, prompt_length=len(ids)))
-    return FewShotPrompts(items=tuple(found), fewest=fewest)
+    return FewShotPrompts(items=tuple(found), shots=len(demonstrations), fewest=fewest)
 
 
 def _fitting(

@@ -7,22 +7,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
+from trainer.rundir.layout import scoring_scratch
+from trainer.scoring.answer_figures import gain_of_answers
+from trainer.scoring.chat import score_chat
+from trainer.scoring.code import score_code
+from trainer.scoring.code_figures import code_gain
+from trainer.scoring.forgetting.measure import add_forgetting
 from trainer.scoring.labels import gain, score_labels
+from trainer.scoring.loss import add_loss, change_of, loss_gain, score_loss
 from trainer.scoring.predict import OnProgress
 from trainer.scoring.result import EvalResult, ScoringRequest, load_result
+from trainer.scoring.text import score_text
 
 SCORERS: Mapping[str, Callable[[ScoringRequest], EvalResult]] = MappingProxyType(
-    {"label": score_labels, "multilabel": score_labels}
+    {
+        "label": score_labels,
+        "multilabel": score_labels,
+        "text": score_text,
+        "chat": score_chat,
+        "code": score_code,
+        "loss": score_loss,
+    }
 )
 GAINS: Mapping[str, Callable[[EvalResult, EvalResult], dict[str, Any] | None]] = MappingProxyType(
-    {"label": gain, "multilabel": gain}
+    {
+        "label": gain,
+        "multilabel": gain,
+        "text": gain_of_answers,
+        "chat": gain_of_answers,
+        "code": code_gain,
+        "loss": loss_gain,
+    }
 )
 """For each kind, what the second of two results has more than the first, paired by row."""
 
@@ -35,10 +57,13 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     *,
     stage: Literal["before", "after"],
     on_progress: OnProgress,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> EvalResult:
     """Score `model` on `config.data.eval` and write `eval-<stage>.json`, whole or not at all.
 
-    The model and all random states are left exactly as they were.
+    The model and all random states are left exactly as they were. Rows that are done are kept
+    until all are: after a kill, a call with the same `facts` (what decides about the score beside
+    the rows: base, adapter, versions) goes on with the others.
 
     Raises:
         DataError: the rows cannot be read, or their answers are not of the kind that is scored.
@@ -49,18 +74,29 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         raise ValueError("the config has no table `eval`, so there is nothing to score")
     request = ScoringRequest(
         run_dir=run_dir,
-        scratch=run_dir / f".scoring-{stage}",
+        scratch=scoring_scratch(run_dir, stage),
         config=config,
         model=model,
         tokenizer=tokenizer,
         stage=stage,
         on_progress=on_progress,
+        facts=facts,
     )
     kind = config.scored.kind
     result = SCORERS[kind](request)
+    if result.loss is None:
+        result = add_loss(request, result)
+    result = add_forgetting(request, result)
     if stage == "after":
-        earlier = load_result(run_dir / "eval-before.json")
-        result.details["gain"] = GAINS[kind](earlier, result) if earlier else None
+        result = _with_gain(load_result(run_dir / "eval-before.json"), result)
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
     replace_file(run_dir / f"eval-{stage}.json", text, disk=RealDisk())
     return result
+
+
+def _with_gain(before: EvalResult | None, after: EvalResult) -> EvalResult:
+    """Return a result with what it has more than an earlier one of its kind, paired by row."""
+    same = before is not None and before.kind == after.kind
+    after.details["gain"] = GAINS[after.kind](before, after) if before and same else None
+    change = change_of(before, after) if before else None
+    return replace(after, loss={**after.loss, "change": change} if after.loss else None)

@@ -32,6 +32,11 @@ class KeptRows:
         """Return what was kept under a key; None if that row is not done."""
         return self._rows.get(key)
 
+    def rows(self, count: int) -> dict[int, dict[str, Any]]:
+        """Return what was kept under the places 0 to `count` - 1."""
+        found = ((at, self.get(str(at))) for at in range(count))
+        return {at: row for at, row in found if row is not None}
+
     def __len__(self) -> int:
         """Return the number of rows that are done."""
         return len(self._rows)

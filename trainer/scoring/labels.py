@@ -9,10 +9,9 @@ the model knows apart from the format of its answer, with probabilities. Both ar
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
-
-import numpy as np
 
 from trainer.scoring import metrics
 from trainer.scoring.answers import possible_answers
@@ -25,8 +24,10 @@ from trainer.scoring.eval_set import (
     load_eval_set,
     load_training_texts,
 )
+from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.predict import OnProgress, predict
 from trainer.scoring.result import EvalResult, ScoringRequest
+from trainer.scoring.shares import wilson
 
 HEADLINE = {"label": "exact_match", "multilabel": "micro_f1"}
 
@@ -47,26 +48,35 @@ def score_labels(request: ScoringRequest) -> EvalResult:
     learnt_sets = label_sets_by_frequency(training.labels, config.label_table.labels)
     eval_set = replace(eval_set, learnt_sets=learnt_sets)
     result = evaluate(
-        model, tokenizer, eval_set, stage=request.stage, on_progress=request.on_progress
+        model,
+        tokenizer,
+        eval_set,
+        stage=request.stage,
+        kept=request.keep("answers", eval_set.items),
+        on_progress=request.on_progress,
     )
     if request.stage == "before":
         found = score_baselines(training, eval_set) if config.label_table.baselines else {}
         if config.label_table.shots:
-            found["few_shot"] = few_shot_baseline(
-                model, tokenizer, eval_set, training, config, on_progress=request.on_progress
-            )
+            found["few_shot"] = few_shot_baseline(request, eval_set, training)
         if found:
             result.details["baselines"] = found
     return result
 
 
-def evaluate(
-    model: Any, tokenizer: Any, eval_set: EvalSet, *, stage: str, on_progress: OnProgress
+def evaluate(  # noqa: PLR0913 - a model with all that a scoring is made of
+    model: Any,
+    tokenizer: Any,
+    eval_set: EvalSet,
+    *,
+    stage: str,
+    kept: KeptRows | None = None,
+    on_progress: OnProgress,
 ) -> EvalResult:
     """Answer every example and score the answers, in the order of the examples."""
     begun = time.monotonic()
     table, items = eval_set.table, eval_set.items
-    predictions = predict(model, tokenizer, eval_set, on_progress=on_progress)
+    predictions = predict(model, tokenizer, eval_set, kept=kept, on_progress=on_progress)
     right = indicator_matrix(eval_set.references, table.labels)
     free = indicator_matrix([answer.labels for answer in predictions.free], table.labels)
     bound = indicator_matrix(predictions.bound, table.labels)
@@ -95,6 +105,7 @@ def evaluate(
         seconds=time.monotonic() - begun,
         details={
             "labels": list(table.labels),
+            "stop_rate": asdict(wilson(sum(predictions.stopped), len(items))),
             "answers": _count_candidates(eval_set),
             "not_numbers": predictions.non_finite,
             **parts,
@@ -110,6 +121,11 @@ def evaluate(
                     "gold": sorted(labels, key=table.labels.index),
                     "bound": sorted(predictions.bound[at], key=table.labels.index),
                     "free": predictions.texts[at],
+                    **(
+                        {"free_labels": sorted(chosen_answers[at], key=table.labels.index)}
+                        if table.decoding == "free"
+                        else {}
+                    ),
                     "stopped": predictions.stopped[at],
                     "score": float(chosen_answers[at] == labels),
                 }
@@ -145,19 +161,30 @@ def _count_candidates(eval_set: EvalSet) -> dict[str, int]:
 def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
     """Return how many more documents are wholly right, paired, with its interval.
 
-    None if the two were not scored on the same rows.
+    Of sets of labels `headline` has the change of micro F1 as well. None if the two were not scored
+    on the same rows.
     """
-    right = []
-    for result in (before, after):
-        documents = {one["row"]: one for one in result.details["documents"]}
-        right.append({row: float(one["gold"] == one["bound"]) for row, one in documents.items()})
-    if right[0].keys() != right[1].keys():
+    was, now = ({one["row"]: one for one in x.details["documents"]} for x in (before, after))
+    if was.keys() != now.keys():
         return None
-    rows = sorted(right[0])
-    change = metrics.paired_difference(
-        np.array([right[0][row] for row in rows]),
-        np.array([right[1][row] for row in rows]),
-        resamples=1000,
-        seed=0,
-    )
-    return {"metric": "exact_match", **asdict(change)}
+    rows = sorted(was)
+    labels = after.details["labels"]
+    references = indicator_matrix([frozenset(now[row]["gold"]) for row in rows], labels)
+    given = [
+        indicator_matrix([frozenset(chosen_labels(found[row])) for row in rows], labels)
+        for found in (was, now)
+    ]
+
+    def changed(figure: str) -> dict[str, Any]:
+        change = metrics.paired_figure(figure, references, *given, resamples=1000)
+        return {"metric": figure, **asdict(change)}
+
+    found = changed(HEADLINE["label"])
+    if after.kind == "multilabel":
+        found["headline"] = changed(HEADLINE["multilabel"])
+    return found
+
+
+def chosen_labels(document: Mapping[str, Any]) -> list[str]:
+    """Return the labels of a document that its score is of: of its free or its bound answer."""
+    return list(document.get("free_labels", document["bound"]))

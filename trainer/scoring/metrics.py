@@ -6,32 +6,24 @@ one, and an answer that could not be read is the empty set. Nothing is ever left
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.eval_tables.labels import CostTable, LabelEvalTable
+from trainer.scoring.interval import Interval
+from trainer.scoring.resampling import Floats, resampled_interval, resampled_weights
+from trainer.scoring.shares import wilson
 
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
-WEIGHTS_AT_ONCE = 1_000_000  # of resampled documents in memory: 16 MB while they are drawn
 AVERAGES = (
     "exact_match", "micro_precision", "micro_recall", "micro_f1", "macro_precision",
     "macro_recall", "macro_f1", "weighted_f1", "samples_f1", "jaccard", "hamming_loss",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A figure with its percentile interval over resampled documents."""
-
-    value: float
-    low: float
-    high: float
 
 
 def all_figures(references: Bools, predictions: Bools, table: LabelEvalTable) -> dict[str, Any]:
@@ -95,12 +87,13 @@ def bootstrap(
     """Return every figure of AVERAGES with its percentile interval over resampled documents.
 
     Documents are drawn with replacement, whole, `resamples` times (Efron's percentile method); the
-    same seed gives the same intervals on every machine.
+    same seed gives the same intervals on every machine. `exact_match` is a share of documents, so
+    its interval is Wilson's: where all are wrong, resampling draws none that is right.
     """
     point = scores(references, predictions)
     parts = [
         _weighted(references, predictions, weights)
-        for weights in _resampled(len(references), resamples=resamples, seed=seed)
+        for weights in resampled_weights(len(references), resamples=resamples, seed=seed)
     ]
     spread = {name: np.concatenate([part[name] for part in parts]) for name in point}
     outer = [(1 - share) / 2, (1 + share) / 2]
@@ -108,6 +101,8 @@ def bootstrap(
     for name, value in point.items():
         low, high = np.quantile(spread[name], outer)
         intervals[name] = Interval(value=value, low=float(low), high=float(high))
+    right = int((references == predictions).all(1).sum())
+    intervals["exact_match"] = wilson(right, len(references), confidence=share)
     return intervals
 
 
@@ -117,22 +112,22 @@ def paired_difference(
     """Return mean(after - before) over the same documents, with its percentile interval."""
     difference = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     count = len(difference)
-    drawn = _resampled(count, resamples=resamples, seed=seed)
+    drawn = resampled_weights(count, resamples=resamples, seed=seed)
     means = np.concatenate([weights @ difference / count for weights in drawn])
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return Interval(value=float(difference.mean()), low=float(low), high=float(high))
 
 
-def _resampled(count: int, *, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield how often each of `count` documents is drawn, [resamples, documents], in chunks.
+def paired_figure(
+    name: str, references: Bools, before: Bools, after: Bools, *, resamples: int
+) -> Interval:
+    """Return how much more a figure of AVERAGES is for `after`, paired, with its interval."""
 
-    All at once would be gigabytes for many documents; the draws are the same either way.
-    """
-    draws = np.random.default_rng(seed)
-    even, chunk = np.full(count, 1 / count), max(1, WEIGHTS_AT_ONCE // count)
-    for begun in range(0, resamples, chunk):
-        size = min(chunk, resamples - begun)
-        yield draws.multinomial(count, even, size=size).astype(float)
+    def difference(weights: Floats) -> Floats:
+        was, now = (_weighted(references, given, weights)[name] for given in (before, after))
+        return now - was
+
+    return resampled_interval(difference, len(references), resamples=resamples)
 
 
 def confusion(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from trainer.data.codec import Codec
 from trainer.data.examples import padding_id
 from trainer.data.template import Template
 from trainer.errors import ConfigError
-from trainer.scoring import metrics
+from trainer.eval_tables.labels import LabelEvalTable
 from trainer.scoring.answers import Answer, read_answer, require_apart, write_answer
 from trainer.scoring.eval_set import EvalSet, indicator_matrix
+from trainer.scoring.kept_rows import KeptRows
+from trainer.scoring.resampling import Floats
 
 OnProgress = Callable[[int, int], None]  # rows done, rows in all
 MARGIN_TOKENS = 2  # beyond the longest right answer: enough to see that a model does not stop
@@ -33,14 +35,22 @@ class Predictions:
     stopped: list[bool]
     free: list[Answer]
     bound: list[frozenset[str]]
-    probabilities: metrics.Floats
+    probabilities: Floats
     non_finite: int = 0
 
 
 def predict(
-    model: Any, tokenizer: Any, eval_set: EvalSet, *, on_progress: OnProgress
+    model: Any,
+    tokenizer: Any,
+    eval_set: EvalSet,
+    *,
+    kept: KeptRows | None = None,
+    on_progress: OnProgress,
 ) -> Predictions:
     """Answer every example, freely and constrained; nothing of the model changes.
+
+    What is in `kept` is not answered again, and every batch that is done goes there, under the
+    example's place.
 
     Raises:
         ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
@@ -61,15 +71,11 @@ def predict(
     require_embedded(((item.row, item.prompt_ids) for item in items), id_count, tokenizer)
     pad_id = padding_id(tokenizer, id_count)
     decoder = Decoder(model, eos_ids=[codec.eos_id, *eval_set.stop_ids], pad_id=pad_id)
-    predictions = Predictions(
-        texts=[""] * len(items),
-        stopped=[False] * len(items),
-        free=[Answer(labels=frozenset(), unknown=(), readable=False)] * len(items),
-        bound=[frozenset()] * len(items),
-        probabilities=np.zeros((len(items), len(table.labels))),
-    )
+    found = {} if kept is None else kept.rows(len(items))
 
     def answer(batch: list[int]) -> None:
+        if all(at in found for at in batch):
+            return
         state = decoder.prefill([items[at].prompt_ids for at in batch])
         if any(items[at].opening for at in batch):  # the labels stand behind what opens an answer
             opened = decoder.prefill([items[at].prompt_ids + items[at].opening for at in batch])
@@ -77,25 +83,42 @@ def predict(
             opened = state.fork()
         probabilities = decoder.score_choices(opened, trie).numpy()
         generated = decoder.generate(state, tokens_max=longest + MARGIN_TOKENS)
+        new: dict[int, dict[str, Any]] = {}
         for at, written, shares in zip(batch, generated, probabilities, strict=True):
-            predictions.texts[at] = words_of(tokenizer, written.tokens, items[at].opening)
-            predictions.stopped[at] = written.stopped
-            predictions.free[at] = read_answer(predictions.texts[at], table)
-            if np.isfinite(shares).all():
-                predictions.bound[at] = candidates[int(shares.argmax())]
-                predictions.probabilities[at] = shares @ members
-            else:
-                predictions.non_finite += 1
+            finite = bool(np.isfinite(shares).all())
+            new[at] = {
+                "text": words_of(tokenizer, written.tokens, items[at].opening),
+                "stopped": written.stopped,
+                "bound": sorted(candidates[int(shares.argmax())]) if finite else None,
+                "probabilities": (shares @ members).tolist() if finite else None,
+            }
+        if kept is not None:
+            kept.add({str(at): row for at, row in new.items()})
+        found.update(new)
 
     with eval_mode(model):
         run_in_batches([item.prompt_ids for item in items], answer, on_progress)
-    if predictions.non_finite == len(items):
+    return _gathered([found[at] for at in range(len(items))], table)
+
+
+def _gathered(rows: Sequence[Mapping[str, Any]], table: LabelEvalTable) -> Predictions:
+    """Return the answers to all rows; raise `ConfigError` if no answer is a number."""
+    non_finite = sum(row["bound"] is None for row in rows)
+    if non_finite == len(rows):
         problem = (
             "no answer of the model to a held-out row is a number (NaN): it overflows or is damaged"
         )
         hint = "try `fp32`, or a GPU that computes in bf16"
         raise ConfigError([f"train.precision: {problem}; {hint}"])
-    return predictions
+    nothing = [0.0] * len(table.labels)
+    return Predictions(
+        texts=[row["text"] for row in rows],
+        stopped=[row["stopped"] for row in rows],
+        free=[read_answer(row["text"], table) for row in rows],
+        bound=[frozenset(row["bound"] or ()) for row in rows],
+        probabilities=np.array([row["probabilities"] or nothing for row in rows], dtype=float),
+        non_finite=non_finite,
+    )
 
 
 def _filled(completion: Template, answer: str) -> str:

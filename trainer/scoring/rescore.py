@@ -38,16 +38,21 @@ def rescore(
         raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
-    data = config.data.with_paths(  # from anywhere; a name on a hub is one already
-        lambda name: name if hub.parse(name) else str(resolve(run_dir, name))
-    )
+
+    def absolute(name: str) -> str:  # read from anywhere; a name on a hub is one already
+        return name if hub.parse(name) else str(resolve(run_dir, name))
+
+    changed: dict[str, Any] = {"data": config.data.with_paths(absolute)}
+    if config.eval is not None and config.scored.general is not None:
+        name = absolute(config.scored.general)
+        changed["eval"] = config.scored.model_copy(update={"general": name})
     make_deterministic()
     set_threads(config.train)
     model, tokenizer = load_for_inference(config, run_dir, adapter)
     with tempfile.TemporaryDirectory() as scratch:
         result = evaluate.run(
             Path(scratch),
-            config.model_copy(update={"data": data}),
+            config.model_copy(update=changed),
             model,
             tokenizer,
             stage="before" if adapter is None else "after",

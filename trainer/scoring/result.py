@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from trainer.config import TrainerConfig
+from trainer.data.codec import Example, tokens_sha256
+from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.predict import OnProgress
 from trainer.untrusted import NotPlain, parse
 
@@ -19,8 +22,9 @@ class EvalResult:
 
     `value` with its 95 % interval `low`..`high` is the headline, named by `metric`; `better` says
     which way is the better one. `stop_rate` and `parse_failures` (a count of rows) are of free
-    answers, `out_of_vocabulary` counts words that are no labels. `loss` is the loss of the right
-    answers (`trainer.scoring.held_out_loss`), None where it was not measured.
+    answers, None and 0 where nothing was generated; `out_of_vocabulary` counts words that are no
+    labels. `loss` is the loss of the right answers (`trainer.scoring.loss_figures`), None where it
+    was not measured.
 
     `details["documents"]` has one table for each row in the order of the file, whatever the kind:
     `row` (its number in the file), `prompt`, `gold` (the right answer), `free` (what the model
@@ -36,7 +40,7 @@ class EvalResult:
     low: float
     high: float
     n: int
-    stop_rate: float
+    stop_rate: float | None
     parse_failures: int
     out_of_vocabulary: int
     seconds: float
@@ -59,6 +63,13 @@ class ScoringRequest:
     tokenizer: Any = field(repr=False)
     stage: Literal["before", "after"]
     on_progress: OnProgress
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What decides about the score beside rows and stage: rows kept under other facts are void."""
+
+    def keep(self, name: str, items: Sequence[Example]) -> KeptRows:
+        """Return the file that keeps what is done of one pass over some examples."""
+        facts = {"stage": self.stage, "tokens": tokens_sha256(items), **self.facts}
+        return KeptRows(self.scratch / f"{name}.jsonl", facts)
 
 
 def load_result(path: Path) -> EvalResult | None:

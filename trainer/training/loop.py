@@ -47,8 +47,11 @@ def train(
     counters, validation = state.counters, context.validation
     context.model.train()
     apply_setup(context, state, _setup(state))
+    if context.samples is not None:
+        context.samples.begin(state)
     if validation is not None and validation.was_interrupted(state):
         callback.amend({**state.log.last, **validation.run(state)})
+    take_samples(context, state)
     while counters.step < until and not (validation is not None and validation.should_stop(state)):
         if context.flag.notice is not None:
             raise Preempted
@@ -77,6 +80,7 @@ def train(
         try:
             if validation is not None and validation.is_due(counters.step):
                 record |= validation.run(state)
+            take_samples(context, state)
         finally:  # a step that is done is logged, even if its validation is cut short
             callback.after_step(record)
         if counters.skipped_in_a_row >= SKIPS_MAX:
@@ -84,6 +88,14 @@ def train(
                 f"{SKIPS_MAX} steps in a row had no finite gradient, up to step {counters.step}; "
                 "lower `train.lr`, or try `train.precision: bf16` on a GPU that has it"
             )
+
+
+def take_samples(context: TrainContext, state: TrainingState) -> None:
+    """Answer the fixed held-out rows, if the present state is to be sampled and was not yet."""
+    samples, validation = context.samples, context.validation
+    ended = validation is not None and validation.should_stop(state)
+    if samples is not None and samples.are_missing(state, ended=ended):
+        samples.run(state)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from trainer.eviction import PreemptionFlag
 from trainer.method_table import OptimizerKind
 from trainer.schedule import Schedule
 from trainer.training.objective import Objective
+from trainer.training.samples import Samples
 from trainer.training.validation import Validation
 
 
@@ -53,4 +54,5 @@ class TrainContext:
     """The configured one."""
     price_usd_per_h: float = 0.0
     validation: Validation | None = None
+    samples: Samples | None = None
     determinism: Determinism = field(default_factory=Determinism)

@@ -117,7 +117,7 @@ def _stretches(events: Sequence[Event]) -> Iterator[tuple[str, float, float, Run
     on meanwhile. A clock that jumped back counts as nothing.
     """
     state, part = RunState(), RENT
-    begin_set_up = _set_ups(events)
+    begin_set_up = set_up_begins(events)
     for at, (before, after) in enumerate(pairwise(events)):
         state = apply(state, before)
         part = SET_UP if at in begin_set_up and not state.launches else _part(before, part, state)
@@ -132,7 +132,7 @@ def _stretches(events: Sequence[Event]) -> Iterator[tuple[str, float, float, Run
             yield part, before.at_s, ended_s, state
 
 
-def _set_ups(events: Sequence[Event]) -> set[int]:
+def set_up_begins(events: Sequence[Event]) -> set[int]:
     """Return after which events a machine that was just started is being set up.
 
     It answers once its safeguards are set; where there are none, once it was seen to run.

@@ -299,6 +299,7 @@ class ChatEncoder:
             start = len(ids)
             ids += exchange.answer
             labels += [NOT_TRAINED] * len(exchange.ids) + exchange.answer
+        texts = [segment.text for segment in rendering.segments if segment.learnt]
         return Example(
             input_ids=tuple(ids),
             labels=tuple(labels),
@@ -307,6 +308,10 @@ class ChatEncoder:
             row=row,
             prompt_length=start,
             opening=self._opening(rendering.opening, ids[start:]),
+            learnt=tuple(
+                (len(one.answer), text)
+                for one, text in zip(exchanges, texts[-len(exchanges) :], strict=True)
+            ),
         )
 
     def _opening(self, text: str, answer: list[int]) -> tuple[int, ...]:

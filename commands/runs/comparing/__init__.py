@@ -1,0 +1,1 @@
+"""Two runs side by side: their rows matched, their scores paired, their configs compared."""

@@ -1,0 +1,1 @@
+"""Runs untrusted programs, the answers of a model, in a sandbox that is proved before the first."""

@@ -1,0 +1,71 @@
+"""Scores the held-out rows before and after training, once each."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from trainer.adapters.parent import adapter_sha256
+from trainer.atomic import RealDisk, replace_file
+from trainer.job.context import JobContext
+from trainer.job.prepare import PreparedInputs
+from trainer.rundir.layout import (
+    ADAPTER,
+    SCORED,
+    read_table,
+    scored,
+    scoring_facts,
+    scoring_scratch,
+)
+from trainer.rundir.status import Phase
+
+
+def score(
+    job: JobContext, prepared: PreparedInputs, model: Any, stage: Literal["before", "after"]
+) -> None:
+    """Evaluate `model` and write `eval-<stage>.json`, unless that is there or nothing is wanted."""
+    disk, scratch = RealDisk(), scoring_scratch(job.run_dir, stage)
+    if scored(job.run_dir, stage, job.config, job.inputs):
+        if scratch.exists():  # a kill came after the result and before this
+            disk.remove_tree(scratch)
+        return
+    from trainer.scoring import evaluate
+
+    job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
+
+    def on_progress(done: int, total: int) -> None:
+        job.heartbeat.update(message=f"evaluated {done} of {total} rows ({stage} training)")
+        job.stop_if_preempted()
+
+    result = evaluate.run(
+        job.run_dir,
+        job.config,
+        model,
+        prepared.tokenizer,
+        stage=stage,
+        on_progress=on_progress,
+        facts=facts_of_model(job, prepared, stage),
+    )
+    receipt = read_table(job.run_dir / SCORED)
+    receipt[stage] = scoring_facts(stage, job.config, job.inputs)
+    replace_file(job.run_dir / SCORED, json.dumps(receipt, indent=1) + "\n", disk=disk)
+    if scratch.exists():
+        disk.remove_tree(scratch)
+    job.heartbeat.update(message=None)
+    job.on_message(
+        f"{stage} training: {result.metric} {result.value:.3f} "
+        f"[{result.low:.3f}, {result.high:.3f}] on {result.n} rows"
+    )
+
+
+def facts_of_model(job: JobContext, prepared: PreparedInputs, stage: str) -> dict[str, Any]:
+    """Return what decides about a score: rows kept of another model or config are no part of it."""
+    facts = {
+        **job.inputs,
+        **scoring_facts(stage, job.config, job.inputs),
+        **prepared.fingerprint["base"],
+        "versions": prepared.fingerprint["versions"],
+    }
+    if stage == "after":
+        facts["adapter"] = adapter_sha256(job.run_dir / ADAPTER)
+    return facts

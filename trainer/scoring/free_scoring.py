@@ -1,0 +1,134 @@
+"""Lets a model answer held-out prompts freely, and scores the answers by the measures of a table.
+
+`text` and `chat` share it: they differ in what their answers stand behind, and in what is drawn by
+the bootstrap: rows, or whole conversations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.data.codec import Example, tokens_sha256
+from trainer.eval_tables.text import AnswerFields
+from trainer.scoring.answer_baselines import Pair, score_answer_baselines
+from trainer.scoring.answer_figures import ComparedAnswers, compare_answers
+from trainer.scoring.free_answers import FreeAnswer, answer_freely
+from trainer.scoring.kept_rows import KeptRows
+from trainer.scoring.measures.all_measures import make_measures
+from trainer.scoring.measures.number import UNREADABLE
+from trainer.scoring.result import EvalResult, ScoringRequest
+
+TOKENS_MAX = 512
+"""Of an answer, where the table does not say."""
+MARGIN_TOKENS = 8
+"""Beyond the longest right answer: enough to see that a model does not stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSet:
+    """The held-out prompts in order, with the right answers.
+
+    `items` of one row are one document. `stop_ids` end an answer beside EOS. `prompts` are the
+    texts by which a training row is found that is like them.
+    """
+
+    items: tuple[Example, ...]
+    references: tuple[str, ...]
+    prompts: tuple[str, ...]
+    stop_ids: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> list[int]:
+        """The numbers of the rows, each once."""
+        return list(dict.fromkeys(item.row for item in self.items))
+
+    @property
+    def documents(self) -> list[int]:
+        """For each item its document, numbered from 0."""
+        numbers = {row: at for at, row in enumerate(self.rows)}
+        return [numbers[item.row] for item in self.items]
+
+    def tokens_max(self, table: AnswerFields) -> int:
+        """Return how long an answer may get, in tokens."""
+        longest = max(item.answer_length for item in self.items)
+        return table.tokens_max or min(TOKENS_MAX, longest + MARGIN_TOKENS)
+
+
+def generate_answers(
+    request: ScoringRequest, answer_set: AnswerSet, table: AnswerFields, *, name: str
+) -> list[FreeAnswer]:
+    """Return the model's answers; those that an interrupted scoring kept are not generated again.
+
+    `name` is that of the file in `request.scratch` that keeps them.
+    """
+    tokens_max = answer_set.tokens_max(table)
+    facts = {
+        "stage": request.stage,
+        "tokens": tokens_sha256(answer_set.items),
+        "tokens_max": tokens_max,
+        "stop_ids": list(answer_set.stop_ids),
+    }
+    return answer_freely(
+        request.model,
+        request.tokenizer,
+        answer_set.items,
+        tokens_max=tokens_max,
+        stop_ids=answer_set.stop_ids,
+        kept=KeptRows(request.scratch / f"{name}.jsonl", facts),
+        on_progress=request.on_progress,
+    )
+
+
+def score_answers(
+    request: ScoringRequest,
+    table: AnswerFields,
+    answer_set: AnswerSet,
+    *,
+    training: Callable[[], Sequence[Pair]],
+    documents: Callable[[ComparedAnswers, Sequence[FreeAnswer]], list[dict[str, Any]]],
+) -> EvalResult:
+    """Generate and score all answers; before training, score the baselines too.
+
+    `training` returns the training rows as prompts and answers, `documents` what the result keeps
+    of each document.
+    """
+    begun = time.monotonic()
+    measures = make_measures(table, answer_set.references)
+    answers = generate_answers(request, answer_set, table, name="answers")
+    pairs = zip((one.text for one in answers), answer_set.references, strict=True)
+    compared = compare_answers(measures, pairs, answer_set.documents)
+    figures = compared.figures(resamples=table.resamples)
+    headline = table.measures[0]
+    details: dict[str, Any] = {
+        "figures": figures,
+        "measures": compared.about(),
+        "answers": len(answers),
+        "tokens_max": answer_set.tokens_max(table),
+        "documents": documents(compared, answers),
+    }
+    if request.stage == "before" and table.baselines:
+        details["baselines"] = score_answer_baselines(
+            training(),
+            list(zip(answer_set.prompts, answer_set.references, strict=True)),
+            measures,
+            documents=answer_set.documents,
+            resamples=table.resamples,
+        )
+    return EvalResult(
+        stage=request.stage,
+        kind=table.kind,
+        metric=headline,
+        decoding="free",
+        value=figures[headline]["value"],
+        low=figures[headline]["low"],
+        high=figures[headline]["high"],
+        n=len(answer_set.rows),
+        stop_rate=sum(one.stopped for one in answers) / len(answers),
+        parse_failures=compared.noted(UNREADABLE),
+        out_of_vocabulary=0,
+        seconds=time.monotonic() - begun,
+        details=details,
+    )

@@ -1,0 +1,89 @@
+"""Measures the loss of the right answers of held-out rows, row by row.
+
+Softmax is in float32 and sums are in float64. Which rows share a batch is decided by the list of
+rows, so a measurement that goes on after a kill gives the digits of one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from trainer.base_limits import model_rows, require_embedded
+from trainer.data.codec import Codec, Example
+from trainer.data.examples import collate, padding_id
+from trainer.loss import target_losses
+from trainer.scoring.constrained import eval_mode, run_in_batches
+from trainer.scoring.kept_rows import KeptRows
+from trainer.scoring.loss_figures import RowLoss
+from trainer.scoring.predict import OnProgress
+from trainer.scoring.text_targets import text_targets
+
+
+def measure_rows(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[Example],
+    *,
+    kept: KeptRows | None = None,
+    on_progress: OnProgress,
+) -> list[RowLoss]:
+    """Return the loss of each example, in order; nothing of the model changes.
+
+    What is in `kept` is not computed again, and every batch that is done goes there, under the
+    example's place in `items`.
+
+    Raises:
+        DataError: an example has tokens for which the base has no embedding.
+        DoesNotFit: memory does not even suffice for one example.
+    """
+    seq2seq = bool(model.config.is_encoder_decoder)
+    id_count = model_rows(model)
+    tokens = ((item.row, (*item.input_ids, *item.labels)) for item in items)
+    require_embedded(tokens, id_count, tokenizer)
+    codec = Codec.from_tokenizer(tokenizer, max_length=2**30, seq2seq=seq2seq)
+    control = frozenset({*codec.special_tokens.values(), codec.eos_id})
+    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    pad_id = padding_id(tokenizer, id_count)
+    device = next(model.parameters()).device
+    before = {} if kept is None else kept.rows(len(items))
+    found = {at: RowLoss(row=items[at].row, **row) for at, row in before.items()}
+
+    def measure(batch: list[int]) -> None:
+        if all(at in found for at in batch):
+            return
+        examples = [items[at] for at in batch]
+        inputs = {name: one.to(device) for name, one in collate(examples, pad_id).items()}
+        nats, right = (one.cpu() for one in target_losses(model, inputs))
+        counts = [item.targets for item in examples]
+        new: dict[int, dict[str, Any]] = {}
+        parts = zip(
+            batch, examples, torch.split(nats, counts), torch.split(right, counts), strict=True
+        )
+        for at, item, of_row, right_of_row in parts:
+            text = text_targets(item, control=control, decode=decode)
+            summed = of_row.double()
+            new[at] = {
+                "nats": _finite(summed.sum()),
+                "text_nats": _finite(summed[torch.tensor(text.are_text, dtype=torch.bool)].sum()),
+                "tokens": item.targets,
+                "right": int(right_of_row.sum()),
+                "bytes": text.bytes,
+            }
+        if kept is not None:
+            kept.add({str(at): row for at, row in new.items()})
+        found.update({at: RowLoss(row=items[at].row, **row) for at, row in new.items()})
+
+    lengths = [range(len(item.input_ids) + len(item.labels) * seq2seq) for item in items]
+    with eval_mode(model):
+        run_in_batches(lengths, measure, on_progress)
+    return [found[at] for at in range(len(items))]
+
+
+def _finite(total: torch.Tensor) -> float | None:
+    value = total.item()
+    return value if math.isfinite(value) else None

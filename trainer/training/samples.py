@@ -1,0 +1,160 @@
+"""Lets a model answer a few fixed held-out rows while it is trained, for people to look at.
+
+The answers are a function of the parameters alone and nothing depends on them: they can be given
+up in the middle and done again, and a model that cannot answer is trained all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.adapters.adapter_method import AdapterMethod
+from trainer.config import TrainerConfig
+from trainer.data.codec import Example
+from trainer.device.out_of_memory import give_memory_back
+from trainer.errors import Preempted
+from trainer.eviction import PreemptionFlag
+from trainer.rundir.samples import SAMPLINGS_MAX, SampledAnswer, SampledRow, shortened
+from trainer.saving.state import TrainingState
+from trainer.scoring.chosen_rows import choose_rows
+from trainer.scoring.constrained import eval_mode
+from trainer.scoring.free_answers import answer_freely
+from trainer.untrusted import text
+
+TOKENS_MAX = 128
+"""New tokens of a sample."""
+TOKENS_LEAST = 16
+SHOWN_MAX = 100
+"""Characters of an answer in the log."""
+
+
+def wants_samples(config: TrainerConfig) -> bool:
+    """Tell whether held-out rows are answered while a config trains: if they are used at all."""
+    used = config.train.validate_every is not None or config.scored is not None
+    return config.train.samples > 0 and config.data.eval is not None and used
+
+
+def sampling_interval(validate_every: int | None, steps: int) -> int | None:
+    """Return the steps between two samplings; None: only before the first step and after the last.
+
+    That is at every validation, or at every second, third and so on of very many.
+    """
+    if validate_every is None:
+        return None
+    return validate_every * max(1, -(-(steps // validate_every) // SAMPLINGS_MAX))
+
+
+def tokens_limit(longest_answer: int, room: int | None = None) -> int:
+    """Return how many tokens a sample may have: twice those of the longest right answer.
+
+    At least 16 and at most 128; `room` is what the base has places for behind the longest prompt.
+    """
+    most = min(TOKENS_MAX, max(TOKENS_LEAST, 2 * longest_answer))
+    return most if room is None else max(1, min(most, room))
+
+
+def choose_samples(items: Sequence[Example], rows: int) -> tuple[Example, ...]:
+    """Return the examples to answer, by their words: of a conversation, its last answer."""
+    last = {item.row: item for item in items}
+    return choose_rows(tuple(last.values()), rows)
+
+
+def sampled_row(item: Example, tokenizer: Any) -> SampledRow:
+    """Return what is shown of an example; a plain text is gone on with from its middle."""
+    prompt, right = item.prompt, item.completion
+    if not prompt:
+        prompt, right = (
+            tokenizer.decode(tokens, skip_special_tokens=True)
+            for tokens in (item.prompt_ids, item.input_ids[item.prompt_length :] or item.labels)
+        )
+    return SampledRow(row=item.row, prompt=shortened(prompt), right=shortened(right))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Which rows are answered, by what, and when."""
+
+    model: Any
+    tokenizer: Any
+    method: AdapterMethod
+    autocast: Callable[[], AbstractContextManager[Any]]
+    flag: PreemptionFlag
+    on_message: Callable[[str], None]
+    on_status: Callable[[str | None], None]
+    path: Path
+    examples: Sequence[Example]
+    rows: Sequence[SampledRow]
+    """Of each example, what is shown."""
+    stop_ids: Sequence[int]
+    tokens_max: int
+    interval: int | None  # steps; None: only before the first one and after the last
+    last_step: int
+
+    def begin(self, state: TrainingState) -> None:
+        """Make log and file those of the present state: cut back, and of no other rows."""
+        state.samples = state.samples.of(self.rows)
+        if state.samples.answers or self.path.exists():
+            state.samples.write(self.path)
+
+    def are_missing(self, state: TrainingState, *, ended: bool) -> bool:
+        """Tell whether the present state is to be sampled and was not; `ended`: it is the last."""
+        step = state.counters.step
+        due = ended or step in {0, self.last_step}
+        due = due or (self.interval is not None and step % self.interval == 0)
+        return due and step not in state.samples.answers
+
+    def run(self, state: TrainingState) -> None:
+        """Answer the rows with the present parameters, and keep that in log and file.
+
+        What goes wrong is said, and costs nothing but the samples.
+
+        Raises:
+            Preempted: a notice came; nothing was recorded.
+        """
+        self.on_status(f"answering {len(self.rows)} held-out rows")
+        try:
+            answers = self._answer()
+        except Preempted:
+            raise
+        except Exception as error:  # noqa: BLE001 - a look at answers never ends a training; it is said
+            step = state.counters.step
+            self.on_message(f"no samples after step {step}: {type(error).__name__}: {error}")
+        else:
+            self._record(state, answers)
+        finally:
+            self.on_status(None)
+        give_memory_back()
+
+    def _answer(self) -> list[SampledAnswer]:
+        def on_pass(_module: Any, _arguments: Any) -> None:
+            if self.flag.notice is not None:
+                raise Preempted
+
+        self.method.materialize()
+        hook = self.model.register_forward_pre_hook(on_pass)
+        try:
+            with eval_mode(self.model), self.autocast():
+                found = answer_freely(
+                    self.model,
+                    self.tokenizer,
+                    self.examples,
+                    tokens_max=self.tokens_max,
+                    stop_ids=self.stop_ids,
+                    on_progress=lambda _done, _total: None,
+                )
+        finally:
+            hook.remove()
+        return [SampledAnswer(text=shortened(one.text), stopped=one.stopped) for one in found]
+
+    def _record(self, state: TrainingState, answers: Sequence[SampledAnswer]) -> None:
+        step = state.counters.step
+        state.samples = state.samples.with_answers(step, answers)
+        state.samples.write(self.path)
+        for row, answer in zip(self.rows, answers, strict=True):
+            cut = len(answer.text) > SHOWN_MAX or not answer.stopped
+            shown = f"{text(answer.text, most=SHOWN_MAX)}{'…' * cut}"
+            self.on_message(f'sample after step {step}, row {row.row}: "{shown}"')
