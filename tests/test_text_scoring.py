@@ -207,6 +207,8 @@ def test_baselines_answer_without_a_model() -> None:
     assert nearest_answers(rows, ["the blue sky", "a red grass", "完全"]) == ["yes", "no", "no"]
     assert nearest_answers([("1", "a"), ("2", "b")], ["2", "1"]) == ["b", "a"]
     assert nearest_answers([("", "a")], ["x"]) == ["a"]
+    assert nearest_answers([("!!", "a"), ("??", "b")], ["?"]) == ["b"]
+    assert nearest_answers([("今天天气", "a"), ("我的猫", "b")], ["一只猫", "天"]) == ["b", "a"]
 
 
 def test_every_baseline_has_the_figures_of_the_model(

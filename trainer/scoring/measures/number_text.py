@@ -41,8 +41,8 @@ def last_number(text: str) -> Number | None:
     """Return the last number of a text; None if there is none.
 
     Read are signs, decimal points, thousands separators, `%`, exponents (`2e3`, `2 x 10^3`) and
-    fractions (3/4, also LaTeX's), in the digits of any script. A comma is a decimal one where it cannot
-    separate thousands: in `3,5`, not in `3,500`.
+    fractions (3/4, also LaTeX's), in the digits of any script. A comma is a decimal one where it
+    cannot separate thousands: in `3,5`, not in `3,500`.
     """
     plain = LATEX_FRACTION.sub(r"\1/\2", text.translate(PLAIN))
     found: Number | None = None
