@@ -169,3 +169,5 @@ def test_a_status_is_kept_when_it_is_another_one(tmp_path: Path) -> None:
     files.note_status(read_heartbeat(b'{"phase": "training", "step": 3, "steps": 9}'))
 
     assert json.loads((tmp_path / STATUS).read_text())["step"] == 3
+    files.note_status(read_heartbeat(b""))  # another trainer has not begun to beat
+    assert not (tmp_path / STATUS).exists()

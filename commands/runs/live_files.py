@@ -166,12 +166,16 @@ class LiveFiles:
         self._thread = None
 
     def note_status(self, heartbeat: Heartbeat) -> None:
-        """Keep the trainer's status, as it was just read, if it is another one."""
-        if heartbeat.is_present and heartbeat != self._shown:
-            with contextlib.suppress(OSError):  # no room: it is shown a little late
+        """Keep the trainer's status, as it was just read; none while a new one has not begun."""
+        if heartbeat == self._shown:
+            return
+        with contextlib.suppress(OSError):  # no room: it is shown a little late
+            if heartbeat.is_present:
                 self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
                 write_json(self._home / STATUS, heartbeat.to_json())
-                self._shown = heartbeat
+            else:
+                (self._home / STATUS).unlink(missing_ok=True)
+            self._shown = heartbeat
 
     def copy(self, connection: ssh.SshConnection) -> None:
         """Bring what is new. Raises the errors of `remote`, and `OSError`."""
