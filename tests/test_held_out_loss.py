@@ -187,7 +187,9 @@ def test_a_run_that_names_no_table_is_scored_by_its_loss(
 
 def test_every_kind_has_the_loss_of_the_rows_that_it_scored(llama: Any, tmp_path: Path) -> None:
     """Label scoring of five rows says the loss on those five, with the change after training."""
-    table = {"kind": "label", "labels": ["negative", "neutral", "positive"], "rows": 5}
+    table: dict[str, Any] = {
+        "kind": "label", "labels": ["negative", "neutral", "positive"], "rows": 5,
+    }  # fmt: skip
     config = scored_run(tmp_path, **table)
     for stage in ("before", "after"):
         found = evaluate.run(

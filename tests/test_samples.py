@@ -32,7 +32,13 @@ from trainer.rundir.samples import (
     shortened,
 )
 from trainer.saving.manifest import Damaged
-from trainer.training.samples import choose_samples, sampling_interval, tokens_limit, wants_samples
+from trainer.training.samples import choose_samples
+from trainer.training.sampling_schedule import (
+    sampling_interval,
+    samplings,
+    tokens_limit,
+    wants_samples,
+)
 
 STEPS = 7
 DUE = [0, 3, 6, 7]
@@ -343,14 +349,22 @@ def test_rows_are_chosen_by_their_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "steps", "interval"),
-    [(None, 100, None), (50, 100, 50), (1, SAMPLINGS_MAX, 1), (1, 1000, 25), (7, 100_000, 2506)],
+    ("every", "steps", "interval", "times"),
+    [
+        (None, 100, None, 2),
+        (50, 100, 50, 3),
+        (30, 100, 30, 5),
+        (1, SAMPLINGS_MAX, 1, SAMPLINGS_MAX + 1),
+        (1, 1000, 25, 41),
+        (7, 100_000, 2506, 41),
+    ],
 )
 def test_very_many_validations_are_not_all_sampled(
-    every: int | None, steps: int, interval: int | None
+    every: int | None, steps: int, interval: int | None, times: int
 ) -> None:
     """A run is sampled at every validation, or at so many that about forty are left."""
     assert sampling_interval(every, steps) == interval
+    assert samplings(every, steps) == times
     if interval is not None and every is not None:
         assert interval % every == 0
         assert steps // interval <= SAMPLINGS_MAX
