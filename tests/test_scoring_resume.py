@@ -19,7 +19,7 @@ from commands import eval as eval_command
 from trainer.__main__ import main
 from trainer.config import load_config
 from trainer.errors import Preempted
-from trainer.rundir.layout import data_facts, finished, scoring_scratch
+from trainer.rundir.layout import data_facts, finished, scoring_scratch, training_facts
 from trainer.scoring import constrained, evaluate
 from trainer.scoring.rescore import rescore
 
@@ -193,9 +193,12 @@ def test_a_run_is_scored_without_being_asked_and_learns_the_same(
     """Adapter and log are bit for bit those of `eval: none`, and nothing half-done stays."""
     unasked, none = trained["unasked"], trained["none"]
     after = read(unasked, "after")
+    configs = [load_config(run / "config.json") for run in (unasked, none)]
+    facts = [training_facts(config, data_facts(config, unasked)) for config in configs]
 
     assert tiny.adapter_bytes(unasked) == tiny.adapter_bytes(none)
     assert tiny.losses(unasked) == tiny.losses(none)
+    assert {**facts[0], "data.train": None} == {**facts[1], "data.train": None}
     assert (after["kind"], after["n"]) == ("text", 14)
     assert after["loss"]["change"]["nats_per_token"]["high"] < 0
     assert not (none / "eval-before.json").exists()
