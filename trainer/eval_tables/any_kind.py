@@ -33,7 +33,11 @@ BRANCHES = MappingProxyType(
 """For each `kind`, the branch of the union that checks it."""
 
 UNASKED_ROWS = 1000
-"""Held-out rows, at most, whose loss is measured where the config has no table `eval`."""
+"""Texts, at most, whose loss is measured where the config has no table `eval`."""
+UNASKED: Mapping[str, EvalFields] = MappingProxyType(
+    {"text": TextEvalTable(), "chat": ChatEvalTable(), "loss": LossEvalTable(rows=UNASKED_ROWS)}
+)
+"""The table by which held-out rows are scored where the config has none, by kind."""
 
 
 def _branch(value: object) -> str | None:
@@ -75,7 +79,7 @@ def table_in_use(given: EvalFields | str | None, data: DataTable) -> EvalFields 
         return given
     if given is not None or data.eval is None:
         return None
-    return LossEvalTable(rows=UNASKED_ROWS)
+    return UNASKED[_implied_kind({}, data)]
 
 
 def with_kind(tables: Any) -> Any:

@@ -13,7 +13,7 @@ from trainer.code_eval.libraries import libraries_in
 from trainer.code_eval.limits import PASSED, Outcome
 from trainer.code_eval.problems import Problem, clean_answer, limits_of, read_problems
 from trainer.code_eval.runner import proven_runner
-from trainer.data.codec import Example, tokens_sha256
+from trainer.data.codec import Example
 from trainer.data.examples import load_examples
 from trainer.data.rows import read_rows
 from trainer.errors import ConfigError, NoSandbox
@@ -165,18 +165,12 @@ def load_problems(request: ScoringRequest) -> ProblemSet:
 
 def generate(request: ScoringRequest, chosen: ProblemSet) -> list[FreeAnswer]:
     """Return the model's answers; those that an interrupted scoring kept are not made again."""
-    facts = {
-        "stage": request.stage,
-        "tokens": tokens_sha256(chosen.items),
-        "tokens_max": chosen.tokens_max,
-        **request.facts,
-    }
     return answer_freely(
         request.model,
         request.tokenizer,
         chosen.items,
         tokens_max=chosen.tokens_max,
-        kept=KeptRows(request.scratch / ANSWERS, facts),
+        kept=request.keep("answers", chosen.items, tokens_max=chosen.tokens_max),
         on_progress=request.on_progress,
     )
 
