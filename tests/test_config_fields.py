@@ -119,7 +119,7 @@ def judged(run: Path) -> object:
     config = load_config(run / "config.json")
     table = config.scored
     assert isinstance(table, CodeEvalTable)
-    asked = ScoringRequest(
+    request = ScoringRequest(
         run_dir=run,
         scratch=run,
         config=config,
@@ -128,8 +128,8 @@ def judged(run: Path) -> object:
         stage="before",
         on_progress=lambda _done, _total: None,
     )
-    chosen = load_problems(asked)
-    return chosen.problems, chosen.tokens_max, limits_of(table), interpreter_of(asked)
+    chosen = load_problems(request)
+    return chosen.problems, chosen.tokens_max, limits_of(table), interpreter_of(request)
 
 
 def sampled(run: Path) -> object:
@@ -260,6 +260,8 @@ CASES: Mapping[str, Case] = {
     "eval.baselines": Case({"baselines": False}, scores, LABEL),
     "eval.shots": Case({"shots": 2}, scores, LABEL),
     "eval.costs": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
+    "eval.forgetting": Case({"forgetting": True}, scores, LABEL),
+    "eval.general": Case({"general": "../other.jsonl"}, scores, LABEL),
     "eval.resamples": Case({"resamples": 1001}, scores, LABEL),
     "eval.text.measures": Case({"measures": ["number"]}, measured, ANSWERS),
     "eval.text.tokens_max": Case({"tokens_max": 3}, scores, ANSWERS),

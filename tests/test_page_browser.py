@@ -150,9 +150,7 @@ def test_the_pointer_shows_the_values_of_a_step(
     assert tab.errors == []
 
 
-def test_the_arrow_keys_read_a_chart_step_by_step(
-    tab: DevTools, pages: dict[str, Path]
-) -> None:
+def test_the_arrow_keys_read_a_chart_step_by_step(tab: DevTools, pages: dict[str, Path]) -> None:
     """A focused chart has a cross line that keys move, and its values are announced politely."""
     tab.open(pages["classifier"].as_uri(), width=1280)
     tab.ask("document.querySelector('.plot').focus()")

@@ -56,7 +56,7 @@ def test_a_named_interpreter_gets_one_beside_it() -> None:
     assert names(replace(BARE, pythons=()), NAMED) == []
 
 
-def test_a_machine_that_has_several_is_told_which_one_counts() -> None:
+def test_of_several_environments_one_is_named() -> None:
     """If the file names another environment than this version's, it is written again."""
     other = replace(made(BARE, GOAL), answers_python="/home/qft/qft/venv-answers-old/bin/python")
     (step,) = plan_steps(other, GOAL)

@@ -27,9 +27,11 @@ from trainer.pages import html
 from trainer.pages.browse import answer_parts
 from trainer.pages.code_answers import code_parts
 from trainer.pages.curves import curve_parts
+from trainer.pages.forgetting import forgetting_parts
 from trainer.pages.headline import explain, headline
 from trainer.pages.labels import label_parts
 from trainer.pages.planned import planned_parts
+from trainer.pages.report_markdown import as_markdown
 from trainer.pages.run_files import LABEL_KINDS, Json, build_report, read, section_parts
 from trainer.pages.samples import samples_parts
 from trainer.pages.scores import score_parts
@@ -64,6 +66,10 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
             lambda: answer_parts(before if after else None, last, file=file),
         ),
         ("samples", "Answers while training", "The samples", lambda: samples_parts(run_dir)),
+        (
+            "forgetting", "What it still knows", "What it still knows",
+            lambda: forgetting_parts(before, after),
+        ),
         ("curves", "Learning", "The log", lambda: curve_parts(report)),
         ("machine", "Machine and money", "The timeline", lambda: timeline_parts(report["facts"])),
         ("planned", "Planned and real", "The plan", lambda: _planned(report["facts"])),
@@ -128,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write `report.html` and `report.json`, each whole or not at all."""
+    """Write `report.html`, `report.json` and `report.md`, each whole or not at all."""
     facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
     try:
         write(args.run_dir, args.out or args.run_dir, facts, name=args.name or args.run_dir.name)
@@ -139,10 +145,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write(run_dir: Path, out: Path, facts: Mapping[str, Any] | None, *, name: str) -> Json:
-    """Write both files into `out` and return the report."""
+    """Write the page, its data and the Markdown into `out`, and return the report."""
     report = build_report(run_dir, facts)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     text = SURROGATES.sub(lambda half: f"\\u{ord(half.group()):04x}", text)  # UTF-8 has none
     replace_file(out / "report.json", text, disk=RealDisk())
     replace_file(out / "report.html", as_page(report, run_dir, name=name), disk=RealDisk())
+    before, after = (read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
+    short = as_markdown(report, before, after, name=name)
+    replace_file(out / "report.md", short, disk=RealDisk())
     return report

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from commands.runs.planning.extra_hours import forgetting_seconds
 from commands.runs.planning.row_lengths import RowLengths
+from trainer.code_eval.hours import running_seconds
 from trainer.config import TrainerConfig
 from trainer.device.shapes import Shape
 from trainer.estimate.gpus import TrainingGpu
@@ -27,12 +29,6 @@ CODE_TOKENS_MIN = 64
 """Of an answer that is code, at least (`trainer/scoring/code.py`)."""
 OPTIONS = 4
 """Of a row that lists its own, which are not read here."""
-PROGRAM_S, PROGRAMS_BEGIN_S = 0.3, 10.0
-"""Our own: a program with its answer took 0.08 to 0.9 s, behind 10 s of imports (2026-11-29)."""
-OPENINGS, OPENING_TOKENS, CONTINUED_TOKENS = 64, 16, 128
-"""Texts that show how far a model moved from its base (`trainer/scoring/forgetting/drift.py`)."""
-QUESTIONS, QUESTION_TOKENS = 60 * 4, 24
-"""General questions with their options (`trainer/scoring/forgetting/knowledge.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +84,9 @@ def seconds_of_scoring(work: ScoringWork, lengths: RowLengths, *, before: bool) 
         most = rows if isinstance(table, LossEvalTable) else min(rows, LOSS_ROWS_MAX)
         total += work.reading_s(most, whole * times)
     if isinstance(table, CodeEvalTable):
-        total += PROGRAMS_BEGIN_S + PROGRAM_S * rows * (3 if before and table.baselines else 2)
-    if table.forgetting is True or (table.forgetting == "auto" and work.on_gpu):
-        total += work.reading_s(QUESTIONS, QUESTION_TOKENS)
-        if before:
-            total += work.answering_s(OPENINGS, OPENING_TOKENS, CONTINUED_TOKENS)
-        total += work.reading_s(OPENINGS, OPENING_TOKENS + CONTINUED_TOKENS)
+        total += running_seconds(rows, baselines=before and table.baselines)
+    if table.measures_forgetting(on_gpu=work.on_gpu):
+        total += forgetting_seconds(work.shape, work.config, work.gpu, before=before)
     return total
 
 
