@@ -26,7 +26,6 @@ FACTS: dict[str, Any] = {
     "usd": 0.04,
     "hours": 0.12,
     "machine": "small in a",
-    "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
     "timeline": {
         "spans": [
             {
@@ -90,6 +89,8 @@ def markdown_of(run_dir: Path, facts: dict[str, Any] | None = None, name: str = 
 
 def test_it_says_what_a_reviewer_asks(run_dir: Path) -> None:
     """Headline, scores with intervals, cost, evictions and versions are there."""
+    receipt = {"versions": {"torch": "2.13.0"}, "finished_at": "2026-11-30T10:00:00Z"}
+    (run_dir / "adapter" / "qft.json").write_text(json.dumps(receipt))
     text = markdown_of(run_dir)
     rendered = _Rendered(text)
 
@@ -138,9 +139,10 @@ def test_texts_of_strangers_stay_texts(run_dir: Path, bad: str) -> None:
         path.write_text(json.dumps(result))
     config = {"model": {"id": bad}, "method": {"kind": bad, "r": bad}, "train": {"lr": bad}}
     (run_dir / "config.json").write_text(json.dumps(config))
+    receipt = {"versions": {bad: bad}, "finished_at": bad, "precision": bad}
+    (run_dir / "adapter" / "qft.json").write_text(json.dumps(receipt))
     facts = FACTS | {
         "machine": bad,
-        "versions": {bad: bad},
         "evictions": [{"step": 3, "at": bad, "reason": bad}],
     }
     text = markdown_of(run_dir, facts, name=bad)
@@ -163,7 +165,6 @@ def test_an_enormous_run_stays_below_the_limit(run_dir: Path) -> None:
     path.write_text(json.dumps(result))
     facts = FACTS | {
         "evictions": [{"step": at, "at": "x" * 1000} for at in range(5000)],
-        "versions": {f"package-{at}": "y" * 5000 for at in range(5000)},
     }
     text = markdown_of(run_dir, facts)
 
