@@ -21,12 +21,15 @@ from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.judge.judge_run import JudgeOptions, budget_error, judge_run
 from commands.runs.judge.result import current_result, result_lines
 from commands.runs.local_trainer import local_run_dir, start
-from commands.runs.receipt import Score, read_score
+from commands.runs.measured import read_result
+from commands.runs.score import Score, read_score, score_lines
 from commands.ui.errors import TrainingError, UsageError
 from commands.ui.options import Json, Run, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json
-from commands.ui.wrap import output_width
+from commands.ui.wrap import output_width, wrapped
 from infra.durable import write_json
+from trainer.scoring.forgetting.summary import forgetting_lines
+from trainer.scoring.score_words import WORDS
 
 EXAMPLES = {
     "qft eval": "the scores that the run measured",
@@ -68,6 +71,13 @@ def command(  # noqa: PLR0913 - the options of the command line
             )
         show_comparison(*compare, as_json=as_json)
         return
+    if judge and again:
+        raise UsageError(
+            "`--again` and `--judge` are two commands",
+            hint="`qft eval --again` first; the judge then compares the new answers",
+        )
+    if yes and not judge:
+        raise UsageError("`--yes` goes with `--judge`", hint="leave it out: nobody is asked here")
     if judge:
         show_judgement(run, yes=yes, as_json=as_json)
         return
@@ -87,26 +97,29 @@ class Scores:
     after: Score | None
     judge: dict[str, Any] = field(default_factory=dict)
     """What `judge.json` holds, if it is of these answers."""
+    forgetting: list[str] = field(default_factory=list)
+    """What was measured of forgetting, a line each."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return plain values; `judge` is there only after one, without its single rows."""
+        judged = {key: value for key, value in self.judge.items() if key != "documents"}
         return {
             "run": self.run,
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
-            **({"judge": self.judge} if self.judge else {}),
+            **({"judge": judged} if judged else {}),
+            **({"forgetting": self.forgetting} if self.forgetting else {}),
         }
 
     def lines(self) -> list[str]:
         """Return the lines to print."""
-        lines = [
-            f"before  {self.before or 'not measured'}",
-            f"after   {self.after or 'not measured'}",
-        ]
-        if self.before and self.after:
-            apart = self.after.low > self.before.high
-            verdict = "the intervals do not overlap" if apart else "the intervals overlap"
-            lines.append(f"change  {self.after.value - self.before.value:+.3f}; {verdict}")
+        measured = dict(score_lines(self.before, self.after, figures=tuple(WORDS)))
+        rows = {"before": "not measured", "after": "not measured", **measured}
+        lines = [f"{word:<7} {fact}" for word, fact in rows.items()]
+        if self.forgetting:
+            width = output_width()
+            wide = (wrapped(line, width, indent="  ") for line in self.forgetting)
+            lines += ["", *(one for broken in wide for one in broken)]
         if self.judge:
             lines += ["", *result_lines(self.judge, output_width())]
         return lines
@@ -144,15 +157,20 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
     if loaded.config.scored is None:
-        raise UsageError(f"`{folder.name}` has no table `eval`", hint="add one to run.yaml")
+        raise UsageError(
+            f"`{folder.name}` holds out no rows, or says `eval: none`",
+            hint="name a file in `data.eval` of run.yaml, and leave `eval: none` out",
+        )
     check_fetched(folder, loaded)
     if again:
         _score_again(loaded, folder, on_message)
+    results = [read_result(loaded.out / f"eval-{stage}.json") for stage in ("before", "after")]
     return Scores(
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
         after=read_score(loaded.out / "eval-after.json"),
         judge=current_result(loaded.out),
+        forgetting=forgetting_lines(*results),
     )
 
 

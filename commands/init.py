@@ -26,6 +26,7 @@ from infra.durable import write_bytes
 from trainer.data.row import Notes, Row
 from trainer.data.split import is_held_out
 from trainer.data.template import Template, as_text
+from trainer.eval_tables.any_kind import UNASKED
 
 TEMPLATE = """\
 # One fine-tuning run. `qft audit` shows what would be trained, `qft plan` what it would cost;
@@ -43,7 +44,7 @@ model:  {{id: {base}}}
 method: {{kind: qlora, r: 8, alpha: 16, dropout: 0.1, targets: all-linear}}
 data:
   train: train.jsonl     # .jsonl, .json, .csv, .tsv or .parquet
-  eval:  eval.jsonl      # held out: never trained on, only scored
+  eval:  eval.jsonl      # held out: never trained on, only scored, before and after
 {templates}
 train:      {{steps: {steps}, batch_size: 8, lr: 2.0e-4, max_length: {length}}}
 checkpoint: {{every: auto, keep: 2}}
@@ -228,18 +229,12 @@ def _template(
             "labels": _quoted(guess.labels),
         }
     templates = TEMPLATES.format_map(words)
-    scored = f"eval:       {{kind: label, labels: {words['labels']}}}\n"
-    if guess is not None and guess.none:
-        none = _quoted(guess.none)
-        scored = f"eval:       {{kind: multilabel, labels: {words['labels']}, none: {none}}}\n"
     if guess is not None and guess.messages:
         templates = f"  messages: {_quoted(guess.messages)}\n  chat: "
         templates += MARKERS if plain else "template        # the base's own"
         templates += f"\n  ignore: {_quoted(guess.ignored)}" if guess.ignored else ""
     if guess is not None and guess.text:
         templates = f"  text: {_quoted(guess.text)}"
-    if guess is not None and not guess.labels:
-        scored = ""
     name = name if yaml.safe_load(name) == name else _quoted(name)  # `2024` is a number, `on` a yes
     return TEMPLATE.format(
         name=name,
@@ -247,7 +242,22 @@ def _template(
         templates=templates,
         steps=steps,
         length=length,
-        scored=scored,
+        scored=_scored(guess, words["labels"]),
+    )
+
+
+def _scored(guess: Guess | None, labels: str) -> str:
+    """Return the line `eval` of a run.yaml: how its held-out rows are scored, and how many."""
+    if guess is None:
+        return f"eval:       {{kind: label, labels: {labels}}}\n"
+    if guess.none:
+        return f"eval:       {{kind: multilabel, labels: {labels}, none: {_quoted(guess.none)}}}\n"
+    if guess.labels:
+        return f"eval:       {{kind: label, labels: {labels}}}\n"
+    kind = "chat" if guess.messages else "loss" if guess.text else "text"
+    rows = UNASKED[kind].rows
+    return (
+        f"eval:       {{kind: {kind}, rows: {rows}}}   # rows at most; `eval: none` scores none\n"
     )
 
 

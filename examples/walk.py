@@ -3,12 +3,15 @@
     python examples/walk.py [NAME ...]
 
 Each goes through `provider: local` with one eviction; its adapter is then loaded with plain PEFT.
+Each that trains is scored on its held-out rows before and after; a second table has these scores,
+of small models on a handful of rows, beside what was published of the real ones.
 Ends 0 when all arrived, 1 with the reasons of those that did not, 130 when interrupted; in each
 case no machine of it is left.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -24,6 +27,7 @@ from typing import Any, Self
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 MERGED = ("openllama7b-chat",)  # the published run ended with a merged model
+UNTRAINED = ("t5-3b-footprint",)  # it takes one step, to read the memory
 EVICTIONS = 1
 COMMAND_S_MAX = 600
 CLEARING_S_MAX = 120
@@ -44,6 +48,10 @@ class Arrival:
     adapter: str = "-"
     report: str = "-"
     merged: str = "-"
+    measure: str = "-"
+    before: str = "-"
+    after: str = "-"
+    published: str = "-"
     seconds: float = 0.0
     trouble: str = ""
 
@@ -52,8 +60,13 @@ class Arrival:
         parts = (self.evictions, self.steps, f"{self.seconds:.0f} s")
         return (self.name, *parts, self.adapter, self.report, self.merged)
 
+    def score_cells(self) -> tuple[str, ...]:
+        """Return the row of the table of scores."""
+        return (self.name, self.measure, self.before, self.after, self.published)
+
 
 HEAD = ("recipe", "evictions survived", "steps", "wall", "adapter", "report", "merged")
+SCORE_HEAD = ("recipe", "measure", "before", "after", "published of the real run")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,8 +88,12 @@ def main(argv: Sequence[str]) -> int:
         return 130
     finally:
         if done:
-            print("\n" + table(done), flush=True)
+            print("\n" + table(HEAD, [one.cells() for one in done]), flush=True)
+            print("\n" + table(SCORE_HEAD, [one.score_cells() for one in done]), flush=True)
     lost = [one for one in done if one.trouble]
+    trains = [one for one in done if one.name not in UNTRAINED]
+    both = sum("-" not in {one.before, one.after} for one in trains)
+    print(f"\n{both} of {len(trains)} recipes that train have a score before and after", flush=True)
     spent = time.monotonic() - begun
     print(f"{len(wanted) - len(lost)} of {len(wanted)} arrived in {spent / 60:.1f} min", flush=True)
     for one in lost:
@@ -140,6 +157,7 @@ class Walk:
                 f"the machine still bills {receipt['usd_per_h_now']} dollars per hour"
             )
         result = self.place / "out" / f"tiny-{self.name}"
+        scores = None if self.name in UNTRAINED else read_scores(result)
         self.load("adapter", str(self.place / "model"), str(result / "adapter"))
         self.step("report", "cli.py", "report", f"tiny-{self.name}")
         if not (result / "report.html").is_file():
@@ -148,10 +166,15 @@ class Walk:
             self.step("merged", "cli.py", "merge", f"tiny-{self.name}")
             self.load("loaded", str(result / "merged"))
         print(flush=True)
-        return Arrival(
+        arrival = Arrival(
             name=self.name, evictions=str(survived), steps=str(steps), adapter="loads in PEFT",
             report="written", merged="loads" if self.name in MERGED else "-",
+            published=published(self.name),
         )  # fmt: skip
+        if scores is None:
+            return arrival
+        measure, before, after = scores
+        return replace(arrival, measure=measure, before=before, after=after)
 
     def step(self, word: str, *command: str) -> str:
         """Run one command of Python in the checkout; return its stdout."""
@@ -220,6 +243,34 @@ def read_receipt(output: str) -> dict[str, Any]:
     return receipt
 
 
+def read_scores(result: Path) -> tuple[str, str, str]:
+    """Return measure, score before and score after, with intervals, as cells.
+
+    Raises `StrandedError` if one is missing, or has no interval around it.
+    """
+    measure, cells = "", []
+    for stage in ("before", "after"):
+        try:
+            score = json.loads((result / f"eval-{stage}.json").read_text(encoding="utf-8"))
+            value, low, high = (float(score[key]) for key in ("value", "low", "high"))
+            measure = str(score["metric"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StrandedError(f"there is no score {stage} training: {error}") from None
+        if not low <= value <= high:
+            raise StrandedError(f"the score {stage} training, {value}, is not within its interval")
+        cells.append(f"{value:.3f} ({low:.3f} to {high:.3f})")
+    return measure, cells[0], cells[1]
+
+
+def published(name: str) -> str:
+    """Return the published figure of a recipe, as its `prepare.py` states it in `PUBLISHED`."""
+    tree = ast.parse((EXAMPLES / name / "prepare.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PUBLISHED":
+            return str(ast.literal_eval(node.value))
+    raise StrandedError("its `prepare.py` states no `PUBLISHED`")
+
+
 def clear(home: Path) -> None:
     """Remove what machines are left in `home`; another Ctrl-C must not stop that half-way."""
     run(["cli.py", "down", "--all", "--delete", "--provider", "local"], home, alone=True)
@@ -239,10 +290,10 @@ def run(
     )  # fmt: skip
 
 
-def table(done: Sequence[Arrival]) -> str:
-    """Return the walks as lines under their headings."""
-    rows = [HEAD, *(one.cells() for one in done)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(HEAD))]
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return cells as lines under their headings."""
+    rows = [head, *lines]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows

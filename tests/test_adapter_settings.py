@@ -147,7 +147,8 @@ def test_a_report_of_strange_results_is_a_page_with_a_sentence(
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
 
     assert "cannot be shown: what came home is not as a training here writes it" in page
-    assert "<script" not in page
+    assert "<script>alert" not in page
+    assert page.count("<script>") == 1, "the page's own script, and no other"
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"step": "1"}', '{"step": 1', "[" * 100_000, "\x00"])

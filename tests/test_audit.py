@@ -11,6 +11,7 @@ from support.pages import read
 from support.tiny import make_config, make_model, make_rows, write_config
 
 from trainer.__main__ import main
+from trainer.pages import html
 from trainer.pages.audit import as_page, as_text
 
 
@@ -88,6 +89,7 @@ def test_the_page_stands_alone_and_executes_nothing(tmp_path: Path) -> None:
     page = read(as_page(audited(tmp_path, rows), "<b>name</b>"))
 
     assert page.foreign == []
+    assert page.scripts == [html.chart_script()]
     assert page.plots == ["tokens per row"]
     assert "<script>alert(1)</script>" in page.text
     assert page.headings == [

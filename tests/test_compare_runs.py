@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sacrebleu
 from sklearn.metrics import f1_score
 from support.scored_runs import finished_run, label_rows, score_of
 
@@ -18,6 +19,9 @@ from commands.runs.comparing.paired import PairedRows, paired_figures, quantile
 from commands.runs.comparing.scored_run import read_scored_run
 from commands.runs.home import run_folder
 from commands.ui.errors import UsageError
+from trainer.eval_tables.text import TextEvalTable
+from trainer.scoring.answer_figures import compare_answers
+from trainer.scoring.measures.all_measures import make_measures
 
 HALF = [True, False] * 20
 MORE = [True, True, True, False] * 10
@@ -209,6 +213,79 @@ def test_sets_of_labels_have_their_micro_f1(home: Path) -> None:
 
     wanted = [f1_score(sides[0], one, average="micro") for one in sides[1:]]
     assert [figure.first, figure.second] == pytest.approx(wanted, abs=1e-12)
+
+
+def text_rows(answers: list[str], references: list[str], table: TextEvalTable) -> list[Any]:
+    """Return the documents of free answers, with the sums that the trainer keeps."""
+    measures = make_measures(table, references)
+    pairs = list(zip(answers, references, strict=True))
+    kept = compare_answers(measures, pairs)
+    return [
+        {
+            "row": at + 1, "prompt": f"p{at}", "gold": right, "free": given, "stopped": True,
+            **kept.document_fields(at),
+        }
+        for at, (given, right) in enumerate(pairs)
+    ]  # fmt: skip
+
+
+def test_answers_in_words_have_the_figures_of_the_trainer(home: Path) -> None:
+    """Every figure of every measure is the trainer's, which is sacrebleu's and rouge-score's."""
+    names = ["chrf", "bleu", "tokens_f1", "rouge_l", "exact", "contains", "number"]
+    table = TextEvalTable.model_validate({"measures": names})
+    right = [f"the cat number {at} sat on mat {at * 7}" for at in range(12)]
+    sides = {
+        "one": [f"a cat {at} sat on a mat" for at in range(12)],
+        "two": [text if at % 3 else "" for at, text in enumerate(right)],
+    }
+    for name, answers in sides.items():
+        documents = text_rows(answers, right, table)
+        add_run(home, name, documents, kind="text", eval={"kind": "text", "measures": names})
+
+    found = compared(home)
+
+    assert set(found.figures) == set(names)
+    for side, answers in (("first", sides["one"]), ("second", sides["two"])):
+        kept = compare_answers(make_measures(table, right), zip(answers, right, strict=True))
+        for name, figure in kept.figures(resamples=1000).items():
+            assert getattr(found.figures[name], side) == pytest.approx(figure["value"], abs=1e-9)
+    assert found.figures["chrf"].second == pytest.approx(
+        sacrebleu.corpus_chrf(sides["two"], [right]).score, abs=1e-9
+    )
+    assert found.figures["exact"].interval == "newcombe"
+
+
+def test_json_answers_have_the_figures_of_the_trainer(home: Path) -> None:
+    """F1, precision and recall over the values of JSON, and both shares, are the trainer's."""
+    table = TextEvalTable.model_validate({"measures": ["json"]})
+    right = [json.dumps({"a": at, "b": [1, at], "c": "x"}) for at in range(9)]
+    for name, step in (("one", 2), ("two", 4)):
+        answers = [text if at % step else '{"a": 3' for at, text in enumerate(right)]
+        documents = text_rows(answers, right, table)
+        add_run(home, name, documents, kind="text", eval={"kind": "text", "measures": ["json"]})
+    answers = [text if at % 4 else '{"a": 3' for at, text in enumerate(right)]
+    kept = compare_answers(make_measures(table, right), zip(answers, right, strict=True))
+
+    found = compared(home).figures
+
+    wanted = {name: one["value"] for name, one in kept.figures(resamples=1000).items()}
+    assert {name: one.second for name, one in found.items()} == pytest.approx(wanted)
+    assert len(wanted) == 5
+
+
+def test_problems_of_one_family_are_drawn_together(home: Path) -> None:
+    """Programs that test variants of one problem are one document, as in the run's own gain."""
+    rows = [
+        {**row, "group": f"family {at // 4}"} for at, row in enumerate(label_rows([False] * 32))
+    ]
+    better = [{**row, "score": float(at // 4 % 2)} for at, row in enumerate(rows)]
+    for name, documents in (("one", rows), ("two", better)):
+        add_run(home, name, documents, kind="code", eval={"kind": "code"})
+
+    figure = compared(home).figures["accuracy"]
+
+    assert (figure.change, figure.interval) == (0.5, "bootstrap")
+    assert figure.high - figure.low > 0.5
 
 
 def test_only_common_rows_count_whatever_their_order(home: Path) -> None:

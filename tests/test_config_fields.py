@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +24,13 @@ from support.rig import outcome, rig, saves_in_step
 from trainer import config as tables
 from trainer import model as models
 from trainer.adapters.quantised_share import QuantisedShare
+from trainer.code_eval.problems import limits_of
 from trainer.config import load_config
 from trainer.config_errors import BRANCH, keys_at, table_of
 from trainer.data_table import DatasetTable
 from trainer.errors import ConfigError, DataError
 from trainer.eval_tables.any_kind import BRANCHES
+from trainer.eval_tables.code import CodeEvalTable
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import CostTable
 from trainer.eval_tables.text import AnswerFields
@@ -35,8 +38,10 @@ from trainer.hub_models import find_account
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.saving.interval import choose_interval
+from trainer.scoring.code import interpreter_of, load_problems
 from trainer.scoring.measures.all_measures import make_measures
 from trainer.scoring.rescore import rescore
+from trainer.scoring.result import ScoringRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 Tables = Mapping[str, Mapping[str, Any]]
@@ -51,6 +56,15 @@ AUTO: Tables = {"checkpoint": {"every": "auto"}}
 ANSWERS: Tables = {
     "eval": {"kind": "text", "measures": ["exact"], "baselines": False},
     "data": {"eval": "eval.jsonl"},
+}
+CHOICE: Tables = {
+    "eval": {"kind": "choice", "options": list(tiny.MOODS), "baselines": False},
+    "data": {"eval": "eval.jsonl"},
+}
+CODE: Tables = {"eval": {"kind": "code"}, "data": {"eval": "eval.jsonl"}}
+PROGRAMS: Mapping[str, str] = {
+    "code_context": "def test_execution(solution): exec(solution)",
+    "other_tests": "def test_execution(solution): compile(solution, '', 'exec')",
 }
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
@@ -98,6 +112,24 @@ def measured(run: Path) -> object:
         (name, [measure.compare(*pair).statistics for pair in pairs])
         for name, measure in make_measures(table, [right for _, right in pairs]).items()
     ]
+
+
+def judged(run: Path) -> object:
+    """By which programs, in what and how answers that are code would be judged."""
+    config = load_config(run / "config.json")
+    table = config.scored
+    assert isinstance(table, CodeEvalTable)
+    request = ScoringRequest(
+        run_dir=run,
+        scratch=run,
+        config=config,
+        model=SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=False)),
+        tokenizer=tiny.make_tokenizer(),
+        stage="before",
+        on_progress=lambda _done, _total: None,
+    )
+    chosen = load_problems(request)
+    return chosen.problems, chosen.tokens_max, limits_of(table), interpreter_of(request)
 
 
 def sampled(run: Path) -> object:
@@ -228,17 +260,27 @@ CASES: Mapping[str, Case] = {
     "eval.baselines": Case({"baselines": False}, scores, LABEL),
     "eval.shots": Case({"shots": 2}, scores, LABEL),
     "eval.costs": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
+    "eval.forgetting": Case({"forgetting": True}, scores, LABEL),
+    "eval.general": Case({"general": "../other.jsonl"}, scores, LABEL),
     "eval.resamples": Case({"resamples": 1001}, scores, LABEL),
     "eval.text.measures": Case({"measures": ["number"]}, measured, ANSWERS),
     "eval.text.tokens_max": Case({"tokens_max": 3}, scores, ANSWERS),
     "eval.text.ignore_case": Case({"ignore_case": True}, measured, ANSWERS),
     "eval.text.tolerance": Case({"tolerance": {"absolute": 0.5}}, measured, _measured_by("number")),
     "eval.text.lists": Case({"lists": "unordered"}, measured, _measured_by("json")),
+    "eval.code.tests": Case({"tests": "other_tests"}, judged, CODE),
+    "eval.code.library": Case({"library": "mood"}, judged, CODE),
+    "eval.code.python": Case({"python": "/usr/bin/python3"}, judged, CODE),
+    "eval.code.tokens_max": Case({"tokens_max": 3}, judged, CODE),
+    "eval.code.seconds": Case({"seconds": 3}, judged, CODE),
+    "eval.code.memory_gb": Case({"memory_gb": 3}, judged, CODE),
     "eval.chat.measures": Case({"measures": ["number"]}, measured, _on_chat("exact")),
     "eval.chat.tokens_max": Case({"tokens_max": 3}, scores, _on_chat("exact")),
     "eval.chat.ignore_case": Case({"ignore_case": True}, measured, _on_chat("exact")),
     "eval.chat.tolerance": Case({"tolerance": {"relative": 0.5}}, measured, _on_chat("number")),
     "eval.chat.lists": Case({"lists": "unordered"}, measured, _on_chat("json")),
+    "eval.choice.options": Case({"options": [*tiny.MOODS, "mixed"]}, scores, CHOICE),
+    "eval.choice.by": Case({"by": "letter"}, scores, CHOICE),
     "cost.miss": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
     "cost.false_alarm": Case({"costs": {"positive": {"false_alarm": 5}}}, scores, LABEL),
 }
@@ -262,7 +304,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count, first in (("train.jsonl", 20, 0), ("eval.jsonl", 9, 4), ("other.jsonl", 9, 7)):
         rows = tiny.make_rows(root / name, count + first).read_text().splitlines()[first:]
         talks = [
-            {**row, "talk": [{"role": role, "content": row[key]} for role, key in TURNS]}
+            {**row, **PROGRAMS, "talk": [{"role": r, "content": row[key]} for r, key in TURNS]}
             for row in map(json.loads, rows)
         ]
         (root / name).write_text("".join(json.dumps(row) + "\n" for row in talks))

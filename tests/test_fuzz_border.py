@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from support.fakecloud import Story
 from support.jsons import FUZZED, documents
 
-from commands.runs.receipt import read_score
+from commands.runs.score import read_score, score_lines
 from commands.runs.workload import SshWorkload
 from commands.ui.errors import TrainingError
 from commands.ui.snapshot import take_snapshot
@@ -300,6 +300,7 @@ def test_any_result_that_came_home_is_read_or_refused(
     (folder / "adapter_config.json").write_bytes(settings)
     found = read_score(folder / "eval.json")
     assert found is None or str(found).isprintable()
+    assert all(line.isprintable() for _, line in score_lines(found, found))
     with suppress(ConfigError):
         reported = read_settings(folder)
         assert 1 <= reported.r <= 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,15 @@ def test_parameters_that_a_model_refuses_are_left_out(tmp_path: Path) -> None:
 
 def test_a_row_that_is_refused_does_not_end_the_rest(service: JudgeService, tmp_path: Path) -> None:
     """A request that is too long for the model is left out and counted; its row has no verdict."""
-    service.troubles = [(400, {}, error_body("this exceeds the context length"))]
+    text = "maximum context length is 800 tokens: 700 in messages, 512 in max_tokens"
+    service.troubles = [(400, {}, error_body(text))]
 
     outcome, kept, _ = judged(service, BETTER, tmp_path)
 
     assert len(outcome.refused) == 1
     assert figures(service, BETTER, kept, "base_tuned").rows == 5
     assert figures(service, BETTER, kept, "right_tuned").rows == 6
+    assert "max_tokens" in service.requests[-1]
 
 
 def test_a_service_that_refuses_everything_ends_it(service: JudgeService, tmp_path: Path) -> None:
@@ -176,16 +179,22 @@ def test_a_slow_answer_is_given_up(service: JudgeService, tmp_path: Path) -> Non
 
 
 def test_a_service_that_is_not_there_is_reported() -> None:
-    """One that is not there is an error with a hint."""
-    nobody = Endpoint(
-        url="http://127.0.0.1:9/v1", model="m", key=None, loopback=True, clock=lambda: 0.0,
+    """One that is not there, and one that never says a word, are errors with a hint."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for url in ("http://127.0.0.1:9/v1", f"http://127.0.0.1:{port}/v1"):
+            with pytest.raises(HostError, match="no whole answer") as caught:
+                quiet_endpoint(url).ask([{"role": "user", "content": "x"}])
+
+            assert "goes on" in caught.value.hint
+
+
+def quiet_endpoint(url: str) -> Endpoint:
+    """Return an endpoint that waits for nothing."""
+    return Endpoint(
+        url=url, model="m", key=None, loopback=True, clock=lambda: 0.0,
         wall=lambda: 0.0, sleep=lambda _s: None, on_message=lambda _text: None, timeout_s=0.2,
     )  # fmt: skip
-
-    with pytest.raises(HostError, match="no whole answer") as caught:
-        nobody.ask([{"role": "user", "content": "x"}])
-
-    assert "goes on" in caught.value.hint
 
 
 def test_an_answer_that_is_cut_gets_more_tokens(service: JudgeService) -> None:

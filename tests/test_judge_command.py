@@ -13,15 +13,18 @@ from pydantic import ValidationError
 from support.judge_service import JudgeService, error_body, judge_service
 from support.judging import KEY, PRICES, endpoint_of
 from support.scored_runs import finished_run, score_of
+from typer.testing import CliRunner
 
+from commands import eval as eval_command
 from commands.eval import scores, show_judgement
-from commands.runs.config import RunConfig
+from commands.runs.config import RunConfig, check
 from commands.runs.fetched_run import add_results
 from commands.runs.find_config import reopen
 from commands.runs.home import run_folder
 from commands.runs.judge.judge_run import JudgeOptions, judge_run, read_key
 from commands.runs.judge.prompts import messages
 from commands.runs.judge_table import JudgeTable
+from commands.runs.payload import build_payload
 from commands.ui.errors import Exit, QftError, StoppedError, UsageError
 
 
@@ -58,8 +61,11 @@ def test_a_table_that_would_leak_or_not_work_is_refused(
         JudgeTable.model_validate({**good, **change})
 
 
-def test_the_table_stays_at_home_and_survives_being_saved() -> None:
-    """Nothing of it is among the tables for the machine; a saved config is read back the same."""
+def test_the_table_stays_at_home_and_survives_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is in what the machine gets; a saved config is read back the same."""
+    monkeypatch.setenv("JK", KEY)
     settings: dict[str, Any] = {
         "name": "r", "model": {"id": "a/b"}, "data": {"train": "t.jsonl", "prompt": "{a}",
         "completion": "{b}"}, "judge": {"url": "https://judge.example/v1", "model": "judge-model",
@@ -67,7 +73,12 @@ def test_the_table_stays_at_home_and_survives_being_saved() -> None:
     }  # fmt: skip
     config = RunConfig.model_validate(settings)
 
+    payload = build_payload(check(settings, tmp_path / "run.yaml"), tmp_path / "staging")
+
     assert "judge" not in json.dumps(config.trainer_tables)
+    assert "judge-model" not in payload.config.read_text(encoding="utf-8")
+    sent = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in sent if KEY.encode() in path.read_bytes()]
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
@@ -118,9 +129,9 @@ def test_the_command_prints_both_tables_and_shows_the_key_nowhere(
 
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert max(map(len, lines[:5])) <= 80
-    assert any(line.startswith("tuned against base ") and " 4/0/0 " in line for line in lines)
-    assert any(line.startswith("tuned against the right answer") for line in lines)
+    assert max(map(len, lines[:6])) <= 80
+    assert any(line.startswith("the base ") and " 4/0/0 " in line for line in lines)
+    assert any(line.startswith("right answers ") for line in lines)
     result = json.loads((out / "judge.json").read_text(encoding="utf-8"))
     assert result["tables"]["base_tuned"]["wins"] == 4
     assert result["documents"][0]["base_tuned"]["choices"] == ["B", "A"]
@@ -270,10 +281,28 @@ def test_a_result_is_shown_until_the_answers_change(
 
     shown = scores("run", again=False, on_message=print)
     assert shown.to_json()["judge"]["tables"]["base_tuned"]["wins"] == 3
-    assert any(line.startswith("tuned against base") for line in shown.lines())
+    assert any(line.startswith("the base ") for line in shown.lines())
     add_results(tmp_path, reopen(run_folder(home, "run")))
     assert (tmp_path / "judge.json").is_file()
 
     text = (out / "eval-after.json").read_text(encoding="utf-8")
     (out / "eval-after.json").write_text(text.replace("right it is", "never"), encoding="utf-8")
     assert scores("run", again=False, on_message=print).judge == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--judge", "--again"], "are two commands"),
+        (["--yes"], "goes with `--judge`"),
+        (["--compare", "a", "b", "--judge"], "takes two runs"),
+        (["c", "--compare", "a", "b"], "takes two runs"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
+    """Nothing that was typed is ignored silently."""
+    done = CliRunner().invoke(eval_command.app, arguments)
+
+    assert isinstance(done.exception, UsageError)
+    assert message in done.exception.message
+    assert done.exception.hint

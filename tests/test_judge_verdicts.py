@@ -9,7 +9,7 @@ import pytest
 from support.judging import rows_of
 
 from commands.runs.judge.figures import ComparedPair, add_up
-from commands.runs.judge.pairs import choose_pairs
+from commands.runs.judge.pairs import choose_pairs, judged_rows
 from commands.runs.judge.prompts import messages
 from commands.runs.judge.result import result_lines
 from commands.runs.judge.tokens import estimate_tokens
@@ -104,6 +104,32 @@ def test_the_same_rows_are_chosen_whatever_their_order() -> None:
     assert few != rows[:10]
     assert {one.prompt for one in choose_pairs(rows[::-1], 10)} == {one.prompt for one in few}
     assert choose_pairs(rows, 100) == rows
+
+
+def test_each_answer_of_a_conversation_is_judged() -> None:
+    """A scored conversation gives as many rows as it has answers, each behind its own turns."""
+    results = [
+        {
+            "details": {
+                "documents": [
+                    {
+                        "row": 7, "prompt": "p", "gold": "[1] g\n\n[2] h", "free": "[1] x\n\n[2] y",
+                        "answers": [
+                            {"prompt": "p", "gold": "g", "free": f"{word} x"},
+                            {"prompt": "p x q", "gold": "h", "free": f"{word} y"},
+                        ],
+                    }
+                ]
+            }
+        }
+        for word in ("base", "tuned")
+    ]  # fmt: skip
+
+    rows = judged_rows(*results)
+
+    assert [(one.row, one.prompt, one.base, one.tuned, one.right) for one in rows] == [
+        (7, "p", "base x", "tuned x", "g"), (7, "p x q", "base y", "tuned y", "h"),
+    ]  # fmt: skip
 
 
 def test_lines_of_a_result_that_somebody_changed_are_harmless() -> None:

@@ -64,7 +64,8 @@ def job_of(loaded: LoadedConfig, card: str) -> JobEstimate:
     steps = train.steps or 2000 * (train.epochs or 1.0)
     trained_h = steps * 6.0 / 3600 * train.max_length / 1000 / CARDS[card][1]
     need = need_of(card, TrainerConfig.model_validate(config.trainer_tables))
-    scored_h = 0.0 if config.scored is None else 0.5 + config.scored.shots * 0.25
+    table = config.scored if config.eval is not None else None  # unasked, it takes no time here
+    scored_h = 0.0 if table is None else 0.5 + table.shots * 0.25
     parts = (
         JobPart(name="set-up", hours=Span.exactly(0.1)),
         JobPart(name="train", hours=Span.within_factor(trained_h, 1.5)),

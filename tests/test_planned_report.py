@@ -12,7 +12,7 @@ import pytest
 from support.pages import read
 from support.reports import run_dir
 
-from trainer.pages import html, report
+from trainer.pages import bars, report
 from trainer.pages.run_files import build_report
 
 __all__ = ["run_dir"]  # a fixture of another file, found by its name here
@@ -54,9 +54,9 @@ def test_the_report_of_a_run_with_a_plan_shows_each_part(run_dir: Path) -> None:
     """Memory, time of each part, dollars and both sums stand beside what was planned of them."""
     page = read(page_of(run_dir, PLAN))
 
-    assert page.headings[:3] == ["Summary", "Planned and real", "Learning"]
-    assert page.plots[0] == "Planned and real time by part"
-    text = page.text.partition("Planned and real")[2].partition("Learning")[0]
+    assert page.headings[2:5] == ["Learning", "Planned and real", "The run"]
+    assert "Planned and real time by part" in page.plots
+    text = page.text.partition("Planned and real")[2].partition("The run")[0]
     text = text.replace("\u00a0", " ")
     for row in (
         "memory7.10 GB6.00 GB to 8.00 GB6.30 GB",
@@ -95,17 +95,17 @@ def test_a_plan_that_is_none_costs_its_section_only(run_dir: Path, broken: str) 
 def test_bars_and_ranges_are_as_long_as_their_figures() -> None:
     """The real bar begins at zero, and the range ends where its figures do, on one scale."""
     ranges = [
-        html.Range(name="a", low=1.0, likely=2.0, high=4.0, real=3.0),
-        html.Range(name="b", real=6.0),
+        bars.Range(name="a", low=1.0, likely=2.0, high=4.0, real=3.0),
+        bars.Range(name="b", real=6.0),
     ]
-    drawing = html.range_plot("times", ranges, x="hours")
-    bars = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawing)]
-    ((start, end),) = re.findall(r'class="b"[^>]* x1="([\d.]+)"\s+x2="([\d.]+)"', drawing)
-    (likely,) = re.findall(r'cx="([\d.]+)"', drawing)
+    drawing = bars.range_plot("times", ranges, x="hours").partition('<ul class="bars"')[2]
+    real = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawing)]
+    marks = re.findall(r'class="plan" x1="([\d.]+)" x2="([\d.]+)"', drawing)
+    (start, end), (likely, _) = marks
 
-    assert bars[1] == pytest.approx(2 * bars[0], abs=0.2)
-    assert float(end) - float(start) == pytest.approx(bars[0], abs=0.2)
-    assert float(likely) - float(start) == pytest.approx(bars[0] / 3, abs=0.2)
+    assert real[1] == pytest.approx(2 * real[0], abs=0.2)
+    assert float(end) - float(start) == pytest.approx(real[0], abs=0.2)
+    assert float(likely) - float(start) == pytest.approx(real[0] / 3, abs=0.2)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e-2, 1e6])
@@ -120,5 +120,5 @@ def test_runs_of_any_length_can_be_drawn(run_dir: Path, scale: float) -> None:
         part["actual_hours"] = None
     empty = read(page_of(run_dir, plan))
 
-    assert page.plots[0] == "Planned and real time by part"
+    assert "Planned and real time by part" in page.plots
     assert "there is nothing to show" in empty.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,7 @@ def load_example(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclasses look for their types
     spec.loader.exec_module(module)
     return module
 
@@ -48,6 +50,52 @@ def test_a_stand_in_has_the_same_tokenizer_each_time(kind: str) -> None:
     first, second = (make(texts)[0].backend_tokenizer.to_str() for _ in range(2))
 
     assert first == second
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "t5-3b-footprint"])
+def test_a_recipe_that_trains_is_scored_on_rows_it_does_not_learn(
+    name: str, recipes: ModuleType
+) -> None:
+    """Its run file names held-out rows and how they are scored; a plan counts their hours."""
+    settings = yaml.safe_load((EXAMPLES / name / "run.yaml").read_text(encoding="utf-8"))
+    config = RunConfig.model_validate(settings)
+
+    assert config.data.eval == "eval.jsonl"
+    assert "kind" in settings["eval"]
+    assert config.scored is not None
+    assert settings["plan"]["eval_rows"] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_page_has_the_published_figure(name: str, recipes: ModuleType) -> None:
+    """The page and the table of `make recipes` say the same: a figure, or that there is none."""
+    page = (EXAMPLES / name / "README.md").read_text(encoding="utf-8")
+    stated = recipes.load(name).PUBLISHED
+
+    assert load_example("walk").published(name) == stated
+    if stated.startswith("none"):
+        assert "## Score" in page
+        assert "No score was published" in " ".join(page.partition("## Score")[2].split())
+    else:
+        assert stated in " ".join(page.split())
+
+
+def test_the_walk_reads_scores_and_refuses_what_is_none(tmp_path: Path) -> None:
+    """Cells have the value with its interval; a missing score, or one outside it, is reported."""
+    walk = load_example("walk")
+    for stage, value in (("before", 0.25), ("after", 0.5)):
+        score = {"metric": "accuracy", "value": value, "low": 0.1, "high": 0.6}
+        (tmp_path / f"eval-{stage}.json").write_text(json.dumps(score), encoding="utf-8")
+
+    assert walk.read_scores(tmp_path) == (
+        "accuracy", "0.250 (0.100 to 0.600)", "0.500 (0.100 to 0.600)"
+    )  # fmt: skip
+    (tmp_path / "eval-after.json").write_text('{"metric": "m", "value": 1, "low": 2, "high": 3}')
+    with pytest.raises(walk.StrandedError, match="not within its interval"):
+        walk.read_scores(tmp_path)
+    (tmp_path / "eval-before.json").unlink()
+    with pytest.raises(walk.StrandedError, match="no score before"):
+        walk.read_scores(tmp_path)
 
 
 def test_all_seven_experiments_are_there(recipes: ModuleType) -> None:

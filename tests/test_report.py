@@ -13,6 +13,7 @@ from support.reports import run_dir
 from trainer.__main__ import main
 from trainer.pages import html, report
 from trainer.pages.run_files import build_report
+from trainer.pages.summary import describe_agreement
 
 __all__ = ["run_dir"]  # a fixture of another file, found by its name here
 
@@ -37,12 +38,14 @@ def test_the_page_shows_every_plot_and_stands_alone(run_dir: Path, tmp_path: Pat
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = read(text)
 
-    assert page.plots == ["Training loss", "Throughput", "Calibration", "Calibration"]
+    assert page.plots == [
+        "Training loss", "Learning rate", "Throughput", "Calibration", "Calibration",
+    ]  # fmt: skip
     assert page.foreign == []
-    assert page.text.count("evicted") == 2
+    assert page.text.count("evicted") == 3
     assert page.headings == [
-        "Summary", "Learning", "Scores", "Answers before training", "Answers after training",
-        "Config",
+        "Before and after", "What it got wrong", "Learning", "The run", "Label by label",
+        "Config and versions",
     ]  # fmt: skip
     assert '<table class="heat">' in text
     assert "TF-IDF + regression" in page.text
@@ -58,7 +61,7 @@ def test_times_are_readable_and_what_is_unknown_has_no_line(run_dir: Path) -> No
     assert "time rented1 min 18 s" in page.text
     assert "time in training steps15 s" in page.text
     for word in ("validation", "the same bits", "machine", "None", "unknown"):
-        assert word not in page.text.partition("Learning")[0]
+        assert word not in page.text.partition("The run")[2].partition("Label by label")[0]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +89,8 @@ def test_a_fast_run_has_throughput_labels_that_fit(run_dir: Path) -> None:
     fast = [step | {"tokens": 7450 + 9 * step["step"]} for step in steps]
     path.write_text("".join(json.dumps(step) + "\n" for step in fast), encoding="utf-8")
     text = report.as_page(build_report(run_dir), run_dir, name="run")
-    plot = text.partition('aria-label="Throughput"')[2].partition("</svg>")[0]
-    labels = re.findall(r'text-anchor="end">([^<]*)<', plot)
+    plot = text.partition('aria-label="Throughput"')[2].partition("</figure>")[0]
+    labels = re.findall(r'class="y"[^>]*>([^<]*)<', plot)
 
     assert [label for label in labels if len(label) > 7 or "e" in label] == []
     assert any(label.endswith("k") for label in labels)
@@ -98,10 +101,10 @@ def test_a_merged_model_is_reported_with_both_bases() -> None:
     found = {"held_out": True, "rows": 9, "equal": 9, "onto": "original"}
     trained = {**found, "as_trained": {"quant": "nf4", "equal": 7}}
 
-    assert report.describe_agreement({**found, "as_trained": None}) == (
+    assert describe_agreement({**found, "as_trained": None}) == (
         "answers 9 of 9 held-out rows as the adapter does"
     )
-    assert report.describe_agreement(trained) == (
+    assert describe_agreement(trained) == (
         "answers 9 of 9 held-out rows as the adapter does on the original base, which it was "
         "merged onto, and 7 as on the nf4 base it was trained on"
     )
@@ -115,7 +118,7 @@ def test_validation_losses_are_drawn_when_there_are_any(run_dir: Path) -> None:
     path.write_text("".join(json.dumps(step) + "\n" for step in changed), encoding="utf-8")
     page = read(report.as_page(build_report(run_dir), run_dir, name="run"))
 
-    assert page.plots[:3] == ["Training loss", "Validation loss", "Throughput"]
+    assert page.plots[:4] == ["Training loss", "Validation loss", "Learning rate", "Throughput"]
 
 
 def test_a_run_that_has_hardly_begun_has_a_report_too(tmp_path: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
-import subprocess
 import zlib
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from support.audits import audited
+from support.browser import browser
 from support.reports import run_dir
 
 from trainer.pages import audit, report
@@ -18,42 +18,23 @@ from trainer.pages import audit, report
 __all__ = ["run_dir"]  # a fixture of another file, found by its name here
 
 WIDTH, HEIGHT = 1000, 6000
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--hide-scrollbars", "--force-device-scale-factor=1",
-)  # fmt: skip
-# Asks the browser where it drew what; the page itself stays without scripts.
-ASK = """<script>
-const found = [...document.querySelectorAll("svg")].map(s => {
-  const r = s.getBoundingClientRect();
-  return [s.getAttribute("aria-label"), r.left, r.top, r.width, r.height]; });
-document.body.setAttribute("data-plots", JSON.stringify(found));</script>"""
+PLOTS = """[...document.querySelectorAll("svg[role=img]")].map((one) => {
+  const box = one.getBoundingClientRect();
+  return [one.getAttribute("aria-label"), box.left, box.top, box.width, box.height]; })"""
+OPEN = """document.querySelectorAll("details:has(svg[role=img])").forEach((one) => {
+  one.open = true; })"""
 Box = tuple[str, float, float, float, float]
 
 
 def shot(page: Path, scratch: Path) -> tuple[list[Box], list[bytes]]:
     """Return the plots' names and boxes, and the rows of RGB pixels of the whole page."""
-    twin = scratch / f"{page.stem}-asking.html"
-    twin.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{ASK}</body>"))
-    dom = browse(twin, scratch, "--dump-dom")
-    raw = dom.split('data-plots="', 1)[1].split('"', 1)[0].replace("&quot;", '"')
     picture = scratch / f"{page.stem}.png"
-    browse(page, scratch, f"--screenshot={picture}")
-    return [tuple(one) for one in json.loads(raw)], pixels(picture.read_bytes())
-
-
-def browse(page: Path, scratch: Path, wish: str) -> str:
-    """Open a page in a fresh headless Chromium, and return what it prints."""
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "this proof needs Debian's chromium: apt-get install chromium"
-    profile = scratch / f"profile-{page.stem}-{wish[2:6]}"
-    ended = subprocess.run(
-        [chromium, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}",
-         wish, page.as_uri()],
-        capture_output=True, text=True, timeout=600, check=True,
-    )  # fmt: skip
-    return ended.stdout
+    with browser(scratch / f"profile-{page.stem}") as tab:
+        tab.open(page.as_uri(), width=WIDTH, height=HEIGHT)
+        tab.ask(OPEN)
+        boxes = [tuple(one) for one in tab.ask(PLOTS)]
+        tab.screenshot(picture)
+    return boxes, pixels(picture.read_bytes())
 
 
 def pixels(png: bytes) -> list[bytes]:
@@ -100,7 +81,7 @@ def drawn(rows: list[bytes], box: Box) -> tuple[int, int]:
     """Return how many columns and rows of a plot's inside hold pixels of colour."""
     _, left, top, width, height = box
     columns, lines = set(), set()
-    for y in range(int(top), min(int(top + height), len(rows))):
+    for y in range(int(top) - 2, min(int(top + height) + 2, len(rows))):  # a line has a width
         for x in range(int(left), int(left + width)):
             pixel = rows[y][3 * x : 3 * x + 3]
             if max(pixel) - min(pixel) > 40:  # neither paper, grid nor letters: those are grey
@@ -128,7 +109,8 @@ def test_every_plot_of_the_report_is_drawn(run_dir: Path, tmp_path: Path) -> Non
     boxes, rows = shot(tmp_path / "report.html", tmp_path)
 
     assert [box[0] for box in boxes] == [
-        "Training loss", "Validation loss", "Throughput", "Calibration", "Calibration",
+        "Training loss", "Validation loss", "Learning rate", "Throughput", "Calibration",
+        "Calibration",
     ]  # fmt: skip
     check(boxes, rows)
 
@@ -145,12 +127,14 @@ def test_every_plot_of_the_audit_is_drawn(tmp_path: Path) -> None:
 
 
 def check(boxes: list[Box], rows: list[bytes]) -> None:
-    """Each plot lies wholly in the picture, under the one before it, and is drawn broadly."""
-    bottoms = [0.0, *(box[2] + box[4] for box in boxes)]
-    for box, above in zip(boxes, bottoms, strict=False):
+    """Each plot lies wholly in the picture, over no other one, and is drawn broadly."""
+    for one, other in combinations(boxes, 2):
+        beside = one[1] + one[3] <= other[1] or other[1] + other[3] <= one[1]
+
+        assert beside or one[2] + one[4] <= other[2], f"{one[0]} lies over {other[0]}"
+    for box in boxes:
         columns, lines = drawn(rows, box)
 
-        assert above <= box[2]
         assert box[2] + box[4] <= HEIGHT
         assert columns > box[3] / 4, f"{box[0]}: colour in {columns} columns only"
         assert lines >= 2, f"{box[0]}: colour in {lines} rows only"

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
+from commands.runs.general_rows import general_faults
 from commands.runs.home import check_name
 from commands.runs.judge_table import JudgeTable
 from commands.runs.plain_values import plain_faults
@@ -147,6 +148,13 @@ class LoadedConfig:
             for key, name in self.config.data.files.items()
             if hub.parse(name) is None
         }
+
+    @property
+    def general_file(self) -> Path | None:
+        """The file of `eval.general` here; None if none is named, or the machine fetches it."""
+        name = None if self.config.scored is None else self.config.scored.general
+        here = name is not None and hub.parse(name) is None
+        return self.folder / Path(name).expanduser() if name and here else None
 
     @property
     def out(self) -> Path:
@@ -304,7 +312,8 @@ def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -
         if found:
             causes = [*notes.lines(), header_problem(row.fields for row in rows)]
             faults += [f"data.{key}: {file}: {cause}" for cause in causes if cause]
-    faults = [*gathered(faults), *_model_faults(loaded)]
+    faults = [*gathered(faults), *general_faults(loaded.general_file, table)]
+    faults += _model_faults(loaded)
     if faults:
         shown = [_shown(one) for one in faults[:20]]
         if len(faults) > len(shown):
@@ -366,10 +375,12 @@ def row_problems(
 ) -> list[tuple[int, str]]:
     """Return what is wrong with the rows of one file, each with its number.
 
-    `counts` takes the rows of a file to learn from, whose lengths then count, too.
+    `counts` takes the rows of a file to learn from, whose lengths then count, too. Held-out rows
+    have none; they must be such as can be scored.
     """
     from trainer.data.preferences import describe_preferences
     from trainer.data.template import MissingFieldError
+    from trainer.scoring.scored_rows import scored_row_problems
 
     there = [one.for_rows(row.fields for row in rows) for one in templates]
     found = []
@@ -381,6 +392,8 @@ def row_problems(
             problem = f"{error}; {kind}" if kind else str(error)
         if problem:
             found.append((row.number, problem))
+    if counts is None and not found and len(templates) == 2:
+        return scored_row_problems(rows, config.data, config.scored)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home
@@ -117,28 +118,33 @@ def make_ready(
     vm: VmTable,
     on_message: Callable[[str], None],
     reconnect: Callable[[ssh.Host], ssh.SshConnection] = ssh.connect,
+    *,
+    answers: bool = False,
 ) -> MakeReady:
     """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
 
     A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
     machine with an interpreter named. Others get driver and environment by `remote.setup.apply`.
+    With `answers`, any of them gets an environment for answers that are code.
     """
 
     def ready(connection: ssh.SshConnection, machine: Vm) -> tuple[ssh.SshConnection, str]:
         from remote.setup.apply import apply
 
-        wanted = setup_wanted(vm, machine)
+        wanted = replace(setup_wanted(vm, machine), answers=answers)
         done = apply(connection, wanted, on_message=on_message, reconnect=reconnect)
         _remember_grid(done.facts.grid_sha256)
         return done.connection, done.python
 
-    if vm.provider == "local":
+    if vm.provider == "local" and not answers:
         return lambda connection, _machine: (connection, sys.executable)
     return ready
 
 
 def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
+    if vm.provider == "local":
+        return SetupGoal(python=sys.executable, rented=False)
     if vm.provider == "ssh":
         table = need_ssh(vm)
         driver = DriverKind.DATACENTER if table.gpu else DriverKind.NONE

@@ -15,32 +15,19 @@ from commands.runs.measured import read_measured, read_result
 from commands.runs.planning.actual import actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import read_planned
+from commands.runs.score import Score, read_score, score_lines
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
 from infra.run.state import RunState
-from infra.untrusted import number, table, text, whole
+from infra.untrusted import table, text
 from trainer.rundir.layout import RECEIPT
 from trainer.saving.manifest import directory_name, steps_present
 from trainer.text import duration, inexact
 
 DOWN_REASON = "qft down"
 """The reason that `commands.down` writes into the journal of a run that it releases."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A metric with its bootstrap interval, as the trainer measured it."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n={self.n})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +93,7 @@ class Receipt:
         ]
         if self.comparison:
             rows += self.comparison.lines(simulated=self.simulated)
-        if self.before:
-            rows.append(("before", str(self.before)))
-        if self.after:
-            rows.append(("after", str(self.after)))
+        rows += score_lines(self.before, self.after)
         if self.parent:
             rows.append(("went on from", self.parent))
         if self.adapter:
@@ -185,16 +169,6 @@ def _parent(folder: RunFolder) -> str:
     """The adapter that the run goes on from, as its config names it; empty if there is none."""
     method = table(table(read_result(folder.config).get("config")).get("method"))
     return text(method.get("from")) or ""
-
-
-def read_score(path: Path) -> Score | None:
-    """The score in an evaluation's JSON; None if there is none or it is not one."""
-    found = read_result(path)
-    metric, n = text(found.get("metric"), most=60), whole(found.get("n"))
-    value, low, high = (number(found.get(key), most=1e9) for key in ("value", "low", "high"))
-    if metric is None or n is None or value is None or low is None or high is None:
-        return None
-    return Score(metric=metric, value=value, low=low, high=high, n=n)
 
 
 def _worked_s(events: list[Event]) -> float:

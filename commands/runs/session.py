@@ -57,6 +57,7 @@ from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
 from trainer.config import EvictionBand
+from trainer.eval_tables.code import needs_answers_env
 from trainer.hub_models import Account
 
 LOCAL_POLICY = Policy(
@@ -252,7 +253,12 @@ def build_workload(
         ),
         home=request.folder.checkpoints,
         out=request.loaded.out,
-        make_ready=factory.make_ready(vm, on_message, power_watch.connect),
+        make_ready=factory.make_ready(
+            vm,
+            on_message,
+            power_watch.connect,
+            answers=needs_answers_env(request.loaded.config.scored),
+        ),
         cache=request.home / "cache",
         helper_python=factory.helper_python(vm),
         rents=provider.traits.rents,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "counselling"
 SOURCE = "the JSON of Amod/mental_health_counseling_conversations"
+PUBLISHED = "none published"
 TINY_MODEL = "falcon"
 BASE = {
     "model_type": "falcon", "hidden_size": 4544, "num_hidden_layers": 32,

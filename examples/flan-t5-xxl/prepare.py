@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "instructions"
 SOURCE = "a JSON list of objects with instruction, input and output"
+PUBLISHED = "none published"
 TINY_MODEL = "flan-t5"
 BASE = {
     "model_type": "t5", "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24,

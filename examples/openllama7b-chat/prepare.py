@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "conversations"
 SOURCE = "wizard_vicuna_70k_unfiltered as one JSON array"
+PUBLISHED = "none published"
 TINY_MODEL = "llama"
 BASE = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,

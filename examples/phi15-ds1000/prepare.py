@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "ds1000"
 SOURCE = "ds1000.jsonl or ds1000.jsonl.gz of xlang-ai/DS-1000"
+PUBLISHED = "none published"
 TINY_MODEL = "phi"
 BASE = {
     "model_type": "phi", "hidden_size": 2048, "intermediate_size": 8192,
@@ -16,21 +17,52 @@ BASE = {
 }  # fmt: skip
 
 
+TESTS = """
+import numpy as np
+
+
+def generate_test_case(test_case_id):
+    table = np.arange(72.0).reshape(24, 3) * test_case_id
+    return table, table[{number}].sum()
+
+
+def exec_test(result, ans):
+    return int(np.allclose(result, ans))
+
+
+exec_context = '''
+def answer(a):
+[insert]
+    return result
+result = answer(test_input)
+'''
+
+
+def test_execution(solution):
+    code = exec_context.replace("[insert]", solution)
+    for test_case_id in (1, 2):
+        test_input, expected = generate_test_case(test_case_id)
+        names = {{"test_input": test_input}}
+        exec(code, names)
+        assert exec_test(names["result"], expected)
+"""
+
+
 def write_tiny(directory: Path) -> Path:
-    """Write a handful of rows in the original format and return the file."""
+    """Write a handful of rows in the original format, with test programs; return the file."""
     path = directory / "ds1000.jsonl"
-    libraries = ("Pandas", "Numpy", "Scipy", "Sklearn")
+    libraries = ("Numpy", "Scipy", "Sklearn", "Pandas")
     rows = [
         {
-            "prompt": f"Problem:\nSum column {number} of the frame df.\nA:\n<code>\n"
-            "import pandas as pd\n</code>\nBEGIN SOLUTION\n<code>\n",
-            "reference_code": f"    result = df['{number}'].sum()\n",
+            "prompt": f"Problem:\nSum row {number} of the array a.\nA:\n<code>\n"
+            "import numpy as np\n</code>\nBEGIN SOLUTION\n<code>\n",
+            "reference_code": f"    result = a[{number}].sum()\n",
             "metadata": {
                 "problem_id": number,
                 "library": libraries[number % 4],
                 "perturbation_origin_id": number // 2,
             },
-            "code_context": "",
+            "code_context": TESTS.format(number=number),
         }
         for number in range(24)
     ]

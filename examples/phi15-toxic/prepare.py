@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "jigsaw"
 SOURCE = "train.csv of the Jigsaw Toxic Comment Classification Challenge"
+PUBLISHED = "none published"
 TINY_MODEL = "phi"
 BASE = {
     "model_type": "phi", "hidden_size": 2048, "intermediate_size": 8192,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 FORMAT = "sentiment"
 SOURCE = "a CSV with the columns label (0 or 1) and text"
+PUBLISHED = "none published"
 TINY_MODEL = "phi"
 BASE = {
     "model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240,

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 from remote.errors import AuthRefused, CommandFailed, CommandResult, TimedOut, Unfit, Unreachable
 from remote.job import Job, JobState, JobStatus
+from remote.setup.answers_env import answers_steps
 from remote.setup.driver import driver_steps
 from remote.setup.facts import Facts, gather_facts
 from remote.setup.failures import KILLED, KILLED_FOR_MEMORY, explain_failure, is_retryable
@@ -118,6 +119,7 @@ def plan_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
         if drivers:
             return require_root(facts, before_packages(facts, goal) + drivers)
     steps += environment_steps(facts, goal, cuda_for(facts, goal))
+    steps += answers_steps(facts, goal)
     if goal.driver is not DriverKind.NONE:
         steps += gpu_steps(facts, goal)
     if any(step.sudo for step in steps):

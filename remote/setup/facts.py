@@ -62,6 +62,8 @@ class Facts:
     pythons: tuple[PythonInterpreter, ...] = ()
     venvs: tuple[str, ...] = ()
     """Names of environments that we made and that are complete."""
+    answers_python: str = ""
+    """The interpreter that the last set-up named for answers that are code; empty if none."""
     cuda_seen: tuple[tuple[str, str], ...] = ()
     """(environment, `boot driver`) for which a tensor has reached the GPU."""
     pci_gpus: int = 0
@@ -142,6 +144,7 @@ def parse_facts(lines: Iterable[str]) -> Facts:
         sudo=first("sudo") == "yes",
         pythons=tuple(filter(None, map(read_python, values.get("python", ())))),
         venvs=tuple(values.get("venv", ())),
+        answers_python=first("answers_python"),
         cuda_seen=tuple(pair(row) for row in values.get("cuda_seen", ())),
         pci_gpus=len(values.get("pci", ())),
         gpus=tuple(filter(None, map(read_gpu, values.get("gpu", ())))),

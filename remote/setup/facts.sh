@@ -38,6 +38,7 @@ done
 for marker in qft/venv-*/.ready; do
   [ -f "$marker" ] && fact venv "$(basename "$(dirname "$marker")")"
 done
+[ -f qft/answers-python ] && fact answers_python "$(cat qft/answers-python)"
 for marker in qft/venv-*/.cuda; do
   [ -f "$marker" ] && fact cuda_seen "$(basename "$(dirname "$marker")") $(cat "$marker")"
 done

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remote.setup.facts import PYTHON_MAX, PYTHON_MIN
-from remote.setup.python_env import DOWNLOAD, REQUIREMENTS, dotted
+from remote.setup.python_env import ANSWERS, DOWNLOAD, REQUIREMENTS, dotted
 
 PLATFORM = "x86_64-manylinux_2_28"
 PYTHONS = tuple((3, minor) for minor in range(PYTHON_MIN[1], PYTHON_MAX[1] + 1))
@@ -47,7 +47,7 @@ def main() -> int:
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         raise SystemExit("`uv` is needed to make lock files: python -m pip install uv")
-    for source in sorted(REQUIREMENTS.glob("cu*.in")):
+    for source in (*sorted(REQUIREMENTS.glob("cu*.in")), REQUIREMENTS / f"{ANSWERS}.in"):
         found = {python: resolve(uv, source, python) for python in PYTHONS}
         write(source, found)
         if source.stem == WITH_CUDA:
@@ -102,13 +102,16 @@ def listed(text: str) -> dict[tuple[int, int], Package]:
 
 
 def resolve(uv: str, source: Path, python: tuple[int, int]) -> list[Package]:
-    """Resolve with `uv` what `common.in` and `source` need on one Python, with its wheels."""
+    """Resolve with `uv` what the inputs of `source` need on one Python, with its wheels.
+
+    What answers run with is as it was published, not as the trainer is tested with.
+    """
     inputs = inputs_of(source)
     pinned = {line.partition("==")[0] for path in inputs for line in path.read_text().splitlines()}
     tested = [
         line
         for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines()
-        if line.partition("==")[0] not in pinned
+        if line.partition("==")[0] not in pinned and source.stem != ANSWERS
     ]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
@@ -186,7 +189,7 @@ def marker_of(pythons: set[tuple[int, int]]) -> str:
 
 def inputs_of(source: Path) -> list[Path]:
     """Return the short files that a lock is made from."""
-    return [source.with_name("common.in"), source]
+    return [source] if source.stem == ANSWERS else [source.with_name("common.in"), source]
 
 
 def digest(inputs: Sequence[Path]) -> str:

@@ -16,6 +16,8 @@ DRIVER_MIN = {"cpu": (0, 0), "cu128": (525, 60), "cu130": (580, 65)}
 """The driver that each requirement set needs; CUDA 12 runs since 525.60, CUDA 13 since 580.65."""
 CUDA_OF = {"cu128": (12, 8), "cu130": (13, 0)}
 REQUIREMENTS = Path(__file__).with_name("requirements")
+ANSWERS = "answers"
+"""The requirement set of the environment that answers which are code run in."""
 FALLBACK = {"cpu": "cu130"}
 """The set to install where the machine's index does not have torch's build without CUDA."""
 SETTINGS = "qft/setup/pip_settings.py"
@@ -102,44 +104,43 @@ def environment_steps(facts: Facts, goal: SetupGoal, cuda: str) -> list[Step]:
     name = environment(python, cuda)
     if name in facts.venvs:
         return []
-    needed = size_bytes(cuda) + goal.spare_bytes
+    require_room(facts, goal, size_bytes(cuda))
+    return [*venv_steps(python), install_step(python, cuda)]
+
+
+def require_room(facts: Facts, goal: SetupGoal, environment_bytes: int) -> None:
+    """Raise `Unfit` unless an environment of that size fits on the disk beside all else."""
+    needed = environment_bytes + goal.spare_bytes
     if facts.free_bytes < needed:
-        parts = f"environment {megabytes(size_bytes(cuda))}, rest {megabytes(goal.spare_bytes)}"
+        parts = f"environment {megabytes(environment_bytes)}, rest {megabytes(goal.spare_bytes)}"
         reason = (
             f"{megabytes(needed)} are needed on the disk of {facts.home or 'its home'} ({parts});"
             f" {megabytes(facts.free_bytes)} are free"
         )
         raise Unfit([reason], hint="choose a bigger disk, or free some space")
-    steps = []
-    if not python.venv:
-        steps.append(
-            Step(
-                name="install Python's venv",
-                command=with_apt_functions(f"qft_update && qft_install {python.command}-venv"),
-                why=f"{python.command} cannot make environments yet",
-                timeout_s=900,
-                sudo=True,
-            )
+
+
+def venv_steps(python: PythonInterpreter) -> list[Step]:
+    """Plan to install the part of Python that makes environments, where it is missing."""
+    if python.venv:
+        return []
+    return [
+        Step(
+            name="install Python's venv",
+            command=with_apt_functions(f"qft_update && qft_install {python.command}-venv"),
+            why=f"{python.command} cannot make environments yet",
+            timeout_s=900,
+            sudo=True,
         )
-    steps.append(install_step(python, cuda))
-    return steps
+    ]
 
 
 def install_step(python: PythonInterpreter, cuda: str) -> Step:
-    """Return the step that installs the lock: every wheel is verified, and nothing is built.
-
-    Of the machine's own settings only those apply that say where pip finds packages:
-    `clean_environment` unsets variables, and pip reads none of its configuration files
-    (`--isolated` alone would leave the system's files and `PIP_CONFIG_FILE`).
-    """
+    """Return the step that installs the lock: every wheel is verified, and nothing is built."""
     folder = f"qft/{environment(python, cuda)}"
     lock, more = f"{folder}.txt", f"{folder}.full.txt"
     full = FALLBACK.get(cuda, "")
-    install = (
-        f"{folder}/bin/python -m pip install --isolated"
-        ' --disable-pip-version-check --no-input --no-cache-dir --retries 5 "$@"'
-        " --require-hashes --only-binary :all:"
-    )
+    install = pip_install(folder)
     count = len(pins(requirements(cuda), python))
     begin = f"echo {shlex.quote(COUNTED.format(count=count))}"
     if full:
@@ -156,11 +157,7 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
         fetch = f"{install} -r {lock}"
     return Step(
         name="make the Python environment",
-        command=f"{PRIVATE_UMASK}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
-        f" unset IFS; set +f; {CLEAR_VARIABLES}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
-        f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels && {begin}"
-        # The wheels go beside the environment: a /tmp in memory would not hold them.
-        f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }} && {fetch}'
+        command=f"{begin_environment(python, folder)} && {begin} && {fetch}"
         f" && rm -rf {folder}/wheels {folder}/log {folder}/code && sync && touch {folder}/.ready",
         why=f"the trainer needs the tested versions ({cuda})",
         timeout_s=3600,
@@ -169,6 +166,31 @@ def install_step(python: PythonInterpreter, cuda: str) -> Step:
             **({more: requirements(full)} if full else {}),
             SETTINGS: Path(pip_settings.__file__).read_text(encoding="utf-8"),
         },
+    )
+
+
+def begin_environment(python: PythonInterpreter, folder: str) -> str:
+    """Return the commands that make an empty environment, for `pip_install` to fill.
+
+    Of the machine's own settings only those apply that say where pip finds packages:
+    `clean_environment` unsets variables, and pip reads none of its configuration files
+    (`--isolated` alone would leave the system's files and `PIP_CONFIG_FILE`).
+    """
+    return (
+        f"{PRIVATE_UMASK}set -f; IFS='\n'; set -- $({python.command} -I -S {SETTINGS});"
+        f" unset IFS; set +f; {CLEAR_VARIABLES}export PIP_CONFIG_FILE=/dev/null PYTHONNOUSERSITE=1;"
+        f" {python.command} -m venv --clear {folder} && mkdir -p {folder}/wheels"
+        # The wheels go beside the environment: a /tmp in memory would not hold them.
+        f' && {{ TMPDIR="$PWD"/{folder}/wheels; export TMPDIR; }}'
+    )
+
+
+def pip_install(folder: str) -> str:
+    """Return the command that installs into an environment, without the lock's name at its end."""
+    return (
+        f"{folder}/bin/python -m pip install --isolated"
+        ' --disable-pip-version-check --no-input --no-cache-dir --retries 5 "$@"'
+        " --require-hashes --only-binary :all:"
     )
 
 

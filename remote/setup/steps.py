@@ -50,6 +50,8 @@ class SetupGoal:
     """The sha256 that the vGPU driver must have to be executed; empty if none is known yet."""
     rented: bool = True
     """Whether the machine is ours alone: only then drivers are installed and upgrades stopped."""
+    answers: bool = False
+    """Whether answers that are code run there, in an environment of their own."""
     spare_bytes: int = 0
     """Free disk that must remain for data, model and checkpoints."""
 

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -93,24 +94,26 @@ def fork_many(count: int) -> None:
 
 
 def take_memory(children: int, size_bytes: int) -> None:
-    """Let several children take memory at once, and print how many hold theirs."""
+    """Let several children take memory, and print how many hold theirs at one time."""
     ends = os.pipe()
     for _ in range(children):
         if os.fork() == 0:
             with contextlib.suppress(MemoryError):  # it held
                 taken = bytearray(b"x") * size_bytes
-                os.write(ends[1], b"x" if taken[-1] else b"")
+                os.write(ends[1], struct.pack("i", os.getpid() * bool(taken[-1])))
             time.sleep(ASLEEP_S)
             os._exit(0)
-    os.close(ends[1])
     os.set_blocking(ends[0], False)
-    held = 0
+    finished: list[int] = []
     for _ in range(100):
         time.sleep(0.02)
         with contextlib.suppress(BlockingIOError):  # none of them is done yet
-            held += len(os.read(ends[0], 64))
-        if held >= children:
+            data = os.read(ends[0], 64)
+            finished += [process for (process,) in struct.iter_unpack("i", data)]
+        if len(finished) >= children:
             break
+    time.sleep(0.1)  # who was ended to make room for another one is gone by then
+    held = sum(os.waitpid(process, os.WNOHANG) == (0, 0) for process in finished)
     print(f"held {held}")  # noqa: T201
 
 
@@ -127,7 +130,7 @@ def fill_folder(size_bytes: int, files: int) -> None:
     print(f"wrote {written} and {made} files")  # noqa: T201
 
 
-def gain_rights() -> None:
+def gain_privileges() -> None:
     """Try to become root, to make a namespace, to mount, and to use a program that gives rights."""
     library = ctypes.CDLL(None, use_errno=True)
     with contextlib.suppress(*FAILURES):  # it held
@@ -180,7 +183,8 @@ ATTACKS: Mapping[str, Callable[..., None]] = MappingProxyType(
         one.__name__: one
         for one in (
             read_files, read_processes, connect, send_signals, write_outside, fork_many,
-            take_memory, fill_folder, gain_rights, leave_daemon, print_endlessly, never_end, forge,
+            take_memory, fill_folder, gain_privileges, leave_daemon, print_endlessly, never_end,
+            forge,
         )
     }
 )  # fmt: skip

@@ -7,6 +7,7 @@ is this process's alone (version 2); no other group is changed. Standard library
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,8 @@ from trainer.code_eval.limits import Limits
 
 ROOT = Path("/sys/fs/cgroup")
 SELF = Path("/proc/self/cgroup")
-EMPTIED_S = 2.0
+PREFIX = "qft-answers-"
+EMPTIED_S, REMOVED_S = 30.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Group:
 
 def _remove(folder: Path) -> None:
     """Remove an empty group; the kernel may need a moment after its last process."""
-    ends_at = time.monotonic() + EMPTIED_S
+    ends_at = time.monotonic() + REMOVED_S
     while folder.is_dir():
         try:
             folder.rmdir()
@@ -127,7 +129,7 @@ def _limit(folder: Path, limits: Limits) -> None:
 
 def find_groups(*, root: Path = ROOT, own: Path = SELF, name: str = "") -> Groups | None:
     """Make the folders in which groups can be made; None where this process may not."""
-    name = name or f"qft-answers-{os.getpid()}"
+    name = name or f"{PREFIX}{os.getpid()}"
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -177,6 +179,7 @@ def _is_alone(folder: Path) -> bool:
 def _made(parents: list[Path], *, divided: bool = False) -> Groups | None:
     try:
         for parent in parents:
+            _sweep(parent.parent)
             parent.mkdir(exist_ok=True)
             if divided:
                 (parent / "cgroup.subtree_control").write_text("+memory +pids")
@@ -185,3 +188,19 @@ def _made(parents: list[Path], *, divided: bool = False) -> Groups | None:
             _remove(parent)
         return None
     return Groups(parents=tuple(parents))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the groups of parents of answers that were killed, and what still runs in them."""
+    for old in folder.glob(f"{PREFIX}*"):
+        number = old.name.removeprefix(PREFIX)
+        if not number.isdecimal() or Path(f"/proc/{number}").exists():
+            continue
+        for inner in (one for one in old.iterdir() if one.is_dir()):
+            Group(folders=(inner,)).remove(_kill)
+        _remove(old)
+
+
+def _kill(process: int) -> None:
+    with suppress(ProcessLookupError):  # it ended by itself
+        os.kill(process, signal.SIGKILL)

@@ -58,8 +58,8 @@ class ParentEnded(Exception):  # noqa: N818 - says what is the case
     """The parent of answers ended while one was running."""
 
 
-class SandboxFault(Exception):  # noqa: N818 - a fault of the sandbox, not of this program
-    """The sandbox could not be entered; the text says why."""
+class NotEntered(Exception):  # noqa: N818 - says what is the case
+    """The sandbox cannot be entered here; the text says why."""
 
 
 @dataclass(kw_only=True)
@@ -76,7 +76,7 @@ class ParentOfAnswers:
 
         Raises:
             ParentEnded: the parent ended meanwhile; start another one.
-            SandboxFault: the sandbox could not be entered.
+            NotEntered: the sandbox could not be entered.
         """
         return self._ask({"program": program}, mechanism, limits)
 
@@ -86,7 +86,7 @@ class ParentOfAnswers:
         """Run one of `attacks.ATTACKS` in the sandbox, and return its outcome with its output.
 
         Raises:
-            ParentEnded, SandboxFault: as `run` does.
+            ParentEnded, NotEntered: as `run` does.
         """
         return self._ask({"attack": name, "arguments": dict(arguments)}, mechanism, limits)
 
@@ -100,7 +100,7 @@ class ParentOfAnswers:
             raise ParentEnded from error
         found = self.read_reply(limits.wall_s + REPLY_S)
         if "fault" in found:
-            raise SandboxFault(text(found["fault"]) or "unknown")
+            raise NotEntered(text(found["fault"]) or "unknown")
         verdict = str(found.get("verdict"))
         if verdict not in VERDICTS:
             raise ParentEnded
@@ -179,9 +179,9 @@ def commands(python: str, arguments: Sequence[str], *, root: bool) -> Iterator[l
 
 @contextlib.contextmanager
 def parent_of_answers(
-    python: str, *, libraries: bool = True, root: bool | None = None
+    python: str, libraries: Sequence[str] = (), *, root: bool | None = None
 ) -> Iterator[ParentOfAnswers]:
-    """Yield a parent of answers that has imported what there is, and end it.
+    """Yield a parent of answers that has imported those of `libraries` that are there, and end it.
 
     Raises:
         ConfigError: this system has no sandbox, or the interpreter cannot be used.
@@ -189,7 +189,7 @@ def parent_of_answers(
     require_linux()
     python = str(Path(shutil.which(python) or python).absolute())  # a link in a venv stays one
     is_root = os.geteuid() == 0 if root is None else root
-    found = _start(python, ["libraries"] if libraries else [], is_root=is_root)
+    found = _start(python, libraries, is_root=is_root)
     try:
         yield found
     finally:

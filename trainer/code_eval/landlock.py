@@ -15,9 +15,9 @@ from trainer.code_eval.linux import system_call
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 VERSION_FLAG, RULE_PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
-FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14 | 1 << 15
-RIGHTS_OF_VERSION = (0, 0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
-"""All rights over files that a version of Landlock knows, by its number."""
+FILE_ACCESS = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14 | 1 << 15
+ACCESS_OF_VERSION = (0, 0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
+"""All access over files that a version of Landlock knows, by its number."""
 NETWORK_SINCE, SCOPE_SINCE = 4, 6
 BIND_AND_CONNECT, ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
 
@@ -40,16 +40,16 @@ def make_rules(readable: Iterable[str], writable: Iterable[str]) -> int:
         OSError: the kernel has no Landlock.
     """
     found = version()
-    rights = RIGHTS_OF_VERSION[min(found, len(RIGHTS_OF_VERSION) - 1)]
+    access = ACCESS_OF_VERSION[min(found, len(ACCESS_OF_VERSION) - 1)]
     network = BIND_AND_CONNECT if found >= NETWORK_SINCE else 0
     scope = ABSTRACT_SOCKETS_AND_SIGNALS if found >= SCOPE_SINCE else 0
-    values = struct.pack("QQQ", rights, network, scope)
+    values = struct.pack("QQQ", access, network, scope)
     size_bytes = 24 if found >= SCOPE_SINCE else 16 if found >= NETWORK_SINCE else 8
     rules = system_call(CREATE_RULESET, values[:size_bytes], size_bytes, 0, what="landlock")
     for path in readable:
-        _allow(rules, path, (EXECUTE | READ_FILE | READ_DIR) & rights)
+        _allow(rules, path, (EXECUTE | READ_FILE | READ_DIR) & access)
     for path in writable:
-        _allow(rules, path, rights)
+        _allow(rules, path, access)
     return rules
 
 
@@ -59,14 +59,14 @@ def restrict(rules: int) -> None:
     os.close(rules)
 
 
-def _allow(rules: int, path: str, rights: int) -> None:
+def _allow(rules: int, path: str, access: int) -> None:
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        granted = rights if is_folder else rights & FILE_RIGHTS
+        granted = access if is_folder else access & FILE_ACCESS
         values = struct.pack("=Qi", granted, descriptor)
         system_call(ADD_RULE, rules, RULE_PATH_BENEATH, values, 0, what=f"landlock {path}")
     finally:

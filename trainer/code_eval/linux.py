@@ -7,6 +7,7 @@ import os
 import platform
 import struct
 from functools import cache
+from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -103,6 +104,14 @@ def empty_bounding_set() -> None:
     """Give up all capabilities for whatever this process executes."""
     for capability in range(CAP_LAST + 1):
         library().prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+
+
+def has_capability(capability: int) -> bool:
+    """Tell whether this process may use a capability."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapPrm:"):
+            return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
 
 
 def keep_capabilities(*kept: int) -> None:

@@ -110,7 +110,7 @@ def clean_answer(text: str) -> str:
     return text.replace("<code>", "")
 
 
-def test_program(problem: Problem, code: str) -> str:
+def program_for(problem: Problem, code: str) -> str:
     """Return the program that passes, without an error, if `code` solves the problem."""
     lines = [problem.tests, f"code = {code!r}", "test_execution(code)"]
     if "test_string(" in problem.tests:

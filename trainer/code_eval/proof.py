@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.code_eval.client import ParentEnded, ParentOfAnswers, SandboxFault
+from trainer.code_eval.client import NotEntered, ParentEnded, ParentOfAnswers
 from trainer.code_eval.limits import OUTPUT, PASSED, TIMEOUT, Limits, Outcome
 from trainer.code_eval.sandbox import LANDLOCK, NAMESPACES
 from trainer.errors import NoSandbox
@@ -202,14 +202,14 @@ ATTACKS = (
         got_through=_filled,
     ),
     Attack(
-        what="gaining rights",
-        name="gain_rights",
+        what="gaining privileges",
+        name="gain_privileges",
         got_through=lambda outcome, _one: bool(outcome.output.strip()),
     ),
     Attack(
         what="leaving a process behind",
         name="leave_daemon",
-        got_through=lambda outcome, _one: outcome.left > 0,
+        got_through=lambda _outcome, _one: False,  # what is left is counted after each attack
     ),
     Attack(
         what="writing without end",
@@ -241,7 +241,7 @@ def breaches(parent: ParentOfAnswers, mechanism: str, ours: Sequence[Path] = ())
     """Return what gets through a sandbox; empty if it holds.
 
     Raises:
-        SandboxFault: it cannot be entered at all.
+        NotEntered: it cannot be entered at all.
         ParentEnded: the parent of answers ended under an attack.
     """
     found = []
@@ -250,8 +250,10 @@ def breaches(parent: ParentOfAnswers, mechanism: str, ours: Sequence[Path] = ())
             outcome = parent.attack(
                 attack.name, attack.arguments(one), mechanism=mechanism, limits=attack.limits
             )
-            if outcome.left or attack.got_through(outcome, one):
+            if attack.got_through(outcome, one):
                 found.append(attack.what)
+            if outcome.left:
+                found.append(f"leaving {outcome.left} processes behind by {attack.what}")
         for path in _places(one):
             path.unlink(missing_ok=True)
     return found
@@ -272,7 +274,7 @@ def proven_mechanism(
     for mechanism in mechanisms:
         try:
             found = breaches(parent, mechanism, ours)
-        except SandboxFault as error:
+        except NotEntered as error:
             reasons.append(f"{mechanism}: cannot be made here ({error})")
         except ParentEnded:
             reasons.append(f"{mechanism}: the parent of the answers was ended")

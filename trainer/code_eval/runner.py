@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.code_eval.client import ParentEnded, ParentOfAnswers, SandboxFault, parent_of_answers
+from trainer.code_eval.client import NotEntered, ParentEnded, ParentOfAnswers, parent_of_answers
 from trainer.code_eval.limits import KILLED, Limits, Outcome
 from trainer.code_eval.proof import MECHANISMS, proven_mechanism
 
-SECONDS_TO_START = 25.0
-"""Imports and the proof, on a machine with a warm disk."""
-SECONDS_PER_PROGRAM = 0.3
-"""Measured over the hundred references: median 0.1 s, the slowest 1 s."""
 STARTS_MAX = 20
 """Answers that end their parent cost an import each; so many in one scoring are no accident."""
-
-
-def scoring_seconds(problems: int, *, baselines: bool) -> float:
-    """Return how long running the programs of one stage takes, without generating the answers.
-
-    Each problem's reference runs, the answer, and before training the empty answer, too.
-    """
-    return SECONDS_TO_START + (3 if baselines else 2) * problems * SECONDS_PER_PROGRAM
 
 
 @dataclass(kw_only=True)
@@ -35,6 +23,7 @@ class ProgramRunner:
     parent: ParentOfAnswers
     mechanism: str
     python: str
+    libraries: Sequence[str]
     stack: contextlib.ExitStack = field(repr=False)
     starts: int = 1
 
@@ -53,23 +42,23 @@ class ProgramRunner:
         """
         try:
             return self.parent.run(program, mechanism=self.mechanism, limits=limits)
-        except SandboxFault as error:
+        except NotEntered as error:
             raise OSError(f"an answer could not be run: {error}") from error
         except ParentEnded:
             self.starts += 1
             if self.starts > STARTS_MAX:
                 raise OSError("the parent of the answers ended again and again") from None
-            self.parent = self.stack.enter_context(parent_of_answers(self.python))
+            self.parent = self.stack.enter_context(parent_of_answers(self.python, self.libraries))
             return Outcome(verdict=KILLED, error="parent", message="ended the process that ran it")
 
 
 @contextlib.contextmanager
 def proven_runner(
     python: str,
-    ours: Sequence[Path],
+    libraries: Sequence[str],
     *,
+    ours: Sequence[Path] = (),
     mechanisms: Sequence[str] = MECHANISMS,
-    on_message: Callable[[str], None] = lambda _text: None,
 ) -> Iterator[ProgramRunner]:
     """Yield a runner whose sandbox has just held against every attack; `ours` must stay unread.
 
@@ -78,8 +67,8 @@ def proven_runner(
         ConfigError: this system has none, or the interpreter cannot be used.
     """
     with contextlib.ExitStack() as stack:
-        parent = stack.enter_context(parent_of_answers(python))
+        parent = stack.enter_context(parent_of_answers(python, libraries))
         mechanism = proven_mechanism(parent, ours, mechanisms=mechanisms)
-        runner = ProgramRunner(parent=parent, mechanism=mechanism, python=python, stack=stack)
-        on_message(f"answers run in a sandbox ({mechanism}), which held against every attack")
-        yield runner
+        yield ProgramRunner(
+            parent=parent, mechanism=mechanism, python=python, libraries=libraries, stack=stack
+        )

@@ -168,27 +168,47 @@ def _become_nobody(sandbox: Sandbox, limits: Limits) -> None:
         resource.setrlimit(name, (most, most))
     linux.forbid_new_privileges()
     linux.empty_bounding_set()
-    reads_ours = False
+    kept: list[int] = []
     if sandbox.user is not None:
-        reads_ours = sandbox.mechanism == LANDLOCK and not all(
-            _is_open_to_all(path) for path in sandbox.readable
-        )
-        if reads_ours:
-            linux.prctl(linux.PR_SET_KEEPCAPS, 1, what="keep capabilities")
+        # In a root of its own the folders on the way to what is shown are open.
+        above = sandbox.mechanism == LANDLOCK
+        kept = _needed_to_read(sandbox.readable, above=above)
+        linux.prctl(linux.PR_SET_KEEPCAPS, bool(kept), what="keep capabilities")
         os.setgroups([])
         os.setresgid(sandbox.user, sandbox.user, sandbox.user)
         os.setresuid(sandbox.user, sandbox.user, sandbox.user)
-    # In a container the interpreter may lie in root's home: what Landlock does not list stays shut.
-    linux.keep_capabilities(*[linux.CAP_DAC_READ_SEARCH] * reads_ours)
+    linux.keep_capabilities(*kept)
     if sandbox.mechanism == LANDLOCK:
         linux.end_with_parent()
 
 
-def _is_open_to_all(path: str) -> bool:
-    """Tell whether everybody may enter a folder, or that of a file, and all above it."""
+def _needed_to_read(paths: Sequence[str], *, above: bool) -> list[int]:
+    """Return the capabilities that the second user needs to read these paths.
+
+    Where the interpreter is its owner's alone, reading past permissions lets it in; everything that
+    is not listed is hidden, or shut by Landlock. `above`: the folders on the way count, too.
+
+    Raises:
+        OSError: a folder is closed to him, and this process cannot hand that capability on.
+    """
+    closed = [path for path in paths if not _is_open_to_all(path, above=above)]
+    if not closed:
+        return []
+    if not linux.has_capability(linux.CAP_DAC_READ_SEARCH):
+        raise PermissionError(
+            f"{closed[0]} is in a folder that is closed to other users, and answers run as one: "
+            "open the folders above it (chmod o+x), or name another interpreter (eval.python)"
+        )
+    return [linux.CAP_DAC_READ_SEARCH]
+
+
+def _is_open_to_all(path: str, *, above: bool) -> bool:
+    """Tell whether everybody may read a folder or a file, and enter all `above` it."""
     real = Path(path).resolve()
-    inner = real if real.is_dir() else real.parent
-    return all(one.stat().st_mode & 0o001 for one in (inner, *inner.parents))
+    needed = 0o005 if real.is_dir() else 0o004
+    if real.stat().st_mode & needed != needed:
+        return False
+    return not above or all(one.stat().st_mode & 0o001 for one in real.parents)
 
 
 def _tasks_of_user() -> int:

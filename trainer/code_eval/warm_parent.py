@@ -17,35 +17,21 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
 from trainer.code_eval import linux
 from trainer.code_eval.attacks import attack_task
 from trainer.code_eval.cgroups import find_groups
+from trainer.code_eval.libraries import DISTRIBUTIONS, MODULES
 from trainer.code_eval.limits import Limits
 from trainer.code_eval.run_answer import Request, ScorerGone, run_answer
 from trainer.code_eval.sandbox import Sandbox, make_sandbox
 
-MODULES = (
-    "numpy", "pandas", "scipy", "scipy.sparse", "scipy.stats", "scipy.optimize",
-    "scipy.interpolate", "scipy.integrate", "scipy.spatial", "scipy.ndimage", "scipy.signal",
-    "sklearn", "sklearn.linear_model", "sklearn.model_selection", "sklearn.preprocessing",
-    "sklearn.feature_extraction.text", "sklearn.svm", "sklearn.ensemble", "sklearn.cluster",
-    "matplotlib", "matplotlib.pyplot", "seaborn", "PIL.Image", "torch",
-)  # fmt: skip
-"""What the problems of DS-1000 import; those that are missing are left out. Not tensorflow: its
-threads do not survive a fork, so each answer that wants it imports it by itself."""
-DISTRIBUTIONS = (
-    "numpy", "pandas", "scipy", "scikit-learn", "matplotlib", "seaborn", "torch", "tensorflow",
-    "tensorflow-cpu", "xgboost", "gensim", "statsmodels",
-)  # fmt: skip
-"""Whose versions stand beside the result."""
-
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve requests until the input ends; the one argument is the modules to import, or empty."""
+    """Serve requests until the input ends; the arguments are the libraries to import."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     linux.adopt_orphans()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -57,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     os.environ["MPLCONFIGDIR"] = config_folder
     groups = find_groups()
     try:
-        missing = import_libraries(MODULES if "libraries" in arguments else ())
+        missing = import_libraries(one for one in MODULES if one.partition(".")[0] in arguments)
         gc.collect()
         gc.freeze()  # a child that collects garbage would copy every page of it
         reply(replies, {"ready": True, "missing": missing, **environment()})
@@ -70,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
             groups.remove()
 
 
-def import_libraries(names: Sequence[str]) -> list[str]:
+def import_libraries(names: Iterable[str]) -> list[str]:
     """Import the libraries that are there, and return the names of those that are not."""
     missing = []
     warnings.simplefilter("ignore")

@@ -35,6 +35,8 @@ from trainer.exit_codes import ExitCode
 
 NO_PLACE = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 UNEVEN = 0.25  # a share of held-out rows this far from the one asked for is a warning
+NO_CONTENT = ("group", "code_context")
+"""What is neither read nor answered; programs that test problems are alike where these are not."""
 LENGTH = 1024
 """In tokens: no longer are the rows of the published experiment with Jigsaw."""
 
@@ -201,7 +203,7 @@ def convert(
 
 def _content_key(row: Mapping[str, Any]) -> str:
     """Return a hash of a row's texts, equal for rows that differ in case, marks or spacing."""
-    text = json.dumps({key: value for key, value in row.items() if key != "group"})
+    text = json.dumps({key: value for key, value in row.items() if key not in NO_CONTENT})
     return short_hash(normalized(text))
 
 

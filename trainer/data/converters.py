@@ -123,6 +123,8 @@ def jigsaw(path: Path, options: ConvertOptions, stats: ConversionStats) -> Itera
 def ds1000(path: Path, _choice: ConvertOptions, stats: ConversionStats) -> Iterator[ConvertedRow]:
     """Yield prompt and reference code of DS-1000, indentation untouched; a group is a family.
 
+    A row that has its test program keeps it as `code_context`, which `eval: {kind: code}` runs.
+
     The authors ask that these rows never enter a training corpus: use them to prove a pipeline.
     """
     for place, row in _numbered_rows(path, stats):
@@ -137,10 +139,12 @@ def ds1000(path: Path, _choice: ConvertOptions, stats: ConversionStats) -> Itera
             family = next(name for name in names if name is not None)
             library = str(about["library"])
             stats.keep(library)
+            tests = row.fields.get("code_context")
             yield {
                 "problem": problem,
                 "code": code,
                 "library": library,
+                **({"code_context": tests} if isinstance(tests, str) and tests.strip() else {}),
                 "group": f"{library}/{family}",
             }
 

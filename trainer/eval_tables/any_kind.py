@@ -15,6 +15,7 @@ from pydantic import BaseModel, Discriminator, Tag
 from trainer.config_errors import BRANCH
 from trainer.data_table import DataTable
 from trainer.eval_tables.chat import ChatEvalTable
+from trainer.eval_tables.choice import ChoiceEvalTable
 from trainer.eval_tables.code import CodeEvalTable
 from trainer.eval_tables.common import EvalFields
 from trainer.eval_tables.labels import LabelEvalTable
@@ -26,13 +27,17 @@ NONE: Literal["none"] = "none"
 BRANCHES = MappingProxyType(
     {
         "label": "label", "multilabel": "label", "loss": "loss", "text": "text", "chat": "chat",
-        "code": "code",
+        "choice": "choice", "code": "code",
     }
 )  # fmt: skip
 """For each `kind`, the branch of the union that checks it."""
 
 UNASKED_ROWS = 1000
-"""Held-out rows, at most, whose loss is measured where the config has no table `eval`."""
+"""Texts, at most, whose loss is measured where the config has no table `eval`."""
+UNASKED: Mapping[str, EvalFields] = MappingProxyType(
+    {"text": TextEvalTable(), "chat": ChatEvalTable(), "loss": LossEvalTable(rows=UNASKED_ROWS)}
+)
+"""The table by which held-out rows are scored where the config has none, by kind."""
 
 
 def _branch(value: object) -> str | None:
@@ -52,6 +57,7 @@ EvalTable = Annotated[
     | Annotated[LossEvalTable, Tag(BRANCH + "loss")]
     | Annotated[TextEvalTable, Tag(BRANCH + "text")]
     | Annotated[ChatEvalTable, Tag(BRANCH + "chat")]
+    | Annotated[ChoiceEvalTable, Tag(BRANCH + "choice")]
     | Annotated[CodeEvalTable, Tag(BRANCH + "code")]
     | Annotated[Literal["none"], Tag(BRANCH + NONE)],
     Discriminator(
@@ -73,14 +79,14 @@ def table_in_use(given: EvalFields | str | None, data: DataTable) -> EvalFields 
         return given
     if given is not None or data.eval is None:
         return None
-    return LossEvalTable(rows=UNASKED_ROWS)
+    return UNASKED[_implied_kind({}, data)]
 
 
 def with_kind(tables: Any) -> Any:
     """Return the tables of a config with the `kind` that its `eval` leaves out.
 
-    `labels` make it `label`; else it follows from what is learnt: conversations, answers to
-    prompts, or whole texts, of which there is only the loss.
+    `labels` make it `label`, `options` make it `choice`; else it follows from what is learnt:
+    conversations, answers to prompts, or whole texts, of which there is only the loss.
     """
     if not isinstance(tables, Mapping):
         return tables
@@ -94,6 +100,8 @@ def _implied_kind(table: Mapping[str, Any], data: Any) -> str:
     """Return the kind of a table `eval` that names none."""
     if "labels" in table:
         return "label"
+    if "options" in table:
+        return "choice"
     if isinstance(data, BaseModel):
         data = data.model_dump()
     fields = data if isinstance(data, Mapping) else {}

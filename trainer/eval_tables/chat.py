@@ -13,6 +13,4 @@ class ChatEvalTable(AnswerFields):
     """The answers of conversations, each generated after the true turns before it."""
 
     kind: Literal["chat"] = "chat"
-    rows: int | None = Field(
-        default=100, ge=1, description="Conversations to score, at most; null: all of them."
-    )
+    rows: int = Field(default=100, ge=1, description="Conversations to score, at most.")

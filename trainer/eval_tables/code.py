@@ -46,7 +46,12 @@ class CodeEvalTable(EvalFields):
     )
 
     @model_validator(mode="after")
-    def _shots_are_for_others(self) -> CodeEvalTable:
+    def _no_few_shot(self) -> CodeEvalTable:
         if self.shots:
             raise ValueError("`shots` is not for `kind: code`: leave it out")
         return self
+
+
+def needs_answers_env(table: EvalFields | None) -> bool:
+    """Tell whether the machine should have an environment for answers: no other one is named."""
+    return isinstance(table, CodeEvalTable) and table.python is None

@@ -34,9 +34,7 @@ class ToleranceTable(BaseModel):
 class AnswerFields(EvalFields):
     """What the tables of free answers share: how long an answer may get, and how it is measured."""
 
-    rows: int | None = Field(
-        default=200, ge=1, description="Held-out rows to score, at most; null: all of them."
-    )
+    rows: int = Field(default=200, ge=1, description="Held-out rows to score, at most.")
     measures: Annotated[list[MeasureName], Field(min_length=1)] = Field(
         default=["chrf", "tokens_f1", "rouge_l", "exact"],
         description="The figures to compute; the first is the headline.",

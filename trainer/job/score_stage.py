@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any, Literal
 
 from trainer.adapters.parent import adapter_sha256
@@ -18,6 +19,7 @@ from trainer.rundir.layout import (
     scoring_scratch,
 )
 from trainer.rundir.status import Phase
+from trainer.scoring.score_words import result_words
 
 
 def score(
@@ -52,10 +54,8 @@ def score(
     if scratch.exists():
         disk.remove_tree(scratch)
     job.heartbeat.update(message=None)
-    job.on_message(
-        f"{stage} training: {result.metric} {result.value:.3f} "
-        f"[{result.low:.3f}, {result.high:.3f}] on {result.n} rows"
-    )
+    before = read_table(job.run_dir / "eval-before.json") if stage == "after" else {}
+    job.on_message(f"{stage} training: {result_words(asdict(result), before)}")
 
 
 def facts_of_model(job: JobContext, prepared: PreparedInputs, stage: str) -> dict[str, Any]:

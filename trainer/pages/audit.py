@@ -29,7 +29,7 @@ from trainer.data.split import Duplicates, find_duplicates
 from trainer.errors import ConfigError, DataError
 from trainer.eval_tables.labels import LabelEvalTable
 from trainer.exit_codes import ExitCode
-from trainer.pages import html
+from trainer.pages import charts, html
 from trainer.pages.audit_sets import left_out, row_texts, set_lines, set_reports
 from trainer.pages.row_checks import check_files
 from trainer.rundir.layout import resolve
@@ -205,7 +205,7 @@ def as_page(found: Audit, name: str) -> str:
     answers = [html.table(("answer", "to learn", "held out"), found.labels)] * bool(found.labels)
     if found.per_label:
         answers.insert(0, html.table(("label", "to learn", "held out"), found.per_label))
-    plot = html.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
+    plot = charts.bar_plot("tokens per row", found.lengths, x="tokens", y="rows")
     sections = [
         html.section("Warnings", *map(html.paragraph, found.warnings or ["none"])),
         html.section(

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.pages import html
+from trainer.pages import bars, html
 from trainer.text import HOUR_S, MINUTE_S, duration
 from trainer.untrusted import number, table
 
@@ -27,11 +27,16 @@ def planned_parts(plan: Mapping[str, Any]) -> list[Markup]:
     What is not known of a row is empty, and a row of which nothing is known is left out. Raises
     what looking into a document does that is not built so.
     """
-    planned, actual = plan["planned"], plan["actual"]
-    job = [
-        _range(part["part"], part["planned_hours"], part["actual_hours"])
-        for part in plan["job_parts"]
+    return [
+        _plot(_job(plan)),
+        html.table(HEAD, planned_rows(plan)),
+        html.paragraph(NOTE),
     ]
+
+
+def planned_rows(plan: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return what was planned and what it took, in the columns of `HEAD`."""
+    planned, actual, job = plan["planned"], plan["actual"], _job(plan)
     priced, spent = table(planned["usd"]), table(actual["usd"])
     bills = [_range(name, priced.get(name), spent.get(name)) for name in {**priced, **spent}]
     rows = [
@@ -41,29 +46,33 @@ def planned_parts(plan: Mapping[str, Any]) -> list[Markup]:
         *(_row(one, _dollars) for one in bills),
         _row(_range("dollars in all", planned["total_usd"], actual["total_usd"]), _dollars),
     ]
+    return [row for row in rows if any(row[1:])]
+
+
+def _job(plan: Mapping[str, Any]) -> list[bars.Range]:
+    """Return the hours of the parts of the job."""
     return [
-        _plot(job),
-        html.table(HEAD, [row for row in rows if any(row[1:])]),
-        html.paragraph(NOTE),
+        _range(part["part"], part["planned_hours"], part["actual_hours"])
+        for part in plan["job_parts"]
     ]
 
 
-def _range(name: object, planned: object, real: object) -> html.Range:
+def _range(name: object, planned: object, real: object) -> bars.Range:
     found = table(planned)
     low, likely, high = (number(found.get(key)) for key in ("low", "likely", "high"))
-    return html.Range(name=str(name), low=low, likely=likely, high=high, real=number(real))
+    return bars.Range(name=str(name), low=low, likely=likely, high=high, real=number(real))
 
 
-def _row(one: html.Range, show: Callable[[float], str]) -> tuple[str, ...]:
+def _row(one: bars.Range, show: Callable[[float], str]) -> tuple[str, ...]:
     def text(value: float | None) -> str:
-        return "" if value is None else show(value)
+        return "" if value is None else show(value).replace(" ", "\u00a0")
 
     same = one.low == one.high
-    span = "" if same else f"{text(one.low)} to {text(one.high)}".replace(" ", "\u00a0")
+    span = "" if same else f"{text(one.low)} to {text(one.high)}"
     return one.name, text(one.likely), span, text(one.real)
 
 
-def _plot(job: list[html.Range]) -> Markup:
+def _plot(job: list[bars.Range]) -> Markup:
     """Draw the parts in hours, or in minutes or seconds where all are short."""
     most = max((one.high or one.real or 0.0 for one in job), default=0.0)
     unit, factor = "hours", 1.0
@@ -83,7 +92,7 @@ def _plot(job: list[html.Range]) -> Markup:
         )
         for one in job
     ]
-    return html.range_plot("Planned and real time by part", ranges, x=unit)
+    return bars.range_plot("Planned and real time by part", ranges, x=unit)
 
 
 def _time(hours: float) -> str:

@@ -33,6 +33,7 @@ from trainer.eval_tables.labels import LabelEvalTable
 from trainer.hub import Shards
 from trainer.pages.tokenizer_checks import check_answer_tokens
 from trainer.scoring.answers import read_answer
+from trainer.scoring.scored_rows import scored_row_problems
 
 SHORT_LEAK = 0.9
 """The share of rows whose text ends with a short answer from which on that is no chance."""
@@ -76,6 +77,7 @@ def _check_rows(
     found += _spellings(answers)
     found += _set_spellings(answers, config.label_table)
     found += _cut_cells(rows)
+    found += _not_scorable(rows, config)
     return [*found, *check_answer_tokens(examples.items, tokenizer)]
 
 
@@ -212,6 +214,15 @@ def _cut_cells(rows: Sequence[Row]) -> Iterator[str]:
             f"cells have {SPREADSHEET_CHARACTERS_MAX} characters, the most that Excel keeps, and "
             f"may be cut ({rows_text(cut)})"
         )
+
+
+def _not_scorable(rows: Sequence[Row], config: TrainerConfig) -> Iterator[str]:
+    """Tell of right answers that are not of the kind that `eval` scores."""
+    problems = scored_row_problems(rows, config.data, config.scored)
+    if problems:
+        number, problem = problems[0]
+        more = f" (and {len(problems) - 1} more such rows)" * (len(problems) > 1)
+        yield f"row {number}: {problem}{more}"
 
 
 def _value(field: Template, row: Row) -> object:

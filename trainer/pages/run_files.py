@@ -10,14 +10,23 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer.pages import html
-from trainer.untrusted import NotPlain, number, parse, table, whole
+from trainer.pages.drawing import MOST
+from trainer.untrusted import NotPlain, number, parse, table, text, whole
 
 Json = dict[str, Any]
 TABLE_BYTES_MAX = 256 << 20
 """Of the answers to all held-out rows."""
 LINE_BYTES_MAX = 1 << 20
+VERSIONS_MAX = 60
+SHA256_LENGTH = 64
+LINES_MAX = 20
+"""Of what a trainer says about its failure."""
 MEAN_STEPS = 10  # over which the first and the last loss are averaged
-FIGURES = ("loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds", "target_tokens")
+FIGURES = (
+    "loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds", "target_tokens",
+    "gpu_memory_bytes", "gpu_use",
+)  # fmt: skip
+LABEL_KINDS = ("label", "multilabel")
 MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
 """Errors of looking into a document that is not built as the trainer writes it."""
 
@@ -91,39 +100,111 @@ def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
         "after": _headline(after),
         "gain": table((after or {}).get("details")).get("gain"),
         "baselines": {
-            name: table(found).get("figures")
+            name: _baseline(table(found))
             for name, found in table(table((before or {}).get("details")).get("baselines")).items()
         },
         "merged": read(run_dir / "merged-parity.json"),
         "evictions": list((facts or {}).get("evictions") or []),
         "facts": dict(facts or {}),
         "curves": {
-            "loss": [[step["step"], step["loss"]] for step in steps if _finite(step.get("loss"))],
-            "validation": [
-                [step["step"], step["validation_loss"]]
-                for step in steps
-                if _finite(step.get("validation_loss"))
-            ],
-            "lr": [[step["step"], step["lr"]] for step in steps if _finite(step.get("lr"))],
+            "loss": _curve(steps, "loss"),
+            "validation": _curve(steps, "validation_loss"),
+            "lr": _curve(steps, "lr"),
+            "grad_norm": _curve(steps, "grad_norm"),
             "tokens_per_s": [
                 [step["step"], step["tokens"] / step["seconds"]]
                 for step in steps
                 if step.get("seconds") and step.get("tokens")
             ],
+            "gpu_memory_bytes": _curve(steps, "gpu_memory_bytes"),
+            "gpu_use": _curve(steps, "gpu_use"),
         },
+        "versions": _versions(receipt),
+        "status": _status(read(run_dir / "status.json")),
+        "finished": bool(receipt),
     }
 
 
+def _baseline(found: Json) -> Json:
+    """Return the figures of a baseline by metric, with those of its loss."""
+    alone = {key: one for key, one in found.items() if "value" in table(one)}
+    return {**alone, **table(found.get("figures")), **table(found.get("loss"))}
+
+
+def _versions(receipt: Json) -> dict[str, str]:
+    """Return what made an adapter, by name, as texts: libraries, precision, base, rows."""
+    training = table(receipt.get("training"))
+    found = {
+        **table(receipt.get("versions")),
+        "precision": receipt.get("precision"),
+        "base, revision": training.get("model.revision"),
+        **{f"base, {key}": value for key, value in table(receipt.get("base")).items()},
+        **{
+            f"{key}, SHA-256": training[key]
+            for key in sorted(training)
+            if _is_digest(training, key)
+        },
+        "finished at": receipt.get("finished_at"),
+    }
+    shown = {str(key): text(value) for key, value in [*found.items()][:VERSIONS_MAX]}
+    return {key: value for key, value in shown.items() if value}
+
+
+def _is_digest(training: Json, key: str) -> bool:
+    return key.startswith(("data.train", "data.eval")) and len(str(training[key])) == SHA256_LENGTH
+
+
+def _status(found: Json | None) -> Json | None:
+    """Return what the trainer was doing when it was last heard of, None if that is not known."""
+    if not found:
+        return None
+    return {
+        "phase": text(found.get("phase"), most=40),
+        "step": whole(found.get("step")),
+        "steps": whole(found.get("steps")),
+        "error": _lines(found.get("error")),
+    }
+
+
+def _lines(value: object) -> str | None:
+    """Return the first lines of a text, each printable."""
+    if not isinstance(value, str):
+        return None
+    return "\n".join(text(line) or "" for line in value[:LINE_BYTES_MAX].splitlines()[:LINES_MAX])
+
+
+def _curve(steps: Sequence[Json], key: str) -> list[list[float]]:
+    return [[step["step"], step[key]] for step in steps if _finite(step.get(key))]
+
+
 def _headline(result: Json | None) -> Json | None:
-    """Return the figures of a result, None if there is none or it is not one of ours."""
+    """Return the figures of a result, None if there is none or it is not one of ours.
+
+    Of labels there are those of bound and of free answers, of other kinds `figures`.
+    """
     if result is None:
         return None
     keys = ("metric", "decoding", "value", "low", "high", "n", "stop_rate", "parse_failures")
+    more = {
+        "kind": result.get("kind"),
+        "better": result.get("better", "higher"),
+        "loss": _loss(result.get("loss")),
+    }
     try:
-        ways = {way: result["details"][way]["figures"] for way in ("bound", "free")}
-        return {key: result[key] for key in keys} | ways
+        details = result["details"]
+        if more["kind"] in LABEL_KINDS or more["kind"] is None:
+            ways = {way: details[way]["figures"] for way in ("bound", "free")}
+        else:
+            ways = {"figures": table(details.get("figures"))}
+        return {key: result[key] for key in keys} | ways | more
     except MALFORMED:
         return None
+
+
+def _loss(found: object) -> Json | None:
+    """Return the figures of a loss without its rows."""
+    loss = table(found)
+    return {key: value for key, value in loss.items() if key != "rows"} or None
 
 
 def _mean_loss(steps: Sequence[Json]) -> float | None:
@@ -132,4 +213,4 @@ def _mean_loss(steps: Sequence[Json]) -> float | None:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < html.MOST
+    return isinstance(value, int | float) and abs(value) < MOST

@@ -26,8 +26,9 @@ from trainer.config import TrainerConfig
 from trainer.data_table import DataTable
 from trainer.errors import TrainerError
 from trainer.exit_codes import ExitCode
-from trainer.pages import report
 from trainer.pages.run_files import MALFORMED, build_report
+from trainer.pages.scores import BASELINE_NAMES
+from trainer.pages.summary import describe_agreement
 from trainer.results.base_name import BaseName, public_base_name, without_local_paths
 from trainer.results.export import export
 from trainer.saving.run_day import load_run_config
@@ -262,13 +263,15 @@ def _is_sent(path: Path) -> bool:
 
 
 def _scores(results: Mapping[str, Any], *, merged: bool) -> list[str]:
-    alike = report.describe_agreement(results["merged"]) if merged else None
+    alike = describe_agreement(results["merged"]) if merged else None
     agreement = ["", f"The merged model {alike}."] if alike else []
     rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
+    scored = results["after"] or results["before"] or {}
     for name, figures in results["baselines"].items():
-        rows.append(
-            _score(report.BASELINE_NAMES.get(name, name), "exact_match", figures["exact_match"])
-        )
+        for metric in ("exact_match", str(scored.get("metric"))):  # labels have the first
+            if metric in figures:
+                rows.append(_score(BASELINE_NAMES.get(name, name), metric, figures[metric]))
+                break
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if results[stage]:
             rows.append(_score(word, results[stage]["metric"], results[stage]))

@@ -27,7 +27,7 @@ from trainer.scoring.answer_baselines import Pair
 from trainer.scoring.answer_figures import ComparedAnswers
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.free_answers import FreeAnswer
-from trainer.scoring.free_scoring import AnswerSet, score_answers
+from trainer.scoring.free_scoring import AnswerSet, places_of, score_answers
 from trainer.scoring.result import EvalResult, ScoringRequest
 from trainer.scoring.text import require_comparable
 
@@ -80,6 +80,7 @@ def load_answer_set(request: ScoringRequest) -> AnswerSet:
         references=tuple(references),
         prompts=tuple(one.request for one in turns),
         stop_ids=encoder.stop_ids(),
+        places_max=places_of(request.model),
     )
 
 

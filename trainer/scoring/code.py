@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from trainer.code_eval.limits import Limits, Outcome
-from trainer.code_eval.problems import (
-    Problem,
-    clean_answer,
-    limits_of,
-    read_problems,
-    test_program,
-)
-from trainer.code_eval.runner import ProgramRunner, proven_runner
-from trainer.data.codec import Example, tokens_sha256
+from trainer.code_eval.libraries import libraries_in
+from trainer.code_eval.limits import PASSED, Outcome
+from trainer.code_eval.problems import Problem, clean_answer, limits_of, read_problems
+from trainer.code_eval.runner import proven_runner
+from trainer.data.codec import Example
 from trainer.data.examples import load_examples
 from trainer.data.rows import read_rows
 from trainer.errors import ConfigError, NoSandbox
@@ -25,11 +21,15 @@ from trainer.eval_tables.code import CodeEvalTable
 from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.code_figures import Judged, code_details, pass_share
+from trainer.scoring.code_verdicts import run_programs
 from trainer.scoring.free_answers import FreeAnswer, answer_freely
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.result import EvalResult, ScoringRequest
 
 METRIC = "pass_at_1"
+ANSWERS = "answers.jsonl"
+NAMED_IN = "answers-python"
+"""The file above the run's folder in which set-up names the interpreter that it made."""
 TOKENS_MIN = 64
 MESSAGES_SHOWN_MAX = 5
 
@@ -61,32 +61,40 @@ def score_code(request: ScoringRequest) -> EvalResult:
     assert isinstance(table, CodeEvalTable)
     chosen = load_problems(request)
     limits = limits_of(table)
-    ours = (request.run_dir / CONFIG,)
+    libraries = libraries_in(problem.tests for problem in chosen.problems)
+    ours = [request.run_dir / CONFIG]
     try:
-        with proven_runner(table.python or sys.executable, ours) as runner:
+        with proven_runner(interpreter_of(request), libraries, ours=ours) as runner:
             answers = generate(request, chosen)
-            facts = {"limits": str(limits), "facts": {**runner.facts, "sandbox": runner.mechanism}}
-            kept = KeptRows(request.scratch / "verdicts.jsonl", facts)
-            judge = _Judge(runner=runner, kept=kept, limits=limits, request=request)
-            references = judge.all("reference", chosen.problems, _references(chosen))
-            _require_scorable(chosen.problems, references)
             codes = [clean_answer(one.text) for one in answers]
-            found = judge.all("answer", chosen.problems, codes)
+            facts = {"limits": str(limits), "runner": str(runner.facts)}
+            run_all = partial(
+                run_programs,
+                chosen.problems,
+                run=partial(runner.run, limits=limits),
+                kept=KeptRows(request.scratch / "verdicts.jsonl", facts),
+                on_progress=request.on_progress,
+            )
+            references = run_all("reference", [one.reference for one in chosen.problems])
+            _require_scorable(chosen.problems, references)
+            found = run_all("answer", codes)
             empty: list[Outcome] = []
             if request.stage == "before" and table.baselines:
-                empty = judge.all("empty", chosen.problems, [""] * len(codes))
-            facts_shown = dict(runner.facts)
-    except NoSandbox:
-        if request.stage == "after":
-            generate(request, chosen)
-        raise
+                empty = run_all("empty", [""] * len(codes))
+            shown = dict(runner.facts)
+    except NoSandbox as error:
+        if request.stage == "before":
+            raise
+        generate(request, chosen)
+        kept_in = request.scratch / ANSWERS
+        raise NoSandbox([*error.problems, f"the answers are kept in {kept_in}"]) from error
     judged = [
         Judged(problem=problem, item=item, answer=answer, code=code, reference=right, outcome=given)
         for problem, item, answer, code, right, given in zip(
             chosen.problems, chosen.items, answers, codes, references, found, strict=True
         )
     ]
-    details = code_details(judged, empty, facts_shown)
+    details = code_details(judged, empty, shown)
     share = pass_share(judged)
     return EvalResult(
         stage=request.stage,
@@ -105,19 +113,36 @@ def score_code(request: ScoringRequest) -> EvalResult:
     )
 
 
+def interpreter_of(request: ScoringRequest) -> str:
+    """Return the interpreter that answers run in.
+
+    The one of `eval.python`, else the environment that set-up made for it on this machine, else
+    the trainer's own.
+    """
+    table = request.config.scored
+    assert isinstance(table, CodeEvalTable)
+    return table.python or _interpreter_made(request.run_dir) or sys.executable
+
+
+def _interpreter_made(run_dir: Path) -> str | None:
+    """Return the interpreter that the machine's set-up made for answers; None if it made none."""
+    try:
+        named = (run_dir.parent.parent / NAMED_IN).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return named if Path(named).is_file() else None
+
+
 def load_problems(request: ScoringRequest) -> ProblemSet:
     """Load the held-out problems that are scored.
 
     Raises:
         DataError: the rows cannot be read, or have no test programs.
-        ConfigError: the rows are texts without an answer.
     """
     config = request.config
     table = config.scored
     assert isinstance(table, CodeEvalTable)
     assert config.data.eval is not None
-    if config.data.text is not None:
-        raise ConfigError(["eval.kind: `code` scores answers, and a `data.text` has none"])
     path = resolve(request.run_dir, config.data.eval)
     loaded = load_examples(
         config.data,
@@ -140,61 +165,19 @@ def load_problems(request: ScoringRequest) -> ProblemSet:
 
 def generate(request: ScoringRequest, chosen: ProblemSet) -> list[FreeAnswer]:
     """Return the model's answers; those that an interrupted scoring kept are not made again."""
-    facts = {
-        "stage": request.stage,
-        "tokens": tokens_sha256(chosen.items),
-        "tokens_max": chosen.tokens_max,
-    }
     return answer_freely(
         request.model,
         request.tokenizer,
         chosen.items,
         tokens_max=chosen.tokens_max,
-        kept=KeptRows(request.scratch / "answers.jsonl", facts),
+        kept=request.keep("answers", chosen.items, tokens_max=chosen.tokens_max),
         on_progress=request.on_progress,
     )
 
 
-def _references(chosen: ProblemSet) -> list[str]:
-    return [problem.reference for problem in chosen.problems]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Judge:
-    """Runs programs that are not judged yet; each verdict is on the disk before the next begins."""
-
-    runner: ProgramRunner
-    kept: KeptRows
-    limits: Limits
-    request: ScoringRequest
-
-    def all(self, part: str, problems: Sequence[Problem], codes: Sequence[str]) -> list[Outcome]:
-        """Return the outcomes of one code for each problem, in order."""
-        found = []
-        for at, (problem, code) in enumerate(zip(problems, codes, strict=True)):
-            found.append(self.one(part, problem, code))
-            self.request.on_progress(at + 1, len(problems))
-        return found
-
-    def one(self, part: str, problem: Problem, code: str) -> Outcome:
-        """Return the outcome of one code, kept or new."""
-        program = test_program(problem, code)
-        digest = hashlib.sha256(program.encode("utf-8", "surrogatepass")).hexdigest()
-        key = f"{part} {problem.row} {digest[:24]}"
-        row = self.kept.get(key)
-        if row is None:
-            outcome = self.runner.run(program, self.limits)
-            row = {
-                "verdict": outcome.verdict, "error": outcome.error, "message": outcome.message,
-                "seconds": round(outcome.seconds, 3),
-            }  # fmt: skip
-            self.kept.add({key: row})
-        return Outcome(**row)
-
-
 def _require_scorable(problems: Sequence[Problem], references: Sequence[Outcome]) -> None:
     """Raise `ConfigError` if no problem's own solution passes: then no score means anything."""
-    if any(one.verdict == "passed" for one in references):
+    if any(one.verdict == PASSED for one in references):
         return
     reasons = [
         f"row {problem.row} ({problem.library}): {one.verdict} {one.error} {one.message}".rstrip()

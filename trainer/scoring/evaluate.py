@@ -17,6 +17,7 @@ from trainer.config import TrainerConfig
 from trainer.rundir.layout import scoring_scratch
 from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
+from trainer.scoring.choice import gain_of_choice, score_choice
 from trainer.scoring.code import score_code
 from trainer.scoring.code_figures import code_gain
 from trainer.scoring.forgetting.measure import add_forgetting
@@ -32,6 +33,7 @@ SCORERS: Mapping[str, Callable[[ScoringRequest], EvalResult]] = MappingProxyType
         "multilabel": score_labels,
         "text": score_text,
         "chat": score_chat,
+        "choice": score_choice,
         "code": score_code,
         "loss": score_loss,
     }
@@ -42,6 +44,7 @@ GAINS: Mapping[str, Callable[[EvalResult, EvalResult], dict[str, Any] | None]] =
         "multilabel": gain,
         "text": gain_of_answers,
         "chat": gain_of_answers,
+        "choice": gain_of_choice,
         "code": code_gain,
         "loss": loss_gain,
     }

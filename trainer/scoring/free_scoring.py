@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from trainer.data.codec import Example, tokens_sha256
+from trainer.base_limits import places
+from trainer.data.codec import Example
 from trainer.eval_tables.text import AnswerFields
 from trainer.scoring.answer_baselines import Pair, score_answer_baselines
 from trainer.scoring.answer_figures import ComparedAnswers, compare_answers
 from trainer.scoring.free_answers import FreeAnswer, answer_freely
-from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.measures.all_measures import make_measures
-from trainer.scoring.measures.number import UNREADABLE
+from trainer.scoring.measures.measure import UNREADABLE
 from trainer.scoring.result import EvalResult, ScoringRequest
 
 TOKENS_MAX = 512
@@ -32,13 +32,15 @@ class AnswerSet:
     """The held-out prompts in order, with the right answers.
 
     `items` of one row are one document. `stop_ids` end an answer beside EOS. `prompts` are the
-    texts by which a training row is found that is like them.
+    texts by which a training row is found that is like them. `places_max` is for how many tokens a
+    base has places, if it looks them up in a table.
     """
 
     items: tuple[Example, ...]
     references: tuple[str, ...]
     prompts: tuple[str, ...]
     stop_ids: tuple[int, ...] = ()
+    places_max: int | None = None
 
     @property
     def rows(self) -> list[int]:
@@ -54,7 +56,36 @@ class AnswerSet:
     def tokens_max(self, table: AnswerFields) -> int:
         """Return how long an answer may get, in tokens."""
         longest = max(item.answer_length for item in self.items)
-        return table.tokens_max or min(TOKENS_MAX, longest + MARGIN_TOKENS)
+        most = table.tokens_max or min(TOKENS_MAX, longest + MARGIN_TOKENS)
+        return most if self.places_max is None else max(1, min(most, self.places_max // 2))
+
+    def with_room(self, tokens_max: int) -> tuple[Example, ...]:
+        """Return the items, each with a prompt behind which there are places for an answer.
+
+        A prompt that is too long loses its middle, as one does that is too long to be learnt.
+        """
+        if self.places_max is None:
+            return self.items
+        room = self.places_max - tokens_max
+        return tuple(
+            item if item.prompt_length <= room else _shortened(item, room) for item in self.items
+        )
+
+
+def _shortened(item: Example, room: int) -> Example:
+    """Return the prompt alone of an example, without its middle."""
+    tail = (room + 1) // 2
+    ids = item.prompt_ids[: room - tail] + item.prompt_ids[item.prompt_length - tail :]
+    return replace(item, input_ids=ids, labels=(), prompt_length=room)
+
+
+def places_of(model: Any) -> int | None:
+    """Return for how many tokens a model has places, None if there is more beyond them.
+
+    The answer of an encoder-decoder does not stand behind its prompt.
+    """
+    found = None if model.config.is_encoder_decoder else places(model.config.to_dict())
+    return found.count if found is not None and found.learnt else None
 
 
 def generate_answers(
@@ -65,19 +96,16 @@ def generate_answers(
     `name` is that of the file in `request.scratch` that keeps them.
     """
     tokens_max = answer_set.tokens_max(table)
-    facts = {
-        "stage": request.stage,
-        "tokens": tokens_sha256(answer_set.items),
-        "tokens_max": tokens_max,
-        "stop_ids": list(answer_set.stop_ids),
-    }
+    items = answer_set.with_room(tokens_max)
+    bounds = {"tokens_max": tokens_max, "stop_ids": list(answer_set.stop_ids)}
+    bounded = replace(request, facts={**request.facts, **bounds})
     return answer_freely(
         request.model,
         request.tokenizer,
-        answer_set.items,
+        items,
         tokens_max=tokens_max,
         stop_ids=answer_set.stop_ids,
-        kept=KeptRows(request.scratch / f"{name}.jsonl", facts),
+        kept=bounded.keep(name, items),
         on_progress=request.on_progress,
     )
 
@@ -101,12 +129,16 @@ def score_answers(
     pairs = zip((one.text for one in answers), answer_set.references, strict=True)
     compared = compare_answers(measures, pairs, answer_set.documents)
     figures = compared.figures(resamples=table.resamples)
-    headline = table.measures[0]
+    headline, tokens_max = table.measures[0], answer_set.tokens_max(table)
     details: dict[str, Any] = {
         "figures": figures,
         "measures": compared.about(),
         "answers": len(answers),
-        "tokens_max": answer_set.tokens_max(table),
+        "tokens_max": tokens_max,
+        "prompts_shortened": sum(
+            one is not item
+            for one, item in zip(answer_set.with_room(tokens_max), answer_set.items, strict=True)
+        ),
         "documents": documents(compared, answers),
     }
     if request.stage == "before" and table.baselines:

@@ -10,12 +10,14 @@ from typing import Any
 from trainer.data.codec import Example
 from trainer.data.examples import load_examples, load_texts
 from trainer.errors import ConfigError
+from trainer.eval_tables.loss import LOSS_ROWS_MAX
 from trainer.rundir.layout import resolve
 from trainer.scoring.baselines import few_shot_prompts
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.held_out_loss import measure_rows
-from trainer.scoring.loss_figures import HEADLINE, loss_changes, loss_figures
+from trainer.scoring.loss_figures import loss_changes, loss_figures
 from trainer.scoring.result import EvalResult, ScoringRequest
+from trainer.scoring.score_words import HEADLINE
 
 
 def score_loss(request: ScoringRequest) -> EvalResult:
@@ -54,10 +56,14 @@ def score_loss(request: ScoringRequest) -> EvalResult:
 
 
 def add_loss(request: ScoringRequest, result: EvalResult) -> EvalResult:
-    """Return a result with the loss of the right answers on the very rows that it scored."""
+    """Return a result with the loss of the right answers on the rows that it scored.
+
+    At most `LOSS_ROWS_MAX` of them, chosen by their words: reading them once more takes as long as
+    scoring labels does, and the interval hardly narrows.
+    """
     begun = time.monotonic()
     rows = {one["row"] for one in result.details["documents"]}
-    items = [item for item in _held_out(request) if item.row in rows]
+    items = choose_rows([item for item in _held_out(request) if item.row in rows], LOSS_ROWS_MAX)
     loss = measure_loss(request, items)
     few_shot = _few_shot(request, items).get("baselines", {}).get("few_shot", {})
     if few_shot:

@@ -20,9 +20,9 @@ import numpy as np
 
 from trainer.scoring.interval import Interval
 from trainer.scoring.resampling import Floats, resampled_interval
+from trainer.scoring.score_words import HEADLINE
 from trainer.scoring.shares import wilson
 
-HEADLINE = "nats_per_token"
 LARGEST = 700.0
 """Nats per token beyond which a perplexity is no number that a file can hold."""
 

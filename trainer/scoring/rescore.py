@@ -30,12 +30,14 @@ def rescore(
     Nothing in the run directory changes.
 
     Raises:
-        ConfigError: the run has no table `eval`, or there is no adapter where one was named.
+        ConfigError: the run scores nothing, or there is no adapter where one was named.
         DataError: the held-out rows cannot be used.
     """
     config = load_run_config(run_dir)
     if config.scored is None or config.data.eval is None:
-        raise ConfigError(["eval: the config has no such table, so there is nothing to score"])
+        raise ConfigError(
+            ["eval: no rows are held out, or it is `none`: there is nothing to score"]
+        )
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ConfigError([f"--adapter: there is no adapter in {adapter}"])
 

@@ -66,9 +66,12 @@ class ScoringRequest:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides about the score beside rows and stage: rows kept under other facts are void."""
 
-    def keep(self, name: str, items: Sequence[Example]) -> KeptRows:
-        """Return the file that keeps what is done of one pass over some examples."""
-        facts = {"stage": self.stage, "tokens": tokens_sha256(items), **self.facts}
+    def keep(self, name: str, items: Sequence[Example], **settings: object) -> KeptRows:
+        """Return the file that keeps what is done of one pass over some examples.
+
+        `settings` are plain values that decide about the pass beside the examples.
+        """
+        facts = {"stage": self.stage, "tokens": tokens_sha256(items), **settings, **self.facts}
         return KeptRows(self.scratch / f"{name}.jsonl", facts)
 
 

@@ -22,7 +22,7 @@ from trainer.scoring.baselines import (
 )
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.free_answers import FreeAnswer
-from trainer.scoring.free_scoring import AnswerSet, generate_answers, score_answers
+from trainer.scoring.free_scoring import AnswerSet, generate_answers, places_of, score_answers
 from trainer.scoring.measures.all_measures import make_measures
 from trainer.scoring.measures.reference_problems import reference_problems
 from trainer.scoring.result import EvalResult, ScoringRequest
@@ -86,6 +86,7 @@ def load_answer_set(request: ScoringRequest) -> AnswerSet:
         items=items,
         references=tuple(item.completion for item in items),
         prompts=tuple(item.prompt for item in items),
+        places_max=places_of(request.model),
     )
 
 

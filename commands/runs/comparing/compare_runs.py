@@ -7,13 +7,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from commands.runs.comparing.paired import PairedFigure, PairedRows, Part, paired_figures
-from commands.runs.comparing.row_figures import PER_TOKEN
+from commands.runs.comparing.paired import PairedFigure, PairedRows, Part, paired_figures, ratio
+from commands.runs.comparing.row_figures import FIGURES, PER_TOKEN
 from commands.runs.comparing.scored_run import ScoredRow, ScoredRun
 from commands.ui.errors import UsageError
 
-NOTHING: Part = (0.0, 0.0)
-"""What a row adds to a figure that one of the two runs does not have for it."""
 LOWER = ("nats_per_token", "bits_per_token", "bits_per_byte", "perplexity")
 """The figures of which less is better."""
 
@@ -138,19 +136,21 @@ def _figures(pairs: Sequence[tuple[ScoredRow, ScoredRow]]) -> dict[str, PairedFi
             "the results hold no figure of single rows that both runs have",
             hint="`qft eval RUN --again` measures a run anew on this computer",
         )
+    width = {name: len(part) for one, _ in pairs for name, part in one.parts.items()}
     figures = {
         name: PairedRows(
-            first=[_part(one, other, name) for one, other in pairs],
-            second=[_part(other, one, name) for one, other in pairs],
+            first=[_part(one, other, name, width[name]) for one, other in pairs],
+            second=[_part(other, one, name, width[name]) for one, other in pairs],
+            figure=FIGURES.get(name, ratio),
         )
         for name in shared
     }
-    return paired_figures(figures, [one.row for one, _ in pairs])
+    return paired_figures(figures, [one.group for one, _ in pairs])
 
 
-def _part(row: ScoredRow, other: ScoredRow, name: str) -> Part:
-    """Return what a row adds to a figure: nothing, if only one of the two runs has it."""
-    return row.parts[name] if name in row.parts and name in other.parts else NOTHING
+def _part(row: ScoredRow, other: ScoredRow, name: str, width: int) -> Part:
+    """Return what a row adds to a figure: zeros, if only one of the two runs has it."""
+    return row.parts[name] if name in row.parts and name in other.parts else (0.0,) * width
 
 
 def _by_words(rows: Sequence[ScoredRow]) -> dict[Hashable, ScoredRow]:

@@ -1,22 +1,28 @@
 """Intervals of the change between two models that answered the same rows; needs no library.
 
-Every figure is a ratio of sums over rows (a mean is one: its denominators are 1), so a resampled
-figure is made of resampled sums. The draws are seeded: all computers print the same intervals.
+Every figure is a function of sums over rows, most of them a ratio (a mean is one: its denominators
+are 1), so a resampled figure is made of resampled sums. The draws are seeded: all computers print
+the same intervals.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.scoring.shares import wilson
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
-Part = tuple[float, float]
-"""What one row adds to a figure: to its numerator and to its denominator."""
+Part = tuple[float, ...]
+"""What one row adds to the sums of a figure; of a ratio, to its numerator and its denominator."""
+
+
+def ratio(sums: Sequence[float]) -> float:
+    """Return a numerator over its denominator; 0 where that is 0."""
+    return sums[0] / sums[1] if sums[1] else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +45,14 @@ class PairedFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRows:
-    """What the rows of two models add to one figure, row by row in the same order."""
+    """What the rows of two models add to one figure, row by row in the same order.
+
+    A row that lacks the figure adds only zeros.
+    """
 
     first: Sequence[Part]
     second: Sequence[Part]
+    figure: Callable[[Sequence[float]], float] = ratio
 
 
 def paired_figures(
@@ -64,35 +74,51 @@ def paired_figures(
     """
     if not groups:
         raise ValueError("there is no row to compare")
+    count = len(dict.fromkeys(groups))
+    shares = {
+        name: newcombe(rows)
+        for name, rows in figures.items()
+        if len(groups) == count and _is_share(rows)
+    }
+    others = {name: rows for name, rows in figures.items() if name not in shares}
+    intervals = shares | _resampled(others, groups, resamples=resamples, seed=seed)
+    found = {}
+    for name, rows in figures.items():
+        first, second = (rows.figure(_total(one)) for one in (rows.first, rows.second))
+        low, high = intervals[name]
+        found[name] = PairedFigure(
+            rows=sum(any(one) or any(other) for one, other in _pairs(rows)),
+            first=first,
+            second=second,
+            change=second - first,
+            low=low,
+            high=high,
+            interval="newcombe" if name in shares else "bootstrap",
+        )
+    return found
+
+
+def _resampled(
+    figures: Mapping[str, PairedRows], groups: Sequence[Hashable], *, resamples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return the percentile interval of each figure's change under resampled documents."""
     sums = {
         name: [_by_group(one, groups) for one in (rows.first, rows.second)]
         for name, rows in figures.items()
     }
     changes: dict[str, list[float]] = {name: [] for name in figures}
-    count = len(dict.fromkeys(groups))
+    places = range(len(dict.fromkeys(groups)))
     draws = random.Random(seed)  # noqa: S311 - a bootstrap, and it has to be repeatable
-    for _ in range(resamples):
-        drawn = draws.choices(range(count), k=count)
+    for _ in range(resamples if figures else 0):
+        drawn = draws.choices(places, k=len(places))
         for name, (first, second) in sums.items():
-            changes[name].append(_ratio(second, drawn) - _ratio(first, drawn))
-    found = {}
-    for name, (first, second) in sums.items():
-        values = [_ratio(one, range(count)) for one in (first, second)]
-        ranked = sorted(changes[name])
-        low, high = (quantile(ranked, (1 + side * CONFIDENCE) / 2) for side in (-1, 1))
-        shares = _is_share(figures[name]) and len(groups) == count
-        if shares:
-            low, high = newcombe(figures[name])
-        found[name] = PairedFigure(
-            rows=sum(below > 0 for _, below in figures[name].first),
-            first=values[0],
-            second=values[1],
-            change=values[1] - values[0],
-            low=low,
-            high=high,
-            interval="newcombe" if shares else "bootstrap",
-        )
-    return found
+            figure = figures[name].figure
+            changes[name].append(figure(second.drawn(drawn)) - figure(first.drawn(drawn)))
+    outer = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    ranked = {name: sorted(found) for name, found in changes.items()}
+    return {
+        name: (quantile(one, outer[0]), quantile(one, outer[1])) for name, one in ranked.items()
+    }
 
 
 def newcombe(rows: PairedRows) -> tuple[float, float]:
@@ -102,9 +128,7 @@ def newcombe(rows: PairedRows) -> tuple[float, float]:
     based on paired data" (1998), method 10: Wilson's intervals of both shares, joined by their
     correlation. It is never empty.
     """
-    pairs = [
-        (bool(one), bool(two)) for (one, _), (two, _) in zip(rows.first, rows.second, strict=True)
-    ]
+    pairs = [(bool(one[0]), bool(other[0])) for one, other in _pairs(rows)]
     n = len(pairs)
     both, neither = pairs.count((True, True)), pairs.count((False, False))
     only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
@@ -112,7 +136,7 @@ def newcombe(rows: PairedRows) -> tuple[float, float]:
     product = math.prod(
         (both + only_first, only_second + neither, both + only_second, only_first + neither)
     )
-    apart = both * neither - only_first * only_second
+    apart: float = both * neither - only_first * only_second
     if apart > 0:
         apart = max(apart - n / 2, 0)
     correlation = apart / math.sqrt(product) if product else 0.0
@@ -134,30 +158,36 @@ def quantile(ranked: Sequence[float], share: float) -> float:
     return ranked[below] + (ranked[above] - ranked[below]) * (place - below)
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Numerators and denominators of documents."""
-
-    above: list[float]
-    below: list[float]
-
-
 def _is_share(rows: PairedRows) -> bool:
     """Return whether every row of both models is right or wrong, and counts once."""
     return {*rows.first, *rows.second} <= {(0.0, 1.0), (1.0, 1.0)}
 
 
+def _total(parts: Sequence[Part]) -> list[float]:
+    """Return the sums over all rows."""
+    return [sum(column) for column in zip(*parts, strict=True)]
+
+
+def _pairs(rows: PairedRows) -> list[tuple[Part, Part]]:
+    return list(zip(rows.first, rows.second, strict=True))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What documents add to the sums of a figure, a list for each sum."""
+
+    columns: list[list[float]]
+
+    def drawn(self, documents: Sequence[int]) -> list[float]:
+        """Return the sums over some documents, each as often as it is drawn."""
+        return [sum(map(column.__getitem__, documents)) for column in self.columns]
+
+
 def _by_group(parts: Sequence[Part], groups: Sequence[Hashable]) -> _Sums:
     """Add up the rows of each document, in the order in which the documents first occur."""
     places = {group: at for at, group in enumerate(dict.fromkeys(groups))}
-    sums = _Sums([0.0] * len(places), [0.0] * len(places))
-    for (above, below), group in zip(parts, groups, strict=True):
-        sums.above[places[group]] += above
-        sums.below[places[group]] += below
+    sums = _Sums([[0.0] * len(places) for _ in parts[0]])
+    for part, group in zip(parts, groups, strict=True):
+        for column, one in zip(sums.columns, part, strict=True):
+            column[places[group]] += one
     return sums
-
-
-def _ratio(sums: _Sums, drawn: Sequence[int]) -> float:
-    """Return the figure of the documents drawn; 0 where its denominator is."""
-    below = sum(map(sums.below.__getitem__, drawn))
-    return sum(map(sums.above.__getitem__, drawn)) / below if below else 0.0

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from commands.runs.comparing import corpus_scores
 from commands.runs.comparing.paired import Part
 from infra.untrusted import number, table, text, texts
 
 LABELS_MAX = 1000
+MEASURES: Mapping[str, Mapping[str, tuple[tuple[int, ...], ...]]] = MappingProxyType(
+    {
+        "chrf": {"chrf": tuple((at,) for at in range(corpus_scores.CHRF_SUMS))},
+        "bleu": {"bleu": tuple((at,) for at in range(corpus_scores.BLEU_SUMS))},
+        # Sums of leaves (right, found, wanted) and of answers (exact, readable, all); F1 is twice
+        # the right ones over the other two.
+        "json": {
+            "json": ((0, 0), (1, 2)), "json_precision": ((0,), (1,)), "json_recall": ((0,), (2,)),
+            "json_exact": ((3,), (5,)), "json_readable": ((4,), (5,)),
+        },
+    }
+)  # fmt: skip
+"""For measures that are no mean: the sums of each figure, by the places of what is added up."""
+FIGURES: Mapping[str, Callable[[Sequence[float]], float]] = MappingProxyType(
+    {"chrf": corpus_scores.chrf, "bleu": corpus_scores.bleu}
+)
+"""The figures that are no ratio of two sums."""
 PER_TOKEN = ("nats_per_token", "token_accuracy")
 """The figures of a loss that compare models of the same tokenizer only."""
 
@@ -35,6 +53,35 @@ def _score(result: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, 
     score = number(document.get("score"), most=1.0)
     name = text(result.get("metric"), most=60) or "score"
     return {} if score is None else {name: (score, 1.0)}
+
+
+def _answer(_result: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Part]:
+    """Return the figures of free answers, from the sums that each measure keeps of the row."""
+    found: dict[str, Part] = {}
+    for name, value in table(document.get("statistics")).items():
+        sums = numbers(value)
+        if not sums:
+            continue
+        for figure, places in MEASURES.get(name, {name: ((0,), (1,))}).items():
+            if all(at < len(sums) for group in places for at in group):  # else it is none of ours
+                found[figure] = tuple(sum(sums[at] for at in group) for group in places)
+    return found
+
+
+def numbers(value: object) -> list[float]:
+    """Return a list of finite numbers; anything else as an empty one."""
+    found = [number(one) for one in value] if isinstance(value, list) else []
+    return [one for one in found if one is not None] if None not in found else []
+
+
+def _choice(_result: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Part]:
+    """Return the accuracy by each way to choose an option."""
+    found = _score({"metric": "accuracy"}, document)
+    for name, value in table(document.get("figures")).items():
+        hit = number(value, most=1.0)
+        if hit is not None:
+            found[f"accuracy by {name}"] = (hit, 1.0)
+    return found
 
 
 def _label(_result: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Part]:
@@ -97,6 +144,15 @@ def _sets(document: Mapping[str, Any]) -> tuple[set[str] | None, set[str] | None
 
 
 PARTS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Part]]] = (
-    MappingProxyType({"label": _label, "multilabel": _multilabel, "loss": _no_figure})
+    MappingProxyType(
+        {
+            "label": _label,
+            "multilabel": _multilabel,
+            "loss": _no_figure,
+            "text": _answer,
+            "chat": _answer,
+            "choice": _choice,
+        }
+    )
 )
 """For the kinds whose rows have more than a `score`, what else they have."""

@@ -27,9 +27,11 @@ class ScoredRow:
     """One row with what it adds to each figure.
 
     `words` is the hash of its prompt and right answer; empty where an earlier qft kept no prompt.
+    `group` is what is drawn as one: the row itself, or the family of problems that it is of.
     """
 
     row: int
+    group: str
     words: str
     right: str
     parts: Mapping[str, Part]
@@ -115,12 +117,13 @@ def _with_loss(row: ScoredRow, losses: dict[int, LossRow]) -> ScoredRow:
 def _read_row(result: Mapping[str, Any], document: Mapping[str, Any]) -> ScoredRow:
     """Read one row of a result; what it lacks is empty."""
     prompt, right = document.get("prompt"), json.dumps(document.get("gold"), sort_keys=True)
-    words = ""
+    number, words = whole(document.get("row")) or 0, ""
     if isinstance(prompt, str):
         both = json.dumps([prompt, right])
         words = hashlib.sha256(both.encode()).hexdigest()
     return ScoredRow(
-        row=whole(document.get("row")) or 0,
+        row=number,
+        group=text(document.get("group")) or f"row {number}",
         words=words,
         right=right,
         parts=row_parts(result, document),

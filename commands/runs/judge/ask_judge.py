@@ -73,11 +73,18 @@ def requests(rows: Sequence[JudgedRow], judge: JudgeTable) -> Iterator[JudgeRequ
                 yield from both_orders(row, name, judge)
 
 
+def pending_requests(
+    rows: Sequence[JudgedRow], judge: JudgeTable, kept: KeptVerdicts
+) -> list[JudgeRequest]:
+    """Return the requests whose verdicts are not kept, each once."""
+    found = {one.key: one for one in requests(rows, judge) if kept.get(one.key) is None}
+    return list(found.values())
+
+
 def estimate(rows: Sequence[JudgedRow], judge: JudgeTable, kept: KeptVerdicts) -> Usage:
     """Return about what is still to be asked will use."""
-    pending = {one.key: one for one in requests(rows, judge) if kept.get(one.key) is None}
     total = Usage()
-    for one in pending.values():
+    for one in pending_requests(rows, judge, kept):
         total += estimate_request(_messages(one, judge, "0" * 16))
     return total
 
@@ -97,11 +104,9 @@ def ask_all(  # noqa: PLR0913 - what is asked, of whom, and what it depends on
     left out. Raises what `Endpoint.ask` raises.
     """
     outcome = AskingOutcome()
-    listed = list(requests(rows, judge))
-    for done, one in enumerate(listed):
-        on_progress(done, len(listed))
-        if kept.get(one.key) is not None or one.key in outcome.refused:
-            continue
+    pending = pending_requests(rows, judge, kept)
+    for done, one in enumerate(pending):
+        on_progress(done, len(pending))
         written = _messages(one, judge, new_marker())
         if _beyond_budget(kept.usage + estimate_request(written), judge):
             outcome.budget_reached = True
@@ -122,7 +127,7 @@ def ask_all(  # noqa: PLR0913 - what is asked, of whom, and what it depends on
             KeptVerdict(choice=read_choice(reply.content), reason=reason, usage=reply.usage),
         )
     else:
-        on_progress(len(listed), len(listed))
+        on_progress(len(pending), len(pending))
     return outcome
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import json
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -33,6 +34,7 @@ BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 ROW_REFUSED = frozenset({400, 413, 422})
 """What a service answers to one request that it does not take: too long, or not allowed."""
 MESSAGE_CHARS_MAX = 300
+TOO_LONG = re.compile(r"context|too (?:long|large|many)|exceed", re.IGNORECASE)
 
 
 class RequestRefusedError(Exception):
@@ -98,7 +100,12 @@ class Endpoint:
                     raise
 
     def _adapt(self, message: str) -> bool:
-        """Leave out the parameter that a refusal names; return whether there was one."""
+        """Leave out the parameter that a refusal names; return whether there was one.
+
+        A request that is too long names `max_tokens`, too, and no other name would make it shorter.
+        """
+        if TOO_LONG.search(message):
+            return False
         if self._tokens_key == "max_tokens" and "max_tokens" in message:
             self._tokens_key = "max_completion_tokens"
             return True

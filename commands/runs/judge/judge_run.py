@@ -161,8 +161,11 @@ def _agree(
     Where nobody can, or with `--yes`, a budget has to stand in run.yaml, unless nobody is charged.
     """
     usage = estimate(rows, judge, kept)
+    if not usage.requests:
+        options.on_message(f"judge: all of the {len(rows)} rows are judged already")
+        return
     options.on_message(cost_line(judge, len(rows), usage, kept.usage))
-    if not usage.requests or judge.free:
+    if judge.free:
         return
     if options.yes or not options.may_ask():
         if judge.budget_usd is None:

@@ -83,8 +83,21 @@ def _documents(score: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for one in listed if isinstance(listed, list) else []:
         document = table(one)
-        if isinstance(document.get("prompt"), str) and isinstance(document.get("free"), str):
-            key = json.dumps([document["prompt"], document.get("gold")], sort_keys=True)
-            found[key, seen[key]] = document
+        for answer in _answers(document):
+            key = json.dumps([answer["prompt"], answer.get("gold")], sort_keys=True)
+            found[key, seen[key]] = answer
             seen[key] += 1
     return found
+
+
+def _answers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the answers of a row in words: its own, or each of a conversation."""
+    listed = document.get("answers")
+    each = [document]
+    if isinstance(listed, list):
+        each = [{**table(one), "row": document.get("row")} for one in listed]
+    return [
+        one
+        for one in each
+        if isinstance(one.get("prompt"), str) and isinstance(one.get("free"), str)
+    ]

@@ -36,7 +36,8 @@ RESULT_BYTES_MAX = 256 << 20
 """Of a score."""
 TEXT_CHARS_MAX = 20_000
 """Of each text that is kept for reading; the hash is of all of it."""
-TITLES = {"base_tuned": "tuned against base", "right_tuned": "tuned against the right answer"}
+TITLES = {"base_tuned": "the base", "right_tuned": "right answers"}
+LEGEND = "consistent: pairs with the same verdict in both orders; chars: mean length, tuned:other"
 
 
 def make_result(
@@ -129,9 +130,10 @@ def result_lines(result: Mapping[str, Any], width: int) -> list[str]:
     if not shown:
         return [*lines, "no pair of answers is judged in both orders yet"]
     lines += columns_of([_row(name, found) for name, found in shown]).splitlines()
+    lines += wrapped(LEGEND, width)
     for name, found in shown:
         if warning := text(found.get("warning"), most=300):
-            lines += wrapped(f"warning: {TITLES[name]}: {warning}", width, indent="  ")
+            lines += wrapped(f"warning: against {TITLES[name]}: {warning}", width, indent="  ")
     return [*lines, *wrapped(_cost(result), width)]
 
 
@@ -144,10 +146,10 @@ def _row(name: str, found: Mapping[str, Any]) -> dict[str, object]:
     lengths = [number(found.get(key)) or 0.0 for key in ("first_chars", "tuned_chars")]
     counts = [whole(found.get(key)) or 0 for key in ("wins", "ties", "losses")]
     return {
-        "compared": TITLES[name],
+        "tuned against": TITLES[name],
         "won/tied/lost": "/".join(map(str, counts)),
         "win rate": f"{rate:.2f} ({low:.2f} to {high:.2f})",
-        "order": "-" if stays is None else f"{stays:.0%}",
+        "consistent": "-" if stays is None else f"{stays:.0%}",
         "chars": f"{lengths[1]:.0f}:{lengths[0]:.0f}",
     }
 

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from commands.runs.config import LoadedConfig
+from commands.runs.planning.extra_hours import samples_seconds
 from commands.runs.planning.job_estimate import JobPart
 from commands.runs.planning.job_inputs import JobInputs
+from commands.runs.planning.scoring_hours import ScoringWork, seconds_of_scoring
 from infra.catalog.gpus import Driver
 from infra.catalog.vendors import find_size
 from infra.provider import Offer
 from trainer.config import EvictionBand
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.span import NOTHING, Span
-from trainer.estimate.step_time import reading_seconds, scoring_seconds
+from trainer.estimate.step_time import reading_seconds
 from trainer.estimate.training import hours_span, setup_of
 from trainer.saving.interval import EVICTED_PER_H, choose_interval
 
@@ -46,9 +48,6 @@ FETCH_H = Span(low=0.2, likely=0.7, high=3.0) * MINUTE_H
 OPEN_BAND_H = 0.25
 """Of machines an hour, where a band has no upper end."""
 NO_BAND = Span(low=0.0, likely=0.05, high=OPEN_BAND_H)
-SCORED_TOKENS, SCORED_ROWS = 4096, 64
-"""What the trainer scores at once (`trainer/scoring/constrained.py`)."""
-ENDING_TOKENS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +120,10 @@ def job_parts(
     if found["hours"] is None or inputs.shape is None:
         return ()
     parts = [*_before(inputs, machine)]
-    scoring = score_part("score before", inputs, gpu, shots=True)
+    scoring = score_part("score before", inputs, gpu, before=True, here=machine.here)
     parts += [scoring] if scoring else []
     parts.append(train_part(inputs, found, gpu))
-    again = score_part("score after", inputs, gpu)
+    again = score_part("score after", inputs, gpu, here=machine.here)
     parts += [again] if again else []
     parts.append(fetch_part(inputs, machine))
     lost = evictions_part(parts, inputs, found["step_seconds"], machine)
@@ -170,32 +169,27 @@ def train_part(inputs: JobInputs, found: Mapping[str, Any], gpu: TrainingGpu) ->
         )
         each = reading_seconds(shape, setup, gpu=gpu, rows=lengths.eval_rows)
         hours += found["steps"] // train.validate_every * each / HOUR_S
+    if lengths is not None and lengths.eval_rows and shape is not None:
+        hours += (
+            samples_seconds(shape, inputs.tables, gpu, steps=found["steps"], lengths=lengths)
+            / HOUR_S
+        )
     source = gpu.source or "nobody has published a speed of this card"
     return JobPart(name="train", hours=hours_span(hours, gpu), source=source)
 
 
 def score_part(
-    name: str, inputs: JobInputs, gpu: TrainingGpu, *, shots: bool = False
+    name: str, inputs: JobInputs, gpu: TrainingGpu, *, before: bool = False, here: bool = False
 ) -> JobPart | None:
-    """Return what scoring the held-out rows takes; None if nothing is scored."""
+    """Return what scoring the held-out rows takes, and what is measured beside it.
+
+    None if nothing is scored. `on_gpu`: what a GPU alone measures is measured.
+    """
     table, lengths, shape = inputs.tables.scored, inputs.lengths, inputs.shape
     if table is None or lengths is None or shape is None or not lengths.eval_rows:
         return None
-    prompts = [max(1, round(lengths.eval_tokens))]
-    if shots and table.shots:
-        prompts.append(prompts[0] * (table.shots + 1))
-    seconds = 0.0
-    for tokens in prompts:
-        setup = setup_of(inputs.tables, gpu.precision, tokens=tokens)
-        at_once = max(1, min(SCORED_ROWS, SCORED_TOKENS // tokens))
-        seconds += scoring_seconds(
-            shape,
-            replace(setup, micro_batch=at_once),
-            gpu=gpu,
-            rows=lengths.eval_rows,
-            # Each row is answered twice from one reading: freely, and bound to the labels.
-            generated=2 * lengths.answer_tokens + ENDING_TOKENS,
-        )
+    work = ScoringWork(config=inputs.tables, shape=shape, gpu=gpu, on_gpu=not here)
+    seconds = seconds_of_scoring(work, lengths, before=before)
     return JobPart(name=name, hours=hours_span(seconds / HOUR_S, gpu), source=gpu.source)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from trainer.eval_tables.text import ToleranceTable
 from trainer.scoring.measures.json_text import JsonValue, canonical, read_json
-from trainer.scoring.measures.measure import AnswerScore, Figure, Floats, ratio
-from trainer.scoring.measures.number import UNREADABLE, within
+from trainer.scoring.measures.measure import UNREADABLE, AnswerScore, Figure, Floats, ratio
+from trainer.scoring.measures.number_text import within
 
 RIGHT, FOUND, WANTED, EXACT, READABLE, ANSWERS = range(6)
 """The statistics of an answer; the first three count leaves, of the answer and of the right one."""

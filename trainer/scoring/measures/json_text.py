@@ -59,7 +59,8 @@ def without_fence(text: str) -> str:
     if not newline or not first.startswith(FENCE) or not rest.endswith(FENCE):
         return bare
     inside = rest.removesuffix(FENCE)
-    return bare if FENCE in inside else inside.strip()
+    again = any(line.strip().startswith(FENCE) for line in inside.split("\n"))
+    return bare if again else inside.strip()
 
 
 def canonical(value: Any) -> str:

@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+UNREADABLE = "unreadable"
+"""The note of an answer that is not of the kind that its measure compares."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerScore:

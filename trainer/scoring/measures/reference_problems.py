@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainer.scoring.measures.json_text import DEPTH_MAX, read_json
-from trainer.scoring.measures.number import last_number
+from trainer.scoring.measures.number_text import last_number
 from trainer.scoring.measures.words import CHARACTERS_MAX
 
 
