@@ -101,7 +101,7 @@ def notifier(run: LoggedRun, url: str, console: Lines) -> Notifier:
     return made
 
 
-def test_each_event_is_told_once_also_over_resumes(run: LoggedRun, service: Service) -> None:
+def test_each_event_is_posted_once_also_over_resumes(run: LoggedRun, service: Service) -> None:
     """Two evictions, a wait for somebody and the end give four posts, however often qft starts."""
     console = Lines()
     for _ in range(2):
@@ -135,7 +135,7 @@ def test_each_event_is_told_once_also_over_resumes(run: LoggedRun, service: Serv
     assert console.lines == []
 
 
-def test_the_budget_is_told_at_80_percent(run: LoggedRun, service: Service) -> None:
+def test_the_budget_is_posted_at_80_percent(run: LoggedRun, service: Service) -> None:
     """Of the dollars or of the hours, whichever comes first, and that once."""
     console = Lines()
     budget = {"usd": 9.0, "hours": 10, "evictions": 9}
@@ -162,7 +162,7 @@ def test_the_budget_is_told_at_80_percent(run: LoggedRun, service: Service) -> N
         (Outcome.STOPPED_BY_USER, "stopped"),
     ],
 )
-def test_an_ending_that_is_none_is_told(
+def test_an_ending_without_success_is_posted(
     run: LoggedRun, service: Service, outcome: Outcome, event: str
 ) -> None:
     """A failure is told as such, and so is a stop by a person."""
@@ -173,7 +173,7 @@ def test_an_ending_that_is_none_is_told(
     assert service.events == [event]
 
 
-def test_evictions_of_before_are_no_news(run: LoggedRun, service: Service) -> None:
+def test_earlier_evictions_are_not_posted(run: LoggedRun, service: Service) -> None:
     """Whoever begins to be told of a run hears of what happens from then on."""
     run.rent()
     run.evict(back_to=0)

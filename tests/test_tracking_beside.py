@@ -105,7 +105,7 @@ def test_rows_are_sent_now_and_then_one_sending_at_a_time(run: LoggedRun) -> Non
     assert made.lines == []
 
 
-def test_a_tracker_that_hangs_is_ended_and_told_once(run: LoggedRun) -> None:
+def test_a_tracker_that_hangs_is_ended_with_one_warning(run: LoggedRun) -> None:
     """The loop goes on meanwhile; the next try comes, and is no second warning."""
     made = FeedAtWork(takes_s=1e9)
     feed = made.feed()

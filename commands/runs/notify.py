@@ -148,7 +148,7 @@ class Notifier:
 
     def on_turn(self, report: TurnReport) -> None:
         """Post what is new; returns at once."""
-        self._tell(
+        self._post_new(
             report.state,
             notices_of_turn(
                 report.state, self._budget, now_s=report.now_s, waiting=bool(report.warning)
@@ -166,7 +166,7 @@ class Notifier:
         state, now_s = fold(events), self._clock()
         ending = notice_of_ending(events) or (f"waiting-{len(events)}", Notice.WAITING)
         before = notices_of_turn(state, self._budget, now_s=now_s, waiting=False)
-        self._tell(state, [*before, ending], now_s)
+        self._post_new(state, [*before, ending], now_s)
         if self._thread is not None:
             self._messages.put(None)
             self._thread.join(self._wait_s)
@@ -175,7 +175,9 @@ class Notifier:
     def close(self) -> None:
         """Do nothing: the thread ends with the process."""
 
-    def _tell(self, state: RunState, notices: Iterable[tuple[str, Notice]], now_s: float) -> None:
+    def _post_new(
+        self, state: RunState, notices: Iterable[tuple[str, Notice]], now_s: float
+    ) -> None:
         """Post what was not tried before; noted first, so that nothing goes twice.
 
         Evictions from before anybody asked to be told are no news.

@@ -67,7 +67,7 @@ class TrackerFeed:
 
     def on_turn(self, report: TurnReport) -> None:
         """Start a sending now and then while the trainer works, and end one that takes too long."""
-        self._settle(SEND_S)
+        self._check(SEND_S)
         due = self._clock() - self._began_s >= EVERY_S
         if self._names and report.state.launched and self._sending is None and due:
             self._begin(self._names)
@@ -95,11 +95,11 @@ class TrackerFeed:
 
     def _wait(self, ends_s: float) -> None:
         while self._sending is not None:
-            self._settle(max(0.0, ends_s - self._began_s))
+            self._check(max(0.0, ends_s - self._began_s))
             if self._sending is not None:
                 self._sleep(POLL_S)
 
-    def _settle(self, most_s: float) -> None:
+    def _check(self, most_s: float) -> None:
         """Take note of a sending that ended, or took `most_s`."""
         if self._sending is None:
             return
