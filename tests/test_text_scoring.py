@@ -254,7 +254,10 @@ def test_a_gain_needs_the_same_rows_and_headline(
     fewer = scored(tmp_path, settings(tmp_path, asks(5), table), model, tokenizer)
     gain = GAINS["text"]
 
-    assert gain(found, found) is not None
+    same = gain(found, found)
+    assert same is not None
+    assert same["low"] < same["value"] == 0 < same["high"]
+    assert same["figures"]["chrf"] == {"value": 0, "low": 0, "high": 0}
     assert gain(found, fewer) is None
     assert gain(found, replace(found, metric="chrf")) is None
 
