@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,12 +22,14 @@ from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.judge.judge_run import JudgeOptions, budget_error, judge_run
 from commands.runs.judge.result import current_result, result_lines
 from commands.runs.local_trainer import local_run_dir, start
+from commands.runs.measured import read_result
 from commands.runs.score import Score, read_score, score_lines
 from commands.ui.errors import TrainingError, UsageError
 from commands.ui.options import Json, Run, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json
-from commands.ui.wrap import output_width
+from commands.ui.wrap import output_width, wrapped
 from infra.durable import write_json
+from trainer.scoring.forgetting.summary import forgetting_lines
 from trainer.scoring.score_words import WORDS
 
 EXAMPLES = {
@@ -95,6 +98,8 @@ class Scores:
     after: Score | None
     judge: dict[str, Any] = field(default_factory=dict)
     """What `judge.json` holds, if it is of these answers."""
+    forgetting: list[str] = field(default_factory=list)
+    """What was measured of forgetting, a line each."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `judge` is there only after one, without its single rows."""
@@ -104,6 +109,7 @@ class Scores:
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
             **({"judge": judged} if judged else {}),
+            **({"forgetting": self.forgetting} if self.forgetting else {}),
         }
 
     def lines(self) -> list[str]:
@@ -111,6 +117,10 @@ class Scores:
         measured = dict(score_lines(self.before, self.after, figures=tuple(WORDS)))
         rows = {"before": "not measured", "after": "not measured", **measured}
         lines = [f"{word:<7} {fact}" for word, fact in rows.items()]
+        if self.forgetting:
+            width = output_width()
+            wide = (wrapped(line, width, indent="  ") for line in self.forgetting)
+            lines += ["", *(one for broken in wide for one in broken)]
         if self.judge:
             lines += ["", *result_lines(self.judge, output_width())]
         return lines
@@ -155,22 +165,37 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
     check_fetched(folder, loaded)
     if again:
         _score_again(loaded, folder, on_message)
+    results = [read_result(loaded.out / f"eval-{stage}.json") for stage in ("before", "after")]
     return Scores(
         run=folder.name,
         before=read_score(loaded.out / "eval-before.json"),
         after=read_score(loaded.out / "eval-after.json"),
         judge=current_result(loaded.out),
+        forgetting=forgetting_lines(*results),
     )
 
 
 def _score_again(
     loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]
 ) -> None:
-    """Run the trainer's own evaluation here, and put its result beside the adapter."""
+    """Run the trainer's own evaluation here, and put its result beside the adapter.
+
+    The base is measured, too, where the run has no score of it: one of an earlier version.
+    """
     demand(needed_to_train(loaded.config), "`qft eval`", qft_home(environment()))
     on_message("measuring on this computer")
     with local_run_dir(loaded, folder) as run_dir:
-        done = start("eval", "--run-dir", str(run_dir), "--adapter", str(adapter_of(loaded)))
+        before = loaded.out / "eval-before.json"
+        if not before.exists():
+            write_json(before, _measured(run_dir), mode=0o644)
+        shutil.copyfile(before, run_dir / before.name)
+        after = _measured(run_dir, "--adapter", str(adapter_of(loaded)))
+    write_json(loaded.out / "eval-after.json", after, mode=0o644)
+
+
+def _measured(run_dir: Path, *arguments: str) -> Any:
+    """Return the result of an evaluation here; raise `TrainingError` if there is none."""
+    done = start("eval", "--run-dir", str(run_dir), *arguments)
     if done.returncode:
         raise TrainingError(f"the evaluation ended with exit code {done.returncode}")
-    write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)
+    return json.loads(done.stdout)

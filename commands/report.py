@@ -17,7 +17,7 @@ from commands.ui.options import Json, Run, examples
 from commands.ui.output import log, print_data, print_json
 
 EXAMPLES = {
-    "qft report": "out/NAME/report.html and report.json",
+    "qft report": "out/NAME/report.html, report.json, and report.md for a pull request",
     "qft report --open": "the same, shown in the browser",
     "qft report --live --open": "the page while the run goes on; Ctrl-C ends it, not the run",
 }
@@ -44,7 +44,8 @@ def command(
         return
     page = report(run, as_json=as_json)
     if as_json:
-        print_json({"page": str(page), "data": str(page.with_suffix(".json"))})
+        others = {"data": page.with_suffix(".json"), "markdown": page.with_suffix(".md")}
+        print_json({key: str(path) for key, path in {"page": page, **others}.items()})
     else:
         print_data(str(page))
     if open_browser:
@@ -52,7 +53,7 @@ def command(
 
 
 def report(wanted: str, *, as_json: bool) -> Path:
-    """Write `report.html` and `report.json` beside the adapter; return the page."""
+    """Write `report.html`, `report.json` and `report.md` beside the adapter; return the page."""
     folder, loaded = open_fetched(wanted)
     page = loaded.out / "report.html"
     require_writable(page.parent)  # a page of before is replaced

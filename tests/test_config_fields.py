@@ -260,6 +260,8 @@ CASES: Mapping[str, Case] = {
     "eval.baselines": Case({"baselines": False}, scores, LABEL),
     "eval.shots": Case({"shots": 2}, scores, LABEL),
     "eval.costs": Case({"costs": {"positive": {"miss": 5}}}, scores, LABEL),
+    "eval.forgetting": Case({"forgetting": True}, scores, LABEL),
+    "eval.general": Case({"general": "../other.jsonl"}, scores, LABEL),
     "eval.resamples": Case({"resamples": 1001}, scores, LABEL),
     "eval.text.measures": Case({"measures": ["number"]}, measured, ANSWERS),
     "eval.text.tokens_max": Case({"tokens_max": 3}, scores, ANSWERS),

@@ -94,6 +94,15 @@ def test_no_more_is_kept_than_the_run_can_make(tmp_path: Path) -> None:
     assert copy.path.read_bytes() == lines(1, 2)
 
 
+def test_several_lines_of_a_step_are_a_log_of_samples(tmp_path: Path) -> None:
+    """The rows that are answered again and again have a line each for one step."""
+    copy = LogCopy(path=tmp_path / "samples.jsonl", bytes_max=lambda: 1 << 20, repeats=True)
+    for log in (lines(0, 0, 0), lines(0, 0, 0, 50, 50, 50), lines(0, 0, 0, 50, 50, 50, 40)):
+        read_there(copy, log)
+
+    assert copy.path.read_bytes() == lines(0, 0, 0, 50, 50, 50)
+
+
 @given(cuts=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 60)), min_size=1, max_size=8))
 def test_whatever_becomes_of_the_log_the_copy_ends_equal(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[tuple[int, int]]
@@ -169,3 +178,5 @@ def test_a_status_is_kept_when_it_is_another_one(tmp_path: Path) -> None:
     files.note_status(read_heartbeat(b'{"phase": "training", "step": 3, "steps": 9}'))
 
     assert json.loads((tmp_path / STATUS).read_text())["step"] == 3
+    files.note_status(read_heartbeat(b""))  # another trainer has not begun to beat
+    assert not (tmp_path / STATUS).exists()

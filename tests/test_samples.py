@@ -15,6 +15,7 @@ from support import tiny
 from support.models import t5
 from support.rig import FACTS, Rig, outcome, restored, rig, twin_of
 
+from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.errors import Preempted
@@ -32,7 +33,13 @@ from trainer.rundir.samples import (
     shortened,
 )
 from trainer.saving.manifest import Damaged
-from trainer.training.samples import choose_samples, sampling_interval, tokens_limit, wants_samples
+from trainer.training.samples import choose_samples
+from trainer.training.sampling_schedule import (
+    sampling_interval,
+    samplings,
+    tokens_limit,
+    wants_samples,
+)
 
 STEPS = 7
 DUE = [0, 3, 6, 7]
@@ -62,8 +69,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rig:
 
 @pytest.mark.parametrize(
     "method",
-    [{"kind": "lora"}, {"kind": "qlora", "quant": "int8"}, {"kind": "nola", "bases": 40}],
-    ids=lambda method: method["kind"],
+    [
+        {"kind": "qlora"},
+        pytest.param({"kind": "qlora", "quant": "int8"}, marks=pytest.mark.slow),
+        pytest.param({"kind": "nola", "bases": 40}, marks=pytest.mark.slow),
+        pytest.param({"kind": "dylora"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda method: "-".join(map(str, method.values())),
 )
 def test_samples_change_no_bit_of_the_training(tmp_path: Path, method: dict[str, Any]) -> None:
     """Adapter, moments and log are those of a run without samples, whatever the method."""
@@ -132,7 +144,7 @@ def notice_in_sampling(made: Rig, *, step: int) -> None:
     made.context = replace(made.context, samples=replace(samples, on_status=status.append))
 
 
-@pytest.mark.parametrize("stop", [0, 3, 7])
+@pytest.mark.parametrize("stop", [0, 7])
 def test_a_notice_in_the_middle_of_a_sampling_costs_nothing(
     undisturbed: Rig, tmp_path: Path, stop: int
 ) -> None:
@@ -184,6 +196,20 @@ def test_a_begun_run_forgets_the_samples_of_another_try(undisturbed: Rig, tmp_pa
     assert [*read_samples(run / "samples.jsonl").answers] == [0]
 
 
+def test_a_training_that_ends_early_is_sampled_at_its_end(undisturbed: Rig, tmp_path: Path) -> None:
+    """The last state has samples, also where so many validations are not all sampled."""
+    run = twin_of(undisturbed, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["train"] |= {"validate_every": 1, "stop_after": 1, "lr": 10, "steps": 79}
+    (run / "config.json").write_text(json.dumps(config))
+    made = rig(run)
+    made.train(until=79)
+    ended = made.state.counters.step
+
+    assert ended < 10
+    assert [*made.state.samples.answers] == sorted({*range(0, ended, 2), ended})
+
+
 def test_samples_of_other_rows_are_not_gone_on_with(undisturbed: Rig, tmp_path: Path) -> None:
     """After another number of rows the samples begin anew, and the training goes on."""
     run = twin_of(undisturbed, tmp_path)
@@ -222,7 +248,10 @@ def test_a_model_that_cannot_answer_is_trained_all_the_same(
 
 
 def test_a_job_without_validation_is_sampled_before_and_after(tmp_path: Path) -> None:
-    """Where held-out rows are only scored, samples are there at the first and the last step."""
+    """Where rows are only scored, there are samples of the first and the last step.
+
+    A replay of its steps takes none, since it writes nothing.
+    """
     run = lay_out(
         tmp_path,
         train={"validate_every": None, "steps": 2, "samples": 2},
@@ -233,6 +262,10 @@ def test_a_job_without_validation_is_sampled_before_and_after(tmp_path: Path) ->
 
     assert [line["step"] for line in lines(run)] == [0, 0, 2, 2]
     assert len([text for text in messages if text.startswith("sample after step 2, row ")]) == 2
+
+    (run / "samples.jsonl").unlink()
+    assert main(["verify", "--run-dir", str(run)]) == 0
+    assert not (run / "samples.jsonl").exists()
 
 
 TURNS = [("user", "more"), ("assistant", "fine"), ("user", "hello"), ("assistant", "bye")]
@@ -343,14 +376,22 @@ def test_rows_are_chosen_by_their_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "steps", "interval"),
-    [(None, 100, None), (50, 100, 50), (1, SAMPLINGS_MAX, 1), (1, 1000, 25), (7, 100_000, 2506)],
+    ("every", "steps", "interval", "times"),
+    [
+        (None, 100, None, 2),
+        (50, 100, 50, 3),
+        (30, 100, 30, 5),
+        (1, SAMPLINGS_MAX, 1, SAMPLINGS_MAX + 1),
+        (1, 1000, 25, 41),
+        (7, 100_000, 2506, 41),
+    ],
 )
 def test_very_many_validations_are_not_all_sampled(
-    every: int | None, steps: int, interval: int | None
+    every: int | None, steps: int, interval: int | None, times: int
 ) -> None:
     """A run is sampled at every validation, or at so many that about forty are left."""
     assert sampling_interval(every, steps) == interval
+    assert samplings(every, steps) == times
     if interval is not None and every is not None:
         assert interval % every == 0
         assert steps // interval <= SAMPLINGS_MAX

@@ -199,13 +199,13 @@ def test_two_runs_compare_every_figure_of_their_rows() -> None:
         "statistics": {"exact": [1, 2], "json": [1, 2, 2, 0, 1, 1], "chrf": [1] * 18},
     }
     text = row_parts({"kind": "chat"}, document)
-    choice = row_parts(
-        {"kind": "choice"}, {"score": 1.0, "figures": {"sum": 1.0, "letter": 0.0, "other": 1.0}}
-    )
+    choice = row_parts({"kind": "choice"}, {"score": 1.0, "figures": {"sum": 1.0, "letter": 0.0}})
 
     assert text == {
-        "exact": (1, 2), "chrf_row_mean": (25, 1), "json": (2, 4), "json_precision": (1, 2),
+        "exact": (1, 2), "chrf": (1,) * 18, "json": (2, 4), "json_precision": (1, 2),
         "json_recall": (1, 2), "json_exact": (0, 1), "json_readable": (1, 1),
     }  # fmt: skip
-    assert choice == {"accuracy": (1, 1), "sum": (1, 1), "letter": (0, 1)}
+    assert choice == {
+        "accuracy": (1, 1), "accuracy by sum": (1, 1), "accuracy by letter": (0, 1),
+    }  # fmt: skip
     assert row_parts({"kind": "text"}, {"statistics": {"exact": ["x", 1], "json": 3}}) == {}

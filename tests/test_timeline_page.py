@@ -70,9 +70,7 @@ def test_the_legend_has_time_and_dollars_of_each_activity_and_of_all() -> None:
     assert "training30\u00a0min\u00a000\u00a0s$0.15" in page.text
     assert "released2\u00a0d\u00a023\u00a0h$1.00" in page.text
     assert "machine time, and all dollars31\u00a0min\u00a000\u00a0s$1.16" in page.text
-    assert [name for name in page.plots if name] == [
-        "What the machine did, over time, with its cost"
-    ]
+    assert page.plots == ["What the machine did, over time, with its cost"]
     assert "6 spans, one by one" in page.text
     assert page.text.count("▼") == 1
 

@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
+from commands.runs.general_rows import general_faults
 from commands.runs.home import check_name
 from commands.runs.judge_table import JudgeTable
 from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
 from commands.runs.row_counts import RowCounts, answer_problem, row_length_problem, unseen_labels
+from commands.runs.track_table import TrackTable
 from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
@@ -77,6 +79,10 @@ class RunConfig(BaseModel):
         "needs the files.",
     )
 
+    track: TrackTable | None = Field(
+        default=None,
+        description="Where the metrics go, such as `[trackio, mlflow]`; sent from this computer.",
+    )
     judge: JudgeTable | None = Field(
         default=None,
         description="Who compares answers at `qft eval --judge`; it stays on this computer.",
@@ -142,6 +148,13 @@ class LoadedConfig:
             for key, name in self.config.data.files.items()
             if hub.parse(name) is None
         }
+
+    @property
+    def general_file(self) -> Path | None:
+        """The file of `eval.general` here; None if none is named, or the machine fetches it."""
+        name = None if self.config.scored is None else self.config.scored.general
+        here = name is not None and hub.parse(name) is None
+        return self.folder / Path(name).expanduser() if name and here else None
 
     @property
     def out(self) -> Path:
@@ -299,7 +312,8 @@ def check_data_and_model(loaded: LoadedConfig, *, absent: Sequence[Path] = ()) -
         if found:
             causes = [*notes.lines(), header_problem(row.fields for row in rows)]
             faults += [f"data.{key}: {file}: {cause}" for cause in causes if cause]
-    faults = [*gathered(faults), *_model_faults(loaded)]
+    faults = [*gathered(faults), *general_faults(loaded.general_file, table)]
+    faults += _model_faults(loaded)
     if faults:
         shown = [_shown(one) for one in faults[:20]]
         if len(faults) > len(shown):

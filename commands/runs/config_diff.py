@@ -24,7 +24,10 @@ PLACES = ("model.id", "model.revision")
 
 def digests(loaded: LoadedConfig) -> dict[str, str]:
     """Return the SHA-256 of every data file on this computer, by its key; raise OSError."""
-    return {f"data.{key}": file_sha256(path) for key, path in loaded.data_files.items()}
+    files = {f"data.{key}": path for key, path in loaded.data_files.items()}
+    if loaded.general_file is not None:
+        files["eval.general"] = loaded.general_file
+    return {key: file_sha256(path) for key, path in files.items()}
 
 
 def keys_for_trainer(allowed: Sequence[str]) -> tuple[str, ...]:
@@ -130,6 +133,7 @@ def changes(
                 found[f"{table}.{key}"] = (was.get(key), is_now.get(key))
     found.pop("data.day", None)  # the trainer compares tokens: it counts where a template shows it
     found.pop("model.token_env", None)  # who fetches the base decides nothing of the training
+    found.pop("train.samples", None)  # nor does what is shown of it
     found = _judged_by_content(found, loaded, saved)
     refused = {key: pair for key, pair in found.items() if not _is_allowed(key, allowed)}
     if refused and bound:
@@ -179,7 +183,7 @@ def _judged_by_content(
         if rows[key] == digest:
             judged.pop(key, None)
         else:
-            name = loaded.config.data.files[key.removeprefix("data.")]
+            name = loaded.config.data.files.get(key.removeprefix("data."), loaded.general_file)
             was = found.get(key, (name, name))[0]
             judged[key] = (_rows_in(was, str(rows[key])), _rows_in(name, digest))
     if "data.train" in judged and rows:

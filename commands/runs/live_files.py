@@ -18,6 +18,7 @@ from infra.durable import write_json
 from infra.run.heartbeat import Heartbeat
 from infra.untrusted import NotPlain, parse, table, whole
 from remote import errors, ssh
+from trainer.rundir.samples import SAMPLES
 
 EVERY_S = 2.0
 """With a look at the files here every half second, a step is on the page within five."""
@@ -52,11 +53,12 @@ class LogEnd:
         return self.offset + sum(map(len, self.lines))
 
 
-def follow_on(end: LogEnd, data: bytes) -> LogEnd | None:
+def follow_on(end: LogEnd, data: bytes, *, repeats: bool = False) -> LogEnd | None:
     """Return the end of a log after `data`, which was read from the anchor on, with all new lines.
 
     A torn last line is left for the next time, and so is everything from a line on that is no
-    record of a further step. None if the log there does not go on from this one.
+    record of a further step, or with `repeats` of the same one. None if the log there does not go
+    on from this one.
     """
     lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
     if end.lines and lines[:1] != [*end.lines[:1]]:
@@ -64,7 +66,7 @@ def follow_on(end: LogEnd, data: bytes) -> LogEnd | None:
     step, kept = end.step, []
     for line in lines:
         found = _step_of(line)
-        if found is None or found <= step:
+        if found is None or found < step + (not repeats):
             break
         step = found
         kept.append(line)
@@ -95,6 +97,8 @@ class LogCopy:
 
     path: Path
     bytes_max: Callable[[], int]
+    repeats: bool = False
+    """Whether a step may have several lines."""
     end: LogEnd = field(default_factory=LogEnd)
     misses: int = 0
     """Reads in a row that did not go on from here: one may have met a log half written."""
@@ -104,7 +108,7 @@ class LogCopy:
 
         Raises `OSError` if it cannot be written here.
         """
-        after = follow_on(self.end, data)
+        after = follow_on(self.end, data, repeats=self.repeats)
         if after is None:
             self.misses += 1
             if self.misses > 1:
@@ -144,7 +148,8 @@ class LiveFiles:
         self._remote = remote_run
         self._home = home
         self._copies = {
-            name: LogCopy(path=home / name, bytes_max=most) for name, most in limits.items()
+            name: LogCopy(path=home / name, bytes_max=most, repeats=name == SAMPLES)
+            for name, most in limits.items()
         }
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -166,12 +171,16 @@ class LiveFiles:
         self._thread = None
 
     def note_status(self, heartbeat: Heartbeat) -> None:
-        """Keep the trainer's status, as it was just read, if it is another one."""
-        if heartbeat.is_present and heartbeat != self._shown:
-            with contextlib.suppress(OSError):  # no room: it is shown a little late
+        """Keep the trainer's status, as it was just read; none while a new one has not begun."""
+        if heartbeat == self._shown:
+            return
+        with contextlib.suppress(OSError):  # no room: it is shown a little late
+            if heartbeat.is_present:
                 self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
                 write_json(self._home / STATUS, heartbeat.to_json())
-                self._shown = heartbeat
+            else:
+                (self._home / STATUS).unlink(missing_ok=True)
+            self._shown = heartbeat
 
     def copy(self, connection: ssh.SshConnection) -> None:
         """Bring what is new. Raises the errors of `remote`, and `OSError`."""

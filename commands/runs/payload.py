@@ -14,6 +14,9 @@ from commands.runs.config import LoadedConfig
 from commands.runs.parent_adapter import kept_parent
 from infra.durable import write_json
 
+GENERAL = "eval.general"
+"""The key of the file that is no file of rows to learn from or to score."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PayloadItem:
@@ -96,6 +99,9 @@ def build_payload(
 
     files = loaded.data_files
     names = {key: f"{key.replace('.', '-')}{_ending(path)}" for key, path in files.items()}
+    general = loaded.general_file
+    if general is not None:
+        files, names = {**files, GENERAL: general}, {**names, GENERAL: f"general{_ending(general)}"}
     config = folder / "config.json"
     if write:
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +146,10 @@ def machine_tables(
     method = tables["method"]
     if loaded.config.method.parent is not None:
         method = {**method, "from": "../parent"}
-    return {**tables, "data": data, "model": model, "method": method}
+    found = {**tables, "data": data, "model": model, "method": method}
+    if GENERAL in names:
+        found["eval"] = {**tables["eval"], "general": f"../data/{names[GENERAL]}"}
+    return found
 
 
 def _data_there(table: dict[str, Any], there: dict[str, str]) -> dict[str, Any]:

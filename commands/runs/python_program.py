@@ -86,7 +86,8 @@ def running(
 
 
 def _end(program: subprocess.Popen[bytes]) -> None:
-    for act in (lambda: None, program.terminate, program.kill):
+    acts: list[Callable[[], None]] = [lambda: None, program.terminate, program.kill]
+    for act in acts:
         act()
         try:
             program.wait(timeout=ENDS_S)

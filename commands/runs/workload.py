@@ -38,6 +38,7 @@ from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
+from trainer.rundir.samples import SAMPLES, SAMPLES_BYTES_MAX
 
 CONNECT_TIMEOUT_S = 20.0
 STOP_GRACE_S = 60.0
@@ -85,7 +86,10 @@ class SshWorkload:
             connection=lambda: self._connection,
             remote_run=config.layout.run_dir,
             home=config.home.parent / LIVE,
-            limits={METRICS: lambda: self._expected().log_bytes_max},
+            limits={
+                METRICS: lambda: self._expected().log_bytes_max,
+                SAMPLES: lambda: SAMPLES_BYTES_MAX,
+            },
         )
 
     def _expected(self) -> Expected:

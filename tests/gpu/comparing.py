@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 SAME = ("adapter/adapter_model.safetensors",)
+MEASURED = ("seconds", "gpu_memory_bytes", "gpu_use")
 DIFFERENCES_MAX = 12
 IN_CHECKPOINT = ("adapter.safetensors", "optimizer.safetensors")
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of a run's metrics log without their times, of whole lines only."""
+    """Return the records of a run's metrics log without what is measured, of whole lines only."""
     try:
         text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     records = [json.loads(line) for line in text.split("\n")[:-1]]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
 
 
 def last_step(run_dir: Path) -> int:

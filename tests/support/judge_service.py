@@ -102,8 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         service = self.server.service
+        headers: dict[str, str] = {}
         if self.path != "/v1/chat/completions":
-            status, headers, body = 404, {}, error_body("no such path")
+            status, body = 404, error_body("no such path")
         else:
             sent = {name.lower(): value for name, value in self.headers.items()}
             status, headers, body = service.answer(json.loads(data), sent)

@@ -49,7 +49,8 @@ def judged(
     service: JudgeService, rows: list[JudgedRow], path: Path, **more: Any
 ) -> tuple[Any, KeptVerdicts, list[float]]:
     """Ask for all verdicts on some rows; return what came of it."""
-    judge, kept, naps = table_of(service, **more), KeptVerdicts(path / "verdicts"), []
+    judge, kept = table_of(service, **more), KeptVerdicts(path / "verdicts")
+    naps: list[float] = []
     outcome = ask_all(
         rows, judge, kept, endpoint_of(service, naps),
         new_marker=lambda: "[0123456789abcdef]", on_progress=lambda *_: None,

@@ -34,7 +34,7 @@ class _Reader(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         if tag == "figure" and "aria-label" in values:
             self.page.plots.append(values["aria-label"])
-        elif tag == "svg" and values.get("role") == "img" and "figure" not in self.open:
+        elif tag == "svg" and values.get("role") == "img" and "div" not in self.open[-1:]:
             self.page.plots.append(values.get("aria-label", ""))
         if tag == "script":
             kind = self.page.data if values.get("type") == EMBEDDED else self.page.scripts

@@ -62,8 +62,10 @@ def finished_run(
     """
     config = {"name": name, **json.loads(json.dumps(TABLES))}
     for key, fields in tables.items():
-        merged = isinstance(fields, Mapping) and key != "eval"
-        config[key] = {**config.get(key, {}), **dict(fields)} if merged else fields
+        if isinstance(fields, Mapping) and key != "eval":
+            config[key] = {**config.get(key, {}), **fields}
+        else:
+            config[key] = fields
     run = home / "runs" / name
     run.mkdir(parents=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,3 +48,7 @@ class EvalFields(BaseModel):
         if name is not None:
             hub.parse(name)
         return name
+
+    def measures_forgetting(self, *, on_gpu: bool) -> bool:
+        """Tell whether general questions and drift are measured: by itself on a GPU only."""
+        return on_gpu if self.forgetting == "auto" else self.forgetting

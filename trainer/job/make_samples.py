@@ -13,14 +13,8 @@ from trainer.data.codec import Codec
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
 from trainer.rundir.samples import SAMPLES
-from trainer.training.samples import (
-    Samples,
-    choose_samples,
-    sampled_row,
-    sampling_interval,
-    tokens_limit,
-    wants_samples,
-)
+from trainer.training.samples import Samples, choose_samples, sampled_row
+from trainer.training.sampling_schedule import sampling_interval, tokens_limit, wants_samples
 
 
 def make_samples(

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainer import model as models
 from trainer.atomic import RealDisk
+from trainer.device.gpu_meter import MEASURED
 from trainer.errors import ConfigError
 from trainer.eviction import PreemptionFlag
 from trainer.exit_codes import ExitCode
@@ -144,7 +145,7 @@ class Comparer:
         """Compare a record that counts as no step of its own."""
         line = self.logged.get(record["step"], {})
         for key, value in record.items():
-            if self.difference is None and key != "seconds" and line.get(key) != value:
+            if self.difference is None and key not in MEASURED and line.get(key) != value:
                 self.difference = {
                     "step": record["step"],
                     "key": key,

@@ -21,6 +21,7 @@ from trainer.atomic import RealDisk, replace_directory
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
+from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
 from trainer.errors import ConfigError, Preempted
@@ -247,6 +248,7 @@ def set_up(
         checkpointing=is_checkpointing(adapted),
         optimizer=job.config.method.optimizer,
         price_usd_per_h=job.options.price_usd_per_h,
+        measure_gpu=gpu_meter(prepared.device),
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
     )
@@ -390,6 +392,7 @@ def write_adapter(
         "day": str(job.config.data.day or "") or None,
         "quantised": share.to_json(),
         "base": prepared.fingerprint["base"],
+        "versions": prepared.fingerprint["versions"],
         **memory_facts(job.run_dir),
         **({"parent": parent_facts(job)} if prepared.parent else {}),
         "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),

@@ -55,14 +55,19 @@ def answer_parts(
         return []
     wrong = sorted((one for one in rows if one.score < RIGHT), key=lambda one: one.score)
     improved = sorted((one for one in rows if one.gained > 0), key=lambda one: -one.gained)
-    graded = any(0 < one.score < RIGHT for one in rows)
-    word = "Answers with the lowest scores" if graded else "Wrong answers"
-    right = len(rows) - len(wrong)
+    if all(one.after is None for one in rows):
+        word = "Rows with the fewest right tokens"
+        about = (
+            "No answers were asked for. The score of a row is the share of the tokens of its right "
+            "answer that are the likeliest ones to the model."
+        )
+    else:
+        graded = any(0 < one.score < RIGHT for one in rows)
+        word = "Answers with the lowest scores" if graded else "Wrong answers"
+        about = f"{len(rows) - len(wrong):,} of {len(rows):,} answers are wholly right."
     return [
-        html.paragraph(
-            f"{right:,} of {len(rows):,} answers are wholly right. Open a row to read it; "
-            "characters that cannot be seen stand as a sign with their number."
-        ),
+        html.paragraph(about),
+        html.note("Characters that cannot be seen stand as a sign with their number."),
         *_listed(word, wrong, most=WRONG_MAX, file=file),
         *_listed("Most improved by training", improved, most=IMPROVED_MAX, file=file),
     ]
@@ -119,10 +124,12 @@ def _answer(result: Mapping[str, Any] | None, document: Mapping[str, Any]) -> st
 
 def _notes(document: Mapping[str, Any]) -> Iterator[str]:
     """Return what else a kind has to say of a row, in short."""
-    for key in ("verdict", "why", "picked", "library"):
-        found = _text(document.get(key))
-        if found:
+    for key in ("library", "verdict", "error", "message"):
+        found = document.get(key)
+        if isinstance(found, str) and found:
             yield found
+    listed = document.get("notes")
+    yield from (one for one in (listed if isinstance(listed, list) else []) if isinstance(one, str))
     if document.get("stopped") is False:
         yield "did not stop by itself"
 
@@ -160,8 +167,9 @@ def _row(one: Row) -> Markup:
     score = digits(one.score)
     if one.score_before is not None:
         score = f"{digits(one.score_before)} → {score}"
+    answered = None if one.after is None else html.shown(_snippet(one.after))
     summary = [
-        (f"{one.place}, score {score}:", html.shown(_snippet(one.after))),
+        (f"{one.place}, score {score}{'' if answered is None else ':'}", answered),
         ("right:", html.shown(_snippet(one.right))),
     ]
     parts = [
@@ -178,9 +186,7 @@ def _row(one: Row) -> Markup:
     return html.render("row", summary, parts)
 
 
-def _snippet(text: str | None) -> str:
-    if text is None:
-        return "(no answer)"
+def _snippet(text: str) -> str:
     line = " ".join(text[: 4 * SNIPPET_MAX].split())
     return (line[: SNIPPET_MAX - 1] + "…" if len(line) >= SNIPPET_MAX else line) or "(empty)"
 

@@ -19,6 +19,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
         "chrf": "chrF",
         "rouge_l": "ROUGE-L",
         "json": "JSON fields",
+        "json_exact": "JSON exact",
         "pass_at_1": "pass@1",
         "nats_per_token": "loss in nats per token",
         "bits_per_token": "loss in bits per token",
@@ -40,6 +41,8 @@ class Figure:
     value: float
     low: float | None = None
     high: float | None = None
+    maximum: float | None = None
+    """The most that the figure can be, if there is a most."""
 
     def words(self) -> str:
         """Return the value with its interval, on one line."""
@@ -83,7 +86,7 @@ def figure_of(found: object) -> Figure | None:
     low, high = number(fields.get("low")), number(fields.get("high"))
     if low is None or high is None or low > high:
         low = high = None
-    return Figure(value=value, low=low, high=high)
+    return Figure(value=value, low=low, high=high, maximum=number(fields.get("maximum")))
 
 
 def figures_of(stage: Mapping[str, Any] | None) -> dict[str, Figure]:
@@ -141,7 +144,7 @@ def _gains(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
             yield metric, gain
             if metric == "exact_match" and after.get("metric") == "accuracy":
                 yield "accuracy", gain
-    for more in (found.get("figures"), table(after.get("loss")).get("changes")):
+    for more in (found.get("figures"), table(after.get("loss")).get("change")):
         for name, one in table(more).items():
             figure = figure_of(one)
             if figure is not None:

@@ -85,7 +85,8 @@ def _changed(found: Change) -> str:
 
 
 def _failed(report: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    why = (text(state.get("error"), most=160) or "").strip().partition("\n")[0]
+    lines = str(state.get("error") or "").strip().splitlines()
+    why = text(lines[0], most=160) if lines else ""
     reason = f": {why}" if why else ""
     return f"failed at {_place(report, state)}{_price(report)}{_survived(report)}{reason}"
 

@@ -27,13 +27,22 @@ SHADES = 10
 JOINERS = "\u200c\u200d"
 """Characters without a width that Persian words and emoji are made with."""
 LINE_ENDS = re.compile("\r\n?")
+CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""What no HTML file may hold: all of it is spelt out before; this is the last net."""
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; "
+    "form-action 'none'"
+)
 PRINTABLE = re.compile("[\n\t\x20-\x7e\xa1-\xac\xae-\u05ff]*")
 """Texts that hold none of the characters below, in most languages' letters: a quick look."""
 
 
 @cache
-def _parts() -> Any:
-    """Return the macros of `parts.html`."""
+def macros(name: str) -> Any:
+    """Return the macros of a file beside this one; every value in them is escaped.
+
+    Characters that are not seen are spelt out, as by `signs`.
+    """
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -42,7 +51,7 @@ def _parts() -> Any:
         finalize=lambda value: value if isinstance(value, Markup) else signs(value),
     )
     environment.filters |= {"number": format_number}
-    return environment.from_string(_file("parts.html")).module
+    return environment.from_string(_file(name)).module
 
 
 @cache
@@ -52,7 +61,7 @@ def _file(name: str) -> str:
 
 def render(macro: str, *values: object) -> Markup:
     """Return what a macro of `parts.html` makes of some values."""
-    made: Markup = getattr(_parts(), macro)(*values)
+    made: Markup = getattr(macros("parts.html"), macro)(*values)
     return made
 
 
@@ -61,27 +70,17 @@ def chart_script() -> str:
     return _file("page.js")
 
 
-def page(
-    title: str,
-    sections: Iterable[Markup],
-    *,
-    scripts: Sequence[str] | None = None,
-    connect: str = "'none'",
-) -> str:
+def page(title: str, sections: Iterable[Markup], *, nonce: str = "") -> str:
     """Return a whole page of sections under a title.
 
-    `scripts` are all that may run, that of the charts by default; `connect` is where they may
-    fetch from, in the words of a content security policy.
+    It forbids the browser to run anything but its own script, or to fetch anything. With `nonce`
+    its script carries that instead: whoever serves the page sends the policy with it.
     """
-    run = [chart_script()] if scripts is None else list(scripts)
-    hashes = " ".join(f"'sha256-{_sha256(one)}'" for one in run) or "'none'"
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}; "
-        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
-    )
-    own = [Markup(one) for one in run]  # noqa: S704 - files of this program
-    style = Markup(_file("page.css"))  # noqa: S704
-    return str(render("page", title, list(sections), style, own, policy))
+    script, style = chart_script(), _file("page.css")
+    policy = "" if nonce else POLICY.format(_sha256(script))
+    own = Markup(script), Markup(style)  # noqa: S704 - files of this program
+    made = render("page", title, list(sections), *own, policy, nonce)
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", str(made))
 
 
 def _sha256(text: str) -> str:

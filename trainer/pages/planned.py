@@ -27,11 +27,16 @@ def planned_parts(plan: Mapping[str, Any]) -> list[Markup]:
     What is not known of a row is empty, and a row of which nothing is known is left out. Raises
     what looking into a document does that is not built so.
     """
-    planned, actual = plan["planned"], plan["actual"]
-    job = [
-        _range(part["part"], part["planned_hours"], part["actual_hours"])
-        for part in plan["job_parts"]
+    return [
+        _plot(_job(plan)),
+        html.table(HEAD, planned_rows(plan)),
+        html.paragraph(NOTE),
     ]
+
+
+def planned_rows(plan: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return what was planned and what it took, in the columns of `HEAD`."""
+    planned, actual, job = plan["planned"], plan["actual"], _job(plan)
     priced, spent = table(planned["usd"]), table(actual["usd"])
     bills = [_range(name, priced.get(name), spent.get(name)) for name in {**priced, **spent}]
     rows = [
@@ -41,10 +46,14 @@ def planned_parts(plan: Mapping[str, Any]) -> list[Markup]:
         *(_row(one, _dollars) for one in bills),
         _row(_range("dollars in all", planned["total_usd"], actual["total_usd"]), _dollars),
     ]
+    return [row for row in rows if any(row[1:])]
+
+
+def _job(plan: Mapping[str, Any]) -> list[bars.Range]:
+    """Return the hours of the parts of the job."""
     return [
-        _plot(job),
-        html.table(HEAD, [row for row in rows if any(row[1:])]),
-        html.paragraph(NOTE),
+        _range(part["part"], part["planned_hours"], part["actual_hours"])
+        for part in plan["job_parts"]
     ]
 
 

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -24,14 +25,19 @@ from trainer.errors import DataError
 from trainer.exit_codes import ExitCode
 from trainer.pages import html
 from trainer.pages.browse import answer_parts
+from trainer.pages.code_answers import code_parts
 from trainer.pages.curves import curve_parts
+from trainer.pages.forgetting import forgetting_parts
 from trainer.pages.headline import explain, headline
 from trainer.pages.labels import label_parts
 from trainer.pages.planned import planned_parts
+from trainer.pages.report_markdown import as_markdown
 from trainer.pages.run_files import LABEL_KINDS, Json, build_report, read, section_parts
+from trainer.pages.samples import samples_parts
 from trainer.pages.scores import score_parts
 from trainer.pages.summary import config_parts, in_short, summary
 from trainer.pages.timeline import timeline_parts
+from trainer.pages.word_answers import word_parts
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -51,6 +57,7 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
     results = {stage: read(run_dir / f"eval-{stage}.json") for stage in ("before", "after")}
     before, after = results["before"], results["after"]
     last, file = (after, "eval-after.json") if after else (before, "eval-before.json")
+    title = DETAILS.get(_kind(last), ("Details", None))[0]
     found: list[tuple[str, str, str, Callable[[], list[Markup]]]] = [
         ("headline", "", "The headline", lambda: _headline(report)),
         ("scores", "Before and after", "The scores", lambda: _scores(report)),
@@ -58,14 +65,16 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
             "answers", "What it got wrong", "The answers",
             lambda: answer_parts(before if after else None, last, file=file),
         ),
-        ("curves", "Learning", "The log", lambda: curve_parts(report)),
+        ("samples", "Answers while training", "The samples", lambda: samples_parts(run_dir)),
         (
-            "machine", "Machine and money", "The timeline",
-            lambda: timeline_parts(report["facts"]),
+            "forgetting", "What it still knows", "What it still knows",
+            lambda: forgetting_parts(before, after),
         ),
+        ("curves", "Learning", "The log", lambda: curve_parts(report)),
+        ("machine", "Machine and money", "The timeline", lambda: timeline_parts(report["facts"])),
         ("planned", "Planned and real", "The plan", lambda: _planned(report["facts"])),
         ("summary", "The run", "The run", lambda: [html.table(("", ""), summary(report))]),
-        ("labels", "Label by label", "The answers", lambda: _labels(before, after)),
+        ("details", title, "The answers", lambda: _details(before, after)),
         ("config", "Config and versions", "The config", lambda: config_parts(report)),
     ]  # fmt: skip
     made = [(key, title, section_parts(what, make)) for key, title, what, make in found]
@@ -86,17 +95,34 @@ def _planned(facts: Mapping[str, Any]) -> list[Markup]:
     return planned_parts(facts["plan"]) if "plan" in facts else []
 
 
-def _labels(before: Json | None, after: Json | None) -> list[Markup]:
-    """Return the parts on labels, with those from before training folded; none for other kinds."""
-    now, was = (
-        label_parts(result, file=f"eval-{stage}.json")
-        if result and result.get("kind", LABEL_KINDS[0]) in LABEL_KINDS
-        else []
-        for stage, result in (("after", after), ("before", before))
-    )
+DETAILS: Mapping[str, tuple[str, Callable[..., list[Markup]]]] = MappingProxyType(
+    {
+        "label": ("Label by label", label_parts),
+        "multilabel": ("Label by label", label_parts),
+        "code": ("Library by library", code_parts),
+        "text": ("How answers were measured", word_parts),
+        "chat": ("How answers were measured", word_parts),
+        "choice": ("How answers were measured", word_parts),
+    }
+)
+"""For each kind of scoring, the title of its own section and what makes its parts."""
+
+
+def _details(before: Json | None, after: Json | None) -> list[Markup]:
+    """Return the parts that one kind of answer has, with those from before training folded."""
+    found = []
+    for stage, result in (("after", after), ("before", before)):
+        make = DETAILS.get(_kind(result))
+        found.append(make[1](result, file=f"eval-{stage}.json") if result and make else [])
+    now, was = found
     if not now:
         return was
     return [*now, html.folded("The same before training", *was)] if was else now
+
+
+def _kind(result: Json | None) -> str:
+    """Return the kind of a result; the first ones had labels and said no kind."""
+    return str((result or {}).get("kind", LABEL_KINDS[0]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write `report.html` and `report.json`, each whole or not at all."""
+    """Write `report.html`, `report.json` and `report.md`, each whole or not at all."""
     facts = json.loads(args.facts.read_text(encoding="utf-8")) if args.facts else None
     try:
         write(args.run_dir, args.out or args.run_dir, facts, name=args.name or args.run_dir.name)
@@ -119,10 +145,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write(run_dir: Path, out: Path, facts: Mapping[str, Any] | None, *, name: str) -> Json:
-    """Write both files into `out` and return the report."""
+    """Write the page, its data and the Markdown into `out`, and return the report."""
     report = build_report(run_dir, facts)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     text = SURROGATES.sub(lambda half: f"\\u{ord(half.group()):04x}", text)  # UTF-8 has none
     replace_file(out / "report.json", text, disk=RealDisk())
     replace_file(out / "report.html", as_page(report, run_dir, name=name), disk=RealDisk())
+    before, after = (read(run_dir / f"eval-{stage}.json") for stage in ("before", "after"))
+    short = as_markdown(report, before, after, name=name)
+    replace_file(out / "report.md", short, disk=RealDisk())
     return report

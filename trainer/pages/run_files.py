@@ -17,6 +17,10 @@ Json = dict[str, Any]
 TABLE_BYTES_MAX = 256 << 20
 """Of the answers to all held-out rows."""
 LINE_BYTES_MAX = 1 << 20
+VERSIONS_MAX = 60
+SHA256_LENGTH = 64
+LINES_MAX = 20
+"""Of what a trainer says about its failure."""
 MEAN_STEPS = 10  # over which the first and the last loss are averaged
 FIGURES = (
     "loss", "validation_loss", "lr", "grad_norm", "tokens", "seconds", "target_tokens",
@@ -96,7 +100,7 @@ def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
         "after": _headline(after),
         "gain": table((after or {}).get("details")).get("gain"),
         "baselines": {
-            name: table(found).get("figures")
+            name: _baseline(table(found))
             for name, found in table(table((before or {}).get("details")).get("baselines")).items()
         },
         "merged": read(run_dir / "merged-parity.json"),
@@ -115,9 +119,39 @@ def build_report(run_dir: Path, facts: Mapping[str, Any] | None = None) -> Json:
             "gpu_memory_bytes": _curve(steps, "gpu_memory_bytes"),
             "gpu_use": _curve(steps, "gpu_use"),
         },
+        "versions": _versions(receipt),
         "status": _status(read(run_dir / "status.json")),
         "finished": bool(receipt),
     }
+
+
+def _baseline(found: Json) -> Json:
+    """Return the figures of a baseline by metric, with those of its loss."""
+    alone = {key: one for key, one in found.items() if "value" in table(one)}
+    return {**alone, **table(found.get("figures")), **table(found.get("loss"))}
+
+
+def _versions(receipt: Json) -> dict[str, str]:
+    """Return what made an adapter, by name, as texts: libraries, precision, base, rows."""
+    training = table(receipt.get("training"))
+    found = {
+        **table(receipt.get("versions")),
+        "precision": receipt.get("precision"),
+        "base, revision": training.get("model.revision"),
+        **{f"base, {key}": value for key, value in table(receipt.get("base")).items()},
+        **{
+            f"{key}, SHA-256": training[key]
+            for key in sorted(training)
+            if _is_digest(training, key)
+        },
+        "finished at": receipt.get("finished_at"),
+    }
+    shown = {str(key): text(value) for key, value in [*found.items()][:VERSIONS_MAX]}
+    return {key: value for key, value in shown.items() if value}
+
+
+def _is_digest(training: Json, key: str) -> bool:
+    return key.startswith(("data.train", "data.eval")) and len(str(training[key])) == SHA256_LENGTH
 
 
 def _status(found: Json | None) -> Json | None:
@@ -128,8 +162,15 @@ def _status(found: Json | None) -> Json | None:
         "phase": text(found.get("phase"), most=40),
         "step": whole(found.get("step")),
         "steps": whole(found.get("steps")),
-        "error": text(found.get("error"), most=2000),
+        "error": _lines(found.get("error")),
     }
+
+
+def _lines(value: object) -> str | None:
+    """Return the first lines of a text, each printable."""
+    if not isinstance(value, str):
+        return None
+    return "\n".join(text(line) or "" for line in value[:LINE_BYTES_MAX].splitlines()[:LINES_MAX])
 
 
 def _curve(steps: Sequence[Json], key: str) -> list[list[float]]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from trainer.pages import html
 from trainer.rundir.samples import SAMPLES, SampleLog, read_samples
 
 STEPS_SHOWN_MAX = 6
@@ -32,7 +30,7 @@ def samples_parts(run_dir: Path) -> list[Markup]:
     cards = [_card(log, at, steps) for at in range(len(log.rows))]
     while len(cards) > 1 and sum(map(len, cards)) > BYTES_MAX:
         cards.pop()
-    made: Markup = _template().samples(cards, _note(log, steps, shown=len(cards)))
+    made: Markup = html.macros("samples.html").samples(cards, _note(log, steps, shown=len(cards)))
     return [made]
 
 
@@ -74,7 +72,7 @@ def _card(log: SampleLog, at: int, steps: Sequence[int]) -> Markup:
         for step, answer, unchanged in zip(steps, answers, same, strict=True)
     ]
     summary = _cut(" ".join(row.right.split()), most=SUMMARY_MAX)
-    made: Markup = _template().card(
+    made: Markup = html.macros("samples.html").card(
         row.row, summary, _cut(row.prompt), _cut(row.right), cells, at == 0
     )
     return made
@@ -82,13 +80,3 @@ def _card(log: SampleLog, at: int, steps: Sequence[int]) -> Markup:
 
 def _cut(text: str, most: int = SHOWN_MAX) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
-
-
-@cache
-def _template() -> Any:
-    """Return the macros of `samples.html`; every value in them is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = Path(__file__).with_name("samples.html").read_text(encoding="utf-8")
-    return environment.from_string(text).module

@@ -24,11 +24,16 @@ from trainer.untrusted import table, whole
 BASELINE_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "majority": "commonest answer",
+        "commonest": "commonest answer",
+        "empty": "empty answer",
+        "nearest": "answer of the most similar row",
         "tfidf_regression": "TF-IDF + regression",
         "few_shot": "base, few-shot",
     }
 )
 STAGES = (("before", "base"), ("after", "fine-tuned"))
+SHARES = frozenset({"accuracy", "exact_match", "micro_f1", "macro_f1", "pass_at_1"})
+"""Figures whose scale ends at 1, whether a result says so or not."""
 STYLES = MappingProxyType({"before": "fm", "after": "fa"})
 
 
@@ -73,10 +78,11 @@ def _scored(report: Mapping[str, Any]) -> list[Scored]:
 
 
 def _bars(metric: str, scored: list[Scored]) -> Markup:
-    bars = []
+    bars, most = [], 0.0
     for one in scored:
         figure = one.figures.get(metric)
         if figure is not None:
+            most = max(most, figure.maximum or 0.0)
             bars.append(
                 Bar(
                     name=one.name,
@@ -88,7 +94,7 @@ def _bars(metric: str, scored: list[Scored]) -> Markup:
                     strong=one.style == "fa",
                 )
             )
-    return level_bars(name_of(metric), bars)
+    return level_bars(name_of(metric), bars, most=1.0 if metric in SHARES else most)
 
 
 def _title(metric: str, stage: Mapping[str, Any]) -> str:

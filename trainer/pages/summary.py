@@ -68,13 +68,17 @@ def in_short(report: Mapping[str, Any]) -> str:
 
 
 def config_parts(report: Mapping[str, Any]) -> list[Markup]:
-    """Return the config as folded JSON."""
+    """Return the config as folded JSON, and what made the adapter in a folded table."""
+    versions = table(report.get("versions"))
+    made = (
+        [html.folded("Versions", html.table(("", ""), list(versions.items())))] if versions else []
+    )
     if not report["config"]:
-        return []
+        return made
     shown = json.dumps(report["config"], indent=1, ensure_ascii=False)
     if len(shown) > CONFIG_MAX:
         shown = f"{shown[:CONFIG_MAX]}\n… ({len(shown) - CONFIG_MAX:,} more characters)"
-    return [html.folded("Config", html.marked([(shown, False)]))]
+    return [html.folded("Config", html.marked([(shown, False)])), *made]
 
 
 def describe_agreement(found: Mapping[str, Any] | None) -> str | None:

@@ -196,9 +196,9 @@ def _strip(boxes: Sequence[Box], *, own: bool) -> Markup:
     parts += list(_marks(boxes))
     parts += list(_ticks(boxes, own=own))
     return Markup(
-        '<figure><svg class="strip" role="img" aria-label="{}" width="100%" height="{}">'
-        "<title>{}</title>{}</svg></figure>"
-    ).format(name, HIGH, name, Markup("").join(parts))
+        '<figure aria-label="{}"><svg class="strip" role="img" aria-label="{}" width="100%" '
+        'height="{}"><title>{}</title>{}</svg></figure>'
+    ).format(name, name, HIGH, name, Markup("").join(parts))
 
 
 HATCH = Markup(
@@ -318,7 +318,7 @@ def _all(stretches: Sequence[Stretch], *, own: bool) -> Markup:
 def _table(head: Sequence[str], rows: Iterable[Markup]) -> Markup:
     heads = Markup("").join(Markup("<th>{}</th>").format(word) for word in head)
     return Markup(
-        "<figure><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></figure>"
+        '<div class="wide"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(heads, Markup("").join(rows))
 
 

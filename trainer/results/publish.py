@@ -266,8 +266,12 @@ def _scores(results: Mapping[str, Any], *, merged: bool) -> list[str]:
     alike = describe_agreement(results["merged"]) if merged else None
     agreement = ["", f"The merged model {alike}."] if alike else []
     rows = ["| model | figure | value | 95 % interval |", "| --- | --- | --- | --- |"]
+    scored = results["after"] or results["before"] or {}
     for name, figures in results["baselines"].items():
-        rows.append(_score(BASELINE_NAMES.get(name, name), "exact_match", figures["exact_match"]))
+        for metric in ("exact_match", str(scored.get("metric"))):  # labels have the first
+            if metric in figures:
+                rows.append(_score(BASELINE_NAMES.get(name, name), metric, figures[metric]))
+                break
     for stage, word in (("before", "base"), ("after", "fine-tuned")):
         if results[stage]:
             rows.append(_score(word, results[stage]["metric"], results[stage]))

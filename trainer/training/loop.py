@@ -76,6 +76,7 @@ def train(
             "skipped": result.skipped,
             "params": digest(state.parameters),
             "seconds": round(seconds, 4),
+            **context.measure_gpu(),
         }
         try:
             if validation is not None and validation.is_due(counters.step):

@@ -13,48 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from trainer.adapters.adapter_method import AdapterMethod
-from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.device.out_of_memory import give_memory_back
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
-from trainer.rundir.samples import SAMPLINGS_MAX, SampledAnswer, SampledRow, shortened
+from trainer.rundir.samples import SampledAnswer, SampledRow, shortened
 from trainer.saving.state import TrainingState
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.constrained import eval_mode
 from trainer.scoring.free_answers import answer_freely
 from trainer.untrusted import text
 
-TOKENS_MAX = 128
-"""New tokens of a sample."""
-TOKENS_LEAST = 16
 SHOWN_MAX = 100
 """Characters of an answer in the log."""
-
-
-def wants_samples(config: TrainerConfig) -> bool:
-    """Tell whether held-out rows are answered while a config trains: if they are used at all."""
-    used = config.train.validate_every is not None or config.scored is not None
-    return config.train.samples > 0 and config.data.eval is not None and used
-
-
-def sampling_interval(validate_every: int | None, steps: int) -> int | None:
-    """Return the steps between two samplings; None: only before the first step and after the last.
-
-    That is at every validation, or at every second, third and so on of very many.
-    """
-    if validate_every is None:
-        return None
-    return validate_every * max(1, -(-(steps // validate_every) // SAMPLINGS_MAX))
-
-
-def tokens_limit(longest_answer: int, room: int | None = None) -> int:
-    """Return how many tokens a sample may have: twice those of the longest right answer.
-
-    At least 16 and at most 128; `room` is what the base has places for behind the longest prompt.
-    """
-    most = min(TOKENS_MAX, max(TOKENS_LEAST, 2 * longest_answer))
-    return most if room is None else max(1, min(most, room))
 
 
 def choose_samples(items: Sequence[Example], rows: int) -> tuple[Example, ...]:

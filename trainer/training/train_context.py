@@ -53,6 +53,8 @@ class TrainContext:
     optimizer: OptimizerKind = OptimizerKind.ADAMW
     """The configured one."""
     price_usd_per_h: float = 0.0
+    measure_gpu: Callable[[], dict[str, Any]] = dict
+    """Returns what the record of a step has of the card it was done on."""
     validation: Validation | None = None
     samples: Samples | None = None
     determinism: Determinism = field(default_factory=Determinism)

@@ -136,7 +136,7 @@ def newcombe(rows: PairedRows) -> tuple[float, float]:
     product = math.prod(
         (both + only_first, only_second + neither, both + only_second, only_first + neither)
     )
-    apart = both * neither - only_first * only_second
+    apart: float = both * neither - only_first * only_second
     if apart > 0:
         apart = max(apart - n / 2, 0)
     correlation = apart / math.sqrt(product) if product else 0.0

@@ -19,7 +19,7 @@ def _script() -> str:
 def make_document(snapshot: Snapshot, nonce: str, *, name: str) -> str:
     """Return the page of a version; its scripts carry `nonce`."""
     sections = [Markup(made) for _, made in snapshot.sections]  # noqa: S704  (made by `html`)
-    page = html.page(f"Report of {name}", sections)
+    page = html.page(f"Report of {name}", sections, nonce=nonce)
     head = Markup(
         '<link rel="icon" href="data:,"><meta name="qft-version" content="{}">'
         '<script nonce="{}">{}</script>'

@@ -27,6 +27,7 @@ class Feed:
         self._snapshot = Snapshot()
         self._listeners = 0
         self._requested_s: float | None = None
+        self._closed = False
 
     @property
     def snapshot(self) -> Snapshot:
@@ -51,11 +52,22 @@ class Feed:
         self._requested_s = self._clock()
         return self._snapshot
 
-    def wait(self, version: int, timeout_s: float) -> Snapshot:
-        """Return the newest version once it is another one than `version`, or after the time."""
+    def wait(self, version: int, timeout_s: float) -> Snapshot | None:
+        """Return the newest version once it is another one than `version`, or after the time.
+
+        None once the feed was closed.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._snapshot.version != version, timeout_s)
-            return self._snapshot
+            self._changed.wait_for(
+                lambda: self._closed or self._snapshot.version != version, timeout_s
+            )
+            return None if self._closed else self._snapshot
+
+    def close(self) -> None:
+        """Let everybody who waits leave."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

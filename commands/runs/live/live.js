@@ -29,7 +29,11 @@
     });
     const focus = all.indexOf(document.activeElement);
     const tag = focus < 0 ? "" : document.activeElement.tagName;
-    return { open, scrolled, typed, focus, tag };
+    const crosses = [...section.querySelectorAll(".plot")].map((plot) => {
+      const cross = plot.querySelector(".cross");
+      return cross && !cross.hidden ? parseFloat(cross.style.left) / 100 : null;
+    });
+    return { open, scrolled, typed, focus, tag, crosses };
   }
 
   function restore(section, before) {
@@ -51,6 +55,14 @@
     if (before.focus >= 0 && all[before.focus]?.tagName === before.tag) {
       all[before.focus].focus({ preventScroll: true });
     }
+    // The values that a chart shows under its cross line are shown by its new drawing, too.
+    [...section.querySelectorAll(".plot")].forEach((plot, at) => {
+      const share = before.crosses[at];
+      if (share === null || share === undefined) return;
+      const box = plot.getBoundingClientRect();
+      const place = { clientX: box.left + share * box.width, clientY: box.top, bubbles: true };
+      plot.dispatchEvent(new PointerEvent("pointermove", place));
+    });
   }
 
   // The HTML comes from the builder of the page, which escapes every text; a parsed script
@@ -83,10 +95,9 @@
       } else if (shown[0]) {
         shown[0].before(made);
       } else {
-        document.body.append(made);
+        (document.querySelector("main") || document.body).append(made);
       }
       last = made;
-      document.dispatchEvent(new CustomEvent("qft-section", { detail: made }));
     }
     for (const section of shown) {
       if (section.isConnected && !order.includes(section.id)) section.remove();

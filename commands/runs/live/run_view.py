@@ -26,6 +26,7 @@ from trainer.pages import html
 from trainer.pages.report import sections, write
 from trainer.pages.run_files import Json, build_report
 from trainer.pages.timeline import NAMES
+from trainer.rundir.samples import SAMPLES
 from trainer.saving.manifest import LOG, directory_name, steps_present
 from trainer.text import duration
 
@@ -54,7 +55,7 @@ class RunView:
     def signature(self) -> tuple[object, ...]:
         """Return what changes whenever a file of the run does: sizes and times of all of them."""
         out = [self.loaded.out / name for name in (METRICS, "adapter", *RESULTS)]
-        live = [self.folder.live / name for name in (METRICS, STATUS)]
+        live = [self.folder.live / name for name in (METRICS, STATUS, SAMPLES)]
         scores = [self.folder.root / "scores" / name for name in SCORES]
         files = [self.folder.journal, self.folder.checkpoints, *live, *scores, *out]
         return tuple(_signature(path) for path in files)
@@ -99,7 +100,8 @@ class RunView:
             return sources | {name: self.loaded.out / name for name in names}
         scores = self.folder.root / "scores"
         sources |= {name: scores / name for name in SCORES if not name.startswith(".")}
-        return sources | {METRICS: self._log(), STATUS: self.folder.live / STATUS}
+        live = {name: self.folder.live / name for name in (STATUS, SAMPLES)}
+        return sources | live | {METRICS: self._log()}
 
     def _log(self) -> Path:
         """Return the log that is copied while somebody drives, else that of a checkpoint here."""

@@ -74,12 +74,13 @@ class LiveServer(ThreadingHTTPServer):
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """Answer in a thread of its own while inside."""
+        """Answer in a thread of its own while inside; afterwards the feed is closed."""
         thread = threading.Thread(target=self.serve_forever, name="live-server", daemon=True)
         thread.start()
         try:
             yield
         finally:
+            self.feed.close()
             self.shutdown()
             self.server_close()
 
@@ -136,8 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             with feed.listening():
                 self._begin(HTTPStatus.OK, "text/event-stream; charset=utf-8", NOTHING)
                 self.wfile.write(f"retry: {RETRY_MS}\n\n".encode())
-                while True:
-                    snapshot = feed.wait(version, KEEP_ALIVE_S)
+                while (snapshot := feed.wait(version, KEEP_ALIVE_S)) is not None:
                     fresh = snapshot.version != version
                     self.wfile.write(snapshot.event(version) if fresh else b": here\n\n")
                     self.wfile.flush()

@@ -143,7 +143,9 @@ def _data_bytes(loaded: LoadedConfig, lengths: RowLengths | None) -> float:
     What lies on a hub is fetched by the machine.
     """
     files = loaded.data_files
-    here = sum(path.stat().st_size for path in files.values() if path.is_file())
+    general = loaded.general_file
+    sent = [*files.values(), *([general] if general else [])]
+    here = sum(path.stat().st_size for path in sent if path.is_file())
     if lengths is None or lengths.counted or not files:
         return here
     return here + lengths.rows * lengths.mean_tokens * PLANNED_BYTES_PER_TOKEN

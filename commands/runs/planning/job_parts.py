@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from commands.runs.config import LoadedConfig
+from commands.runs.planning.extra_hours import samples_seconds
 from commands.runs.planning.job_estimate import JobPart
 from commands.runs.planning.job_inputs import JobInputs
 from commands.runs.planning.scoring_hours import ScoringWork, seconds_of_scoring
@@ -168,6 +169,11 @@ def train_part(inputs: JobInputs, found: Mapping[str, Any], gpu: TrainingGpu) ->
         )
         each = reading_seconds(shape, setup, gpu=gpu, rows=lengths.eval_rows)
         hours += found["steps"] // train.validate_every * each / HOUR_S
+    if lengths is not None and lengths.eval_rows and shape is not None:
+        hours += (
+            samples_seconds(shape, inputs.tables, gpu, steps=found["steps"], lengths=lengths)
+            / HOUR_S
+        )
     source = gpu.source or "nobody has published a speed of this card"
     return JobPart(name="train", hours=hours_span(hours, gpu), source=source)
 
@@ -175,7 +181,10 @@ def train_part(inputs: JobInputs, found: Mapping[str, Any], gpu: TrainingGpu) ->
 def score_part(
     name: str, inputs: JobInputs, gpu: TrainingGpu, *, before: bool = False, here: bool = False
 ) -> JobPart | None:
-    """Return what scoring the held-out rows takes; None if nothing is scored."""
+    """Return what scoring the held-out rows takes, and what is measured beside it.
+
+    None if nothing is scored. `on_gpu`: what a GPU alone measures is measured.
+    """
     table, lengths, shape = inputs.tables.scored, inputs.lengths, inputs.shape
     if table is None or lengths is None or shape is None or not lengths.eval_rows:
         return None

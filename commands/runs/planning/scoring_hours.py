@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from commands.runs.planning.extra_hours import forgetting_seconds
 from commands.runs.planning.row_lengths import RowLengths
 from trainer.code_eval.hours import running_seconds
 from trainer.config import TrainerConfig
@@ -28,10 +29,6 @@ CODE_TOKENS_MIN = 64
 """Of an answer that is code, at least (`trainer/scoring/code.py`)."""
 OPTIONS = 4
 """Of a row that lists its own, which are not read here."""
-OPENINGS, OPENING_TOKENS, CONTINUED_TOKENS = 64, 16, 128
-"""Texts that show how far a model moved from its base (`trainer/scoring/forgetting/drift.py`)."""
-QUESTIONS, QUESTION_TOKENS = 60 * 4, 24
-"""General questions with their options (`trainer/scoring/forgetting/knowledge.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +80,13 @@ def seconds_of_scoring(work: ScoringWork, lengths: RowLengths, *, before: bool) 
             total += work.answering_s(rows, prompt, generated)
         if isinstance(table, ChoiceEvalTable):
             options = OPTIONS if isinstance(table.options, str) else len(table.options)
-            total += work.reading_s(rows * options, whole * times)
+            total += 2 * work.reading_s(rows * options, whole * times)  # as words, and as letters
         most = rows if isinstance(table, LossEvalTable) else min(rows, LOSS_ROWS_MAX)
         total += work.reading_s(most, whole * times)
     if isinstance(table, CodeEvalTable):
-        total += running_seconds(round(rows), baselines=before and table.baselines)
-    if table.forgetting is True or (table.forgetting == "auto" and work.on_gpu):
-        total += work.reading_s(QUESTIONS, QUESTION_TOKENS)
-        if before:
-            total += work.answering_s(OPENINGS, OPENING_TOKENS, CONTINUED_TOKENS)
-        total += work.reading_s(OPENINGS, OPENING_TOKENS + CONTINUED_TOKENS)
+        total += running_seconds(rows, baselines=before and table.baselines)
+    if table.measures_forgetting(on_gpu=work.on_gpu):
+        total += forgetting_seconds(work.shape, work.config, work.gpu, before=before)
     return total
 
 

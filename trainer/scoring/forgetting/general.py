@@ -19,6 +19,10 @@ ROWS_MAX = 500
 """Rows, or pieces of a text, that are measured."""
 TEXT_BYTES_MAX = 16 << 20
 TEXT_ENDINGS = frozenset({".txt", ".md"})
+NO_TEXT = (
+    "an encoder-decoder reads a prompt and gives an answer, so `eval.general` needs rows with the "
+    "columns of `data.prompt` and `data.completion`"
+)
 
 
 def general_examples(
@@ -29,23 +33,24 @@ def general_examples(
     Raises:
         DataError: it cannot be read, or its rows have neither the columns of `data` nor a `text`.
     """
-    if isinstance(path, Path) and path.suffix.lower() in TEXT_ENDINGS:
+    if isinstance(path, Path) and is_text(path):
         if seq2seq:
             raise DataError([f"{path}: {NO_TEXT}"])
-        items = _pieces(read_text(path), tokenizer, max_length=max_length)
+        items = tuple(_pieces(read_text(path), tokenizer, max_length=max_length))
     else:
         first = read_rows(path)[0].fields
         table = table_for(data, first)
-        if table is None or (seq2seq and table.text is not None):
-            raise DataError([f"{path}: {columns_problem(data, first, seq2seq=seq2seq)}"])
+        if table is None:
+            raise DataError([f"{path}: {columns_problem(data, first)}"])
+        if seq2seq and table.text is not None:
+            raise DataError([f"{path}: {NO_TEXT}"])
         items = load_examples(table, path, tokenizer, max_length=max_length, seq2seq=seq2seq).items
     return choose_rows(items, ROWS_MAX)
 
 
-NO_TEXT = (
-    "an encoder-decoder reads a prompt and gives an answer, so `eval.general` needs rows with the "
-    "columns of `data.prompt` and `data.completion`"
-)
+def is_text(path: Path) -> bool:
+    """Tell whether a file is plain text by its name, and not rows."""
+    return path.suffix.lower() in TEXT_ENDINGS
 
 
 def table_for(data: DataTable, fields: Mapping[str, Any]) -> DataTable | None:
@@ -57,10 +62,8 @@ def table_for(data: DataTable, fields: Mapping[str, Any]) -> DataTable | None:
     return DataTable(train=data.train, text="text", too_long=data.too_long)
 
 
-def columns_problem(data: DataTable, fields: Mapping[str, Any], *, seq2seq: bool) -> str:
+def columns_problem(data: DataTable, fields: Mapping[str, Any]) -> str:
     """Say which columns rows need that have others."""
-    if seq2seq and "text" in fields:
-        return NO_TEXT
     wanted = ", ".join(f"`{name}`" for name in _columns(data))
     has = ", ".join(f"`{name}`" for name in [*fields][:10]) or "none"
     return f"its rows need the columns of `data` ({wanted}), or a column `text`; they have {has}"

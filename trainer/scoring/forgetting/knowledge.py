@@ -18,7 +18,7 @@ from trainer.base_limits import model_rows
 from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.examples import padding_id
 from trainer.scoring.constrained import Decoder, Trie, eval_mode, run_in_batches
-from trainer.scoring.forgetting.shipped import LETTERS, QUESTIONS, Question, sha256_of
+from trainer.scoring.forgetting.shipped import LETTERS, QUESTIONS, MultipleChoice, sha256_of
 from trainer.scoring.interval import Interval
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.metrics import paired_difference
@@ -28,8 +28,8 @@ from trainer.scoring.shares import wilson
 CHANCE = 1 / len(LETTERS)
 
 
-def question_examples(
-    tokenizer: Any, questions: Sequence[Question], *, seq2seq: bool
+def choice_examples(
+    tokenizer: Any, questions: Sequence[MultipleChoice], *, seq2seq: bool
 ) -> list[list[Example]]:
     """Return for each question an example for each letter, as the tokenizer writes them together.
 
@@ -54,7 +54,12 @@ def question_examples(
 
 
 def _example(
-    head: tuple[int, ...], answer: tuple[int, ...], one: Question, number: int, *, seq2seq: bool
+    head: tuple[int, ...],
+    answer: tuple[int, ...],
+    one: MultipleChoice,
+    number: int,
+    *,
+    seq2seq: bool,
 ) -> Example:
     if seq2seq:
         return Example(head, answer, one.prompt, "", number, len(head))
@@ -114,7 +119,7 @@ def _answer(example: Example) -> tuple[int, ...]:
 
 
 def knowledge_figures(
-    questions: Sequence[Question], probabilities: Sequence[Sequence[float] | None]
+    questions: Sequence[MultipleChoice], probabilities: Sequence[Sequence[float] | None]
 ) -> dict[str, Any]:
     """Return the share of right answers with Wilson's interval, by topic too, and each answer.
 

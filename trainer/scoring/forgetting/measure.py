@@ -24,9 +24,9 @@ from trainer.scoring.forgetting.drift import (
 from trainer.scoring.forgetting.general import general_examples
 from trainer.scoring.forgetting.knowledge import (
     ask,
+    choice_examples,
     knowledge_change,
     knowledge_figures,
-    question_examples,
 )
 from trainer.scoring.forgetting.shipped import OPENINGS, openings, questions, sha256_of
 from trainer.scoring.held_out_loss import measure_rows
@@ -35,7 +35,7 @@ from trainer.scoring.result import EvalResult, ScoringRequest, load_result
 from trainer.untrusted import table
 
 TOKENS_LEAST = 16
-"""Of a continuation: a base with places for fewer is not asked."""
+"""Of a continuation: a base with places for fewer is left out."""
 Part = dict[str, Any]
 
 
@@ -52,7 +52,7 @@ def add_forgetting(request: ScoringRequest, result: EvalResult) -> EvalResult:
     settings = request.config.scored
     assert settings is not None
     on_gpu = next(request.model.parameters()).device.type == "cuda"
-    measured = is_measured(settings, on_gpu=on_gpu)
+    measured = settings.measures_forgetting(on_gpu=on_gpu)
     if not measured and settings.general is None:
         return result
     begun = time.monotonic()
@@ -72,11 +72,6 @@ def add_forgetting(request: ScoringRequest, result: EvalResult) -> EvalResult:
     return replace(result, details=details, seconds=result.seconds + time.monotonic() - begun)
 
 
-def is_measured(settings: EvalFields, *, on_gpu: bool) -> bool:
-    """Tell whether questions and drift are measured: by itself where that takes seconds."""
-    return on_gpu if settings.forgetting == "auto" else settings.forgetting
-
-
 def _or_reason(measure: Callable[[], Part]) -> Part:
     """Return what is measured, or why it cannot be: a run that trains is not ended by this."""
     try:
@@ -89,9 +84,9 @@ def _or_reason(measure: Callable[[], Part]) -> Part:
 
 
 def _knowledge(request: ScoringRequest) -> Part:
-    asked = questions()
+    items = questions()
     seq2seq = bool(request.model.config.is_encoder_decoder)
-    examples = question_examples(request.tokenizer, asked, seq2seq=seq2seq)
+    examples = choice_examples(request.tokenizer, items, seq2seq=seq2seq)
     _room(request, max(len(one.input_ids) for four in examples for one in four))
     probabilities = ask(
         request.model,
@@ -100,7 +95,7 @@ def _knowledge(request: ScoringRequest) -> Part:
         kept=request.keep("knowledge", [one for four in examples for one in four]),
         on_progress=request.on_progress,
     )
-    return knowledge_figures(asked, probabilities)
+    return knowledge_figures(items, probabilities)
 
 
 def _drift(request: ScoringRequest, record: Part) -> Part:

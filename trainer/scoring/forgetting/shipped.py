@@ -14,7 +14,7 @@ OPENINGS = Path(__file__).with_name("openings.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class MultipleChoice:
     """A question with four options, of which one is right."""
 
     topic: str
@@ -34,10 +34,10 @@ class Question:
 
 
 @cache
-def questions() -> tuple[Question, ...]:
+def questions() -> tuple[MultipleChoice, ...]:
     """Return the sixty questions; the right answers are spread evenly over the letters."""
     return tuple(
-        Question(
+        MultipleChoice(
             topic=one["topic"],
             text=one["question"],
             options=tuple(one["options"]),

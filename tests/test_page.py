@@ -1,0 +1,365 @@
+"""The report begins with what was achieved, shows answers as they are, and stays small and safe."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import page_runs
+from support.pages import Page, read
+
+from trainer.pages import charts, html, report
+from trainer.pages.browse import BYTES_MAX, IMPROVED_MAX, TEXT_MAX, WRONG_MAX, answer_parts
+from trainer.pages.headline import headline
+from trainer.pages.run_files import build_report
+
+FACTS: dict[str, Any] = {
+    "evictions": [{"step": 45}], "usd": 0.041, "hours": 0.117, "machine": "T4 in westus2",
+}  # fmt: skip
+KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "label": page_runs.classifier,
+    "text": lambda: page_runs.answers("text"),
+    "chat": lambda: page_runs.answers("chat"),
+    "code": page_runs.programs,
+    "loss": page_runs.losses,
+}
+
+
+def scored(before: float, after: float, gain: tuple[float, float] | None, **more: Any) -> Any:
+    """What `report.json` has of a run with one figure before and after."""
+    stage = {"metric": "accuracy", "n": 200, "low": 0.0, "high": 1.0, "better": "higher", **more}
+    change = {"metric": stage["metric"], "value": after - before}
+    return {
+        "before": stage | {"value": before},
+        "after": stage | {"value": after},
+        "gain": gain and change | {"low": gain[0], "high": gain[1]},
+        "evictions": [],
+        "facts": {},
+        "steps": 90,
+        "finished": True,
+    }
+
+
+def page_of(run_dir: Path, facts: dict[str, Any] | None = None) -> Page:
+    """The parsed page of a run; it must be whole."""
+    return read(report.as_page(build_report(run_dir, facts), run_dir, name="run"))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (scored(0.43, 0.69, (0.2, 0.3)), "accuracy 0.43 → 0.69"),
+        (scored(0.43, 0.45, (-0.01, 0.06)), "no clear change in accuracy (0.43 → 0.45)"),
+        (scored(0.43, 0.45, None), "no clear change in accuracy (0.43 → 0.45)"),
+        (scored(0.69, 0.43, (-0.3, -0.2)), "accuracy 0.69 → 0.43 (worse)"),
+        (scored(0.431, 0.434, (0.001, 0.005)), "accuracy 0.431 → 0.434"),
+        (scored(0.5, 0.5, (0.0, 0.0)), "no clear change in accuracy (0.50 → 0.50)"),
+        (scored(2.1, 1.6, (-0.6, -0.4), metric="nats_per_token", better="lower"),
+         "loss in nats per token 2.10 → 1.60"),
+        (scored(1.6, 2.1, (0.4, 0.6), metric="nats_per_token", better="lower"),
+         "loss in nats per token 1.60 → 2.10 (worse)"),
+        (scored(0.0, 0.25, (0.1, 0.4), metric="pass_at_1"), "pass@1 0.00 → 0.25"),
+        (scored(12.0, 345.6, (300.0, 350.0), metric="own_metric"), "own metric 12 → 346"),
+    ],
+)  # fmt: skip
+def test_the_headline_names_a_change_only_if_its_interval_excludes_zero(
+    found: dict[str, Any], words: str
+) -> None:
+    """Rising, falling, unclear and unpaired scores of any metric are said as what they are."""
+    assert headline(found) == words
+
+
+@pytest.mark.parametrize(
+    ("facts", "evictions", "words"),
+    [
+        ({"usd": 0.041, "hours": 0.117}, 1, " for 4 cents in 7 min, one eviction survived"),
+        ({"usd": 1.204, "hours": 2.1}, 3, " for $1.20 in 2 h 06 min, three evictions survived"),
+        ({"usd": 0.0034, "hours": 0.01}, 0, " for 0.3 cents in 36 s"),
+        ({"usd": 0.01, "hours": 0.9999, "listed": True}, 12,
+         " for 1 cent (listed price) in 60 min, 12 evictions survived"),
+        ({"usd": 0.00002, "hours": 30.4}, 0, " for less than 0.01 cents in 30 h"),
+        ({"usd": 0.0}, 0, ""),
+        ({"usd": None, "hours": "7"}, 0, ""),
+    ],
+)  # fmt: skip
+def test_the_headline_has_the_cost_the_time_and_the_evictions(
+    facts: dict[str, Any], evictions: int, words: str
+) -> None:
+    """Money and time read as people say them; what is not known is left out."""
+    found = scored(0.43, 0.69, (0.2, 0.3)) | {"facts": facts, "evictions": [{}] * evictions}
+    assert headline(found) == f"accuracy 0.43 → 0.69{words.replace('60 min', '1 h 00 min')}"
+
+
+def test_a_clear_second_figure_stands_for_an_unclear_first_one() -> None:
+    """Of several paired figures the first that changed clearly is the headline's."""
+    found = scored(0.43, 0.45, (-0.1, 0.1))
+    for stage, value in (("before", 2.0), ("after", 1.5)):
+        found[stage]["loss"] = page_runs.loss_of(value)
+    found["after"]["loss"]["change"] = {
+        "nats_per_token": {"value": -0.5, "low": -0.6, "high": -0.4}
+    }
+
+    assert headline(found) == "loss in nats per token 2.00 → 1.50"
+
+
+def test_free_answers_do_not_borrow_the_gain_of_bound_ones() -> None:
+    """The paired gain is of bound answers: if free ones are the score, it is named for itself."""
+    found = scored(0.2, 0.9, (0.01, 0.1), decoding="free")
+    found["gain"] |= {"metric": "exact_match", "value": 0.05}
+    for stage, value in (("before", 0.6), ("after", 0.65)):
+        found[stage] |= {way: {"exact_match": {"value": value}} for way in ("bound", "free")}
+
+    assert headline(found) == "exact match of answers held to the labels 0.60 → 0.65"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"phase": "failed", "step": 45, "steps": 90, "error": "out of memory\nmore"},
+         "failed at step 45 of 90: out of memory"),
+        ({"phase": "preempted", "step": 45, "steps": 90},
+         "stopped at step 45 of 90, not finished"),
+        ({"phase": "training", "step": 45, "steps": 90},
+         "training: step 45 of 90, training loss 2.00 → 0.50"),
+        ({"phase": "evaluating"}, "scoring: step 45, training loss 2.00 → 0.50"),
+        ({"phase": "<b>", "step": "x"}, "45 steps, training loss 2.00 → 0.50, not scored"),
+        (None, "45 steps, training loss 2.00 → 0.50, not scored"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_not_done_or_not_scored_says_so(status: Any, words: str) -> None:
+    """A failed, stopped, running or unscored run claims nothing but what is there."""
+    found = {"status": status, "steps": 45, "first_loss": 2.0, "last_loss": 0.5, "facts": {}}
+    assert headline(found) == words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_scoring_has_bars_answers_and_a_headline(kind: str, tmp_path: Path) -> None:
+    """From the top: headline, before and after, what it got wrong, curves, the run, the config."""
+    run_dir = page_runs.write_run(tmp_path / "run", KINDS[kind]())
+    page = page_of(run_dir, FACTS)
+
+    assert "→" in page.text.partition("Before and after")[0]
+    assert "for 4 cents in 7 min, one eviction survived" in page.text
+    assert "cannot be shown" not in page.text
+    assert page.headings[:3] == ["Before and after", "What it got wrong", "Learning"]
+    assert page.headings[-1] == "Config and versions"
+    assert "fine-tuned" in page.text
+    assert {"Gradient norm", "GPU memory", "GPU use"} < set(page.plots)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_that_a_row_says_is_obeyed(kind: str, tmp_path: Path) -> None:
+    """One script runs, whose hash the policy has; no markup, handler or address is a row's."""
+    run_dir = page_runs.write_run(tmp_path / "run", KINDS[kind]())
+    page = page_of(run_dir, FACTS | {"machine": "</script><script>x()</script>\u202e"})
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+
+    assert page.scripts == [html.chart_script()]
+    assert page.foreign == []
+    assert f"script-src 'sha256-{digest}';" in page.policy
+    assert "default-src 'none'" in page.policy
+    assert not set(page.text) & set("\u202e\u2066\u200b\ufeff\x00\x1b\ud800")
+    assert all(json.loads(one)["lines"] for one in page.data)
+
+
+def test_characters_that_cannot_be_seen_are_spelt_out() -> None:
+    """Marks that turn writing round, controls and half characters get a sign; letters stay."""
+    assert html.shown("a\u202eb") == 'a<span class="sign">U+202E</span>b'
+    assert html.signs("\x00\ud800\u2028\u2066") == "[U+0000][U+D800][U+2028][U+2066]"
+    assert html.signs("é 漢字 \U0001f468\u200d\U0001f469 שלום\t") == (
+        "é 漢字 \U0001f468\u200d\U0001f469 שלום\t"
+    )
+    assert html.shown("1\r\n2\r3 <") == "1\n2\n3 &lt;"
+
+
+@given(text=st.text(max_size=200))
+@settings(max_examples=50)
+def test_any_text_stays_text(text: str) -> None:
+    """Whatever is written, a browser reads it back as that text with its signs, and no tag."""
+    page = read(str(html.paragraph(text)))
+
+    assert page.text == html.signs(text)
+
+
+def documents(scores: list[tuple[float, float]], text: str = "x") -> list[dict[str, Any]]:
+    """The results of both stages with these scores."""
+    return [
+        {
+            "details": {
+                "documents": [
+                    {
+                        "row": at + 1,
+                        "prompt": text,
+                        "gold": text,
+                        "free": text,
+                        "score": pair[stage],
+                    }
+                    for at, pair in enumerate(scores)
+                ]
+            }
+        }
+        for stage in (0, 1)
+    ]
+
+
+def test_wrong_and_improved_answers_are_chosen_and_the_rest_is_counted() -> None:
+    """The lowest scores and the largest gains come first; beyond the limits rows are counted."""
+    scores = [(0.0, 0.1 + at / 1000) for at in range(100)] + [(0.5, 1.0)] * 3
+    parts = [str(part) for part in answer_parts(*documents(scores), file="eval-after.json")]
+    wrong, improved = (part for part in parts if "<details><summary>" in part)
+
+    assert "3 of 103 answers are wholly right." in parts[0]
+    assert wrong.count('class="row"') == WRONG_MAX
+    assert wrong.index("row 1, score 0.000 → 0.100") < wrong.index("row 2, score")
+    assert "40 more in eval-after.json" in wrong
+    assert improved.count('class="row"') == IMPROVED_MAX
+    assert improved.index("row 101, score 0.500 → 1.000") < improved.index("row 100, score")
+    assert "83 more in eval-after.json" in improved
+
+
+def test_long_texts_are_cut_and_the_rest_is_counted() -> None:
+    """Of a million characters two thousand are shown, of each text."""
+    parts = answer_parts(*documents([(0.0, 0.0)], "y" * 1_000_000), file="f")
+    text = "".join(parts)
+
+    assert "y" * TEXT_MAX in text
+    assert "y" * (TEXT_MAX + 1) not in text
+    assert "(998,000 more characters)" in text
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None, 5, {}, {"documents": 3}, {"documents": [1, None, {}, {"row": "1", "score": 1}]},
+        {"documents": [{"row": 1, "score": float("nan")}, {"row": 2, "score": "x"}]},
+        {"documents": [{"row": 1, "score": 0.5, "prompt": 7, "gold": {"a": [1]}, "notes": 3}]},
+    ],
+)  # fmt: skip
+def test_documents_of_any_form_cost_no_more_than_themselves(broken: Any, tmp_path: Path) -> None:
+    """Missing keys, wrong types and numbers that are none leave a page with all other sections."""
+    before, after = page_runs.answers("text")
+    after["details"] = broken
+    run_dir = page_runs.write_run(tmp_path / "run", [before, after], steps=20)
+    page = page_of(run_dir, FACTS)
+
+    assert "Learning" in page.headings
+    assert "Config and versions" in page.headings
+
+
+def test_a_long_run_with_many_rows_is_a_page_under_a_megabyte(tmp_path: Path) -> None:
+    """20,000 steps and 5,000 rows of long texts in letters of several bytes fit."""
+    before, after = page_runs.classifier(rows=5000)
+    wrong = [one for one in after["details"]["documents"] if one["score"] == 0][:100]
+    for one in wrong:
+        one["prompt"] = "漢<\x00" * 2000
+        one["free"] = one["bound"] = '"' * 5000
+    run_dir = page_runs.write_run(tmp_path / "run", [before, after], steps=20_000)
+    text = report.as_page(build_report(run_dir, FACTS), run_dir, name="run")
+    page = read(text)
+    curves = [line for one in page.data for line in json.loads(one)["lines"]]
+
+    assert len(text.encode()) < 1_000_000
+    assert BYTES_MAX < 500_000
+    assert max(len(line["x"]) for line in curves) <= 1000
+    assert "more in eval-after.json" in page.text
+
+
+def test_hundreds_of_labels_do_not_fill_the_page(tmp_path: Path) -> None:
+    """Of 400 labels the commonest are shown, and where the others are."""
+    results = page_runs.classifier()
+    labels = [f"label {at}" for at in range(400)]
+    for one in results:
+        heads = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "answered": 1}
+        one["details"] |= {"labels": labels}
+        one["details"]["bound"] |= {
+            "per_label": {name: {**heads, "support": at} for at, name in enumerate(labels)},
+            "confusion": [[1] * 401 for _ in labels],
+        }
+    run_dir = page_runs.write_run(tmp_path / "run", results, steps=20)
+    text = report.as_page(build_report(run_dir), run_dir, name="run")
+
+    assert len(text) < 400_000
+    assert "300 more labels, with fewer rows, in eval-after.json." in text
+    assert "label 399" in text
+    assert "label 299<" not in text
+
+
+def test_a_thinned_curve_keeps_its_extremes_and_its_last_point() -> None:
+    """A spike of one step in 20,000 is still drawn, and the values under the pointer are real."""
+    points = [(float(at), 1.0 + at / 1e6) for at in range(1, 20_001)]
+    points[12_345] = (12_346.0, 50.0)
+    points[777] = (778.0, -3.0)
+    plot = charts.line_plot("loss", [charts.Line(name="l", points=points)], x="step", y="loss")
+    (line,) = json.loads(read(str(plot)).data[0])["lines"]
+    shown = list(zip(line["x"], line["y"], strict=True))
+
+    assert len(shown) <= 1000
+    assert (12_346, 50) in shown
+    assert (778, -3) in shown
+    assert shown[-1] == (20_000, 1.02)
+    assert line["x"] == sorted(line["x"])
+
+
+def test_evictions_that_are_close_share_their_word() -> None:
+    """Two words that would cover one another on a phone are one with a number."""
+    points = [(float(at), 1.0) for at in range(1, 101)]
+    plot = charts.line_plot(
+        "loss", [charts.Line(name="l", points=points)], x="step", y="loss",
+        events={10.0: "evicted", 15.0: "evicted", 90.0: "evicted"},
+    )  # fmt: skip
+
+    assert plot.count('<line class="event"') == 3
+    assert "evicted (2)" in plot
+    assert plot.count("evicted") == 2
+
+
+def test_the_sections_have_ids_and_make_the_page(tmp_path: Path) -> None:
+    """Each section is an element with the id that it is given by, in the order of the page."""
+    run_dir = page_runs.write_run(tmp_path / "run", page_runs.classifier(), steps=20)
+    found = build_report(run_dir, FACTS)
+    parts = report.sections(found, run_dir)
+    text = report.as_page(found, run_dir, name="run")
+
+    assert [key for key, _ in parts][:4] == ["headline", "scores", "answers", "curves"]
+    assert all(part.startswith(f'<section id="{key}">') for key, part in parts)
+    places = [text.index(part) for _, part in parts]
+    assert places == sorted(places)
+
+
+def test_what_made_the_adapter_is_folded_at_the_end(tmp_path: Path) -> None:
+    """Libraries, base, rows and precision of the receipt are a table; other values are left out."""
+    run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)
+    receipt = {
+        "status": {"exact": True},
+        "versions": {"torch": "2.13.0", "peft": ["no text"]},
+        "precision": "bf16",
+        "base": {"model": "a" * 64},
+        "training": {"data.train": "b" * 64, "data.prompt": "{text}", "model.revision": "main"},
+    }
+    (run_dir / "adapter" / "qft.json").write_text(json.dumps(receipt), encoding="utf-8")
+    found = build_report(run_dir)
+    page = read(report.as_page(found, run_dir, name="run"))
+
+    assert found["versions"] == {
+        "torch": "2.13.0", "precision": "bf16", "base, revision": "main", "base, model": "a" * 64,
+        "data.train, SHA-256": "b" * 64,
+    }  # fmt: skip
+    assert "torch2.13.0" in page.text.partition("Config and versions")[2]
+
+
+def test_report_json_survives_half_characters(tmp_path: Path) -> None:
+    """A half of a surrogate pair in a config or a status is kept as JSON escapes it."""
+    run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)
+    (run_dir / "config.json").write_text('{"model": {"id": "a\\ud800"}}', encoding="utf-8")
+    report.write(run_dir, run_dir, None, name="\ud800")
+    data = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+
+    assert data["config"]["model"]["id"] == "a\ud800"
+    assert "[U+D800]" in (run_dir / "report.html").read_text(encoding="utf-8")
