@@ -34,7 +34,7 @@ def score(forgetting: object) -> dict[str, Any]:
     return {"details": {"forgetting": forgetting}}
 
 
-def test_the_lines_tell_before_after_and_change() -> None:
+def test_the_lines_show_before_after_and_change() -> None:
     """Every part has its figures with intervals, and chance is said where the interval holds it."""
     lines = [line.replace("\u00a0", " ") for line in forgetting_lines(score(BEFORE), score(AFTER))]
 
