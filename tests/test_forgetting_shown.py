@@ -67,7 +67,7 @@ def test_qft_eval_prints_the_lines_and_has_them_as_json(monkeypatch: pytest.Monk
     assert "forgetting" not in Scores(run="r", before=None, after=None).to_json()
 
 
-def test_the_page_shows_the_same_and_calls_it_no_fault() -> None:
+def test_the_page_shows_the_same_and_explains_a_drift() -> None:
     """The section has a table, and says what a drift is and is not."""
     html = "".join(forgetting_parts(score(BEFORE), score(AFTER))).replace("\u00a0", " ")
 
