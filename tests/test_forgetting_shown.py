@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from commands.eval import Scores
-from commands.ui.wrap import output_width
 from trainer.pages.forgetting import forgetting_parts
 from trainer.scoring.forgetting.summary import forgetting_lines
 
@@ -34,7 +32,7 @@ def score(forgetting: object) -> dict[str, Any]:
     return {"details": {"forgetting": forgetting}}
 
 
-def test_the_lines_show_before_after_and_change() -> None:
+def test_the_lines_have_before_after_and_change() -> None:
     """Every part has its figures with intervals, and chance is said where the interval holds it."""
     lines = [line.replace("\u00a0", " ") for line in forgetting_lines(score(BEFORE), score(AFTER))]
 
@@ -54,20 +52,7 @@ def test_the_lines_show_before_after_and_change() -> None:
     assert len(lines) == 5
 
 
-def test_qft_eval_prints_the_lines_and_has_them_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They stand below the scores, broken at spaces, and only where there are any."""
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = forgetting_lines(score(BEFORE), score(AFTER))
-    shown = Scores(run="r", before=None, after=None, forgetting=lines)
-    printed = shown.lines()
-
-    assert printed[2:4] == ["", "general questions right: 0.300 (0.200 to 0.430), n=60 →"]
-    assert all(len(line) <= output_width() for line in printed)
-    assert shown.to_json()["forgetting"] == lines
-    assert "forgetting" not in Scores(run="r", before=None, after=None).to_json()
-
-
-def test_the_page_shows_the_same_and_explains_a_drift() -> None:
+def test_the_page_shows_the_same_and_blames_nobody() -> None:
     """The section has a table, and says what a drift is and is not."""
     html = "".join(forgetting_parts(score(BEFORE), score(AFTER))).replace("\u00a0", " ")
 
