@@ -22,6 +22,8 @@ POINTS_MAX = 999
 ROWS_MAX = 40
 """Of the table of a chart's numbers."""
 FLAT = 1e-9  # a span below this share of its values is no span to draw
+EVENTS_MAX = 200
+"""Lines of events, or one more; those that are nearer to one another are drawn as one."""
 EVENT_SHARE = 0.17
 """Of the width, which the word of an event takes up on a phone."""
 
@@ -58,7 +60,8 @@ def line_plot(  # noqa: PLR0913 - what a chart has, all by name
     )
     drawing, labels = _grid(frame)
     labels += _x_labels(frame)
-    for at in events:
+    apart = {round(frame.right(at) / WIDE * EVENTS_MAX): at for at in sorted(events)}
+    for at in apart.values():
         drawing += line("event", (frame.right(at), 0), (frame.right(at), HIGH))
     labels += _event_labels(frame, events)
     thin = [_thinned(one.points, POINTS_MAX) for one in lines]
