@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,7 @@ def command(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write report.html beside the adapter: curves, scores, costs."""
+    """Write a page about a run: scores, answers, curves, machine, costs."""
     if live:
         report_live(run, open_browser=open_browser, as_json=as_json)
         return
@@ -50,6 +51,14 @@ def command(
         print_data(str(page))
     if open_browser:
         show(page.as_uri())
+
+
+def tensorboard_hint(out: Path) -> str:
+    """Return how to look at the curves of a run in TensorBoard; empty if it has none."""
+    curves = out / "tb"
+    if not any(curves.glob("events.*")):
+        return ""
+    return f"curves: `tensorboard --logdir {shlex.quote(str(curves))} --host 127.0.0.1`"
 
 
 def report(wanted: str, *, as_json: bool) -> Path:

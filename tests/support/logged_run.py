@@ -11,7 +11,12 @@ from commands.runs.config import LoadedConfig, check
 from commands.runs.home import RunFolder
 from infra.durable import write_json
 from infra.provider import Offer, StopReason, Vm
-from infra.run.journal import Journal, Kind, Outcome
+from infra.run import actions as act
+from infra.run.budget import bill
+from infra.run.context import TurnReport
+from infra.run.decide import Seen
+from infra.run.fold import fold
+from infra.run.journal import Journal, Kind, Outcome, read
 
 STEP_S = 10.0
 PRICE_USD_PER_H = 0.36
@@ -123,3 +128,16 @@ def record(step: int) -> dict[str, Any]:
     line |= {"grad_norm": None if step == 7 else 1.0, "tokens": 512, "targets": 40, "skipped": 0}
     line |= {"params": "ab12", "seconds": STEP_S}
     return line | ({"validation_loss": 3.0 / step} if step % 10 == 0 else {})
+
+
+def turn(run: LoggedRun, warning: str = "") -> TurnReport:
+    """A turn of the loop at this moment."""
+    state = fold(read(run.folder.journal))
+    return TurnReport(
+        state=state,
+        seen=Seen(),
+        action=act.Wait(wait_s=1.0, reason=""),
+        bill=bill(state, run.now_s),
+        now_s=run.now_s,
+        warning=warning,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from commands.runs.config import TRAINER_TABLES, LoadedConfig
 from commands.runs.home import RunFolder
 from commands.runs.receipt import Receipt, make_receipt
-from commands.runs.trackers.outbox import Outbox, Sent
+from commands.runs.trackers.outbox import Outbox
 from commands.runs.trackers.rows import logged_steps, tracked_rows
 from commands.runs.trackers.tracker import RunEnding, TrackedRun, Tracker
 from infra.run.fold import fold
@@ -115,11 +115,13 @@ def send_unsent(tracker: Tracker, name: str, run: TrackedRun, outbox: Outbox) ->
     return len(rows)
 
 
-def is_behind(names: Sequence[str], run_ending: RunEnding | None, outbox: Outbox) -> bool:
-    """Whether one of the trackers lacks rows or the ending."""
-    number = run_ending.number if run_ending else 0
-    for name in names:
-        sent: Sent = outbox.sent(name)
-        if outbox.unsent(name) or (number and sent.ending != number):
-            return True
-    return False
+def is_behind(names: Sequence[str], folder: RunFolder, loaded: LoadedConfig) -> bool:
+    """Whether one of the trackers lacks steps that are at home, or the ending; writes nothing."""
+    events = read(folder.journal)
+    state = fold(events)
+    outbox = outbox_of(folder, state)
+    last = max((logged.step for logged in logged_steps(folder, loaded.out, state)[-1:]), default=-1)
+    run = tracked_run(folder, loaded, events)
+    ending = run.ending.number if run.ending else 0
+    sent = [outbox.sent(name) for name in names]
+    return any(one.step < last or (ending and one.ending != ending) for one in sent)
