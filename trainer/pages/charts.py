@@ -45,18 +45,19 @@ def line_plot(  # noqa: PLR0913 - what a chart has, all by name
     x: str,
     y: str,
     events: Mapping[float, str] | None = None,
-    ends: Sequence[float] = (),
+    x_ends: Sequence[float] = (),
+    y_ends: Sequence[float] = (),
 ) -> Markup:
     """Plot curves over one another; `events` are dashed vertical lines with their words.
 
-    The axis of values holds `ends`, too.
+    The axes hold `x_ends` and `y_ends`, too.
     """
     points = [point for one in lines for point in one.points]
     if not points:
         return html.paragraph(f"{name}: nothing was recorded")
     events = events or {}
     frame = _Frame.around(
-        [at for at, _ in points] + list(events), [*ends, *(value for _, value in points)]
+        [*x_ends, *events, *(at for at, _ in points)], [*y_ends, *(value for _, value in points)]
     )
     drawing, labels = _grid(frame)
     labels += _x_labels(frame)
