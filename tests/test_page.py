@@ -45,10 +45,12 @@ def test_each_kind_of_scoring_has_bars_answers_and_a_headline(kind: str, tmp_pat
     assert "→" in page.text.partition("Before and after")[0]
     assert "for 4 cents in 7 min, one eviction survived" in page.text
     assert "cannot be shown" not in page.text
-    assert page.headings[:3] == ["Before and after", "What it got wrong", "Learning"]
+    assert page.headings[:2] == ["Before and after", "What it got wrong"]
+    assert "Learning" in page.headings
     assert page.headings[-1] == "Config and versions"
     assert "fine-tuned" in page.text
     assert {"Gradient norm", "GPU memory", "GPU use"} < set(page.plots)
+    assert ("What it still knows" in page.headings) == (kind in {"text", "chat"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -270,28 +272,10 @@ def test_what_made_the_adapter_is_folded_at_the_end(tmp_path: Path) -> None:
     assert "torch2.13.0" in page.text.partition("Config and versions")[2]
 
 
-def judged(**more: Any) -> dict[str, Any]:
-    """The result of a judge as `qft eval --judge` leaves it."""
-    figures = {
-        "rows": 9, "wins": 5, "ties": 2, "losses": 2, "identical": 0, "unreadable": 0,
-        "win_rate": 0.667, "low": 0.4, "high": 0.9, "consistency": 0.5, "first_chars": 20.0,
-        "tuned_chars": 31.0, "warning": "this judge mostly judges the order",
-    }  # fmt: skip
-    document = {
-        "row": 3, "prompt": "<i>why</i>", "base": "since", "tuned": "be\u202ecause", "right": "so",
-        "base_tuned": {"verdict": "loss", "choices": ["A", "B"], "reasons": ["<script>A", "B"]},
-        "right_tuned": None,
-    }  # fmt: skip
-    return {
-        "version": 1, "model": "a judge", "criteria": "be kind", "documents": [document] * 30,
-        "tables": {"base_tuned": figures, "right_tuned": None}, **more,
-    }  # fmt: skip
-
-
 def test_a_judge_has_its_own_section(tmp_path: Path) -> None:
     """Win rate with interval, counts, warning, and the pairs that the tuned answer lost."""
     run_dir = page_runs.write_run(tmp_path / "run", page_runs.answers("text"), steps=20)
-    (run_dir / "judge.json").write_text(json.dumps(judged()), encoding="utf-8")
+    (run_dir / "judge.json").write_text(json.dumps(page_runs.judgement()), encoding="utf-8")
     page = page_of(run_dir)
     text = page.text.partition("Judged answers")[2].partition("Learning")[0]
 
@@ -316,7 +300,7 @@ def test_a_judgement_of_any_form_costs_no_more_than_itself(
 ) -> None:
     """A result that is not as it is written here leaves a whole page."""
     run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)
-    (run_dir / "judge.json").write_text(json.dumps(judged(**more)), encoding="utf-8")
+    (run_dir / "judge.json").write_text(json.dumps(page_runs.judgement(**more)), encoding="utf-8")
 
     assert "Learning" in page_of(run_dir).headings
 
