@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help hours screens demo test system check format lint types install slow chaos fuzz recipes memory gpu lock clean
+.PHONY: help hours screens demo test system check format lint types install slow chaos fuzz recipes memory trackers gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -66,6 +66,17 @@ hours: $(STAMP)  ## how far estimated times are from published ones; writes docs
 memory: $(STAMP)  ## how far the memory formula is from published peaks, also with each left out
 	$(BIN)/python tests/memory.py
 
+TRACKERS := .venv-trackers
+$(TRACKERS)/.installed: pyproject.toml constraints-trackers.txt
+	$(PYTHON) -m venv $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	$(TRACKERS)/bin/python -m pip install --quiet --constraint constraints-trackers.txt \
+	  --editable '.[trackio,wandb,mlflow]'
+	@touch $@
+
+trackers: $(TRACKERS)/.installed  ## send a run with two evictions to real trackers, count what arrives
+	PYTHONPATH=.:tests $(TRACKERS)/bin/python tests/trackers.py
+
 HAS_TORCH := import importlib.util as u, sys; \
   sys.exit(u.find_spec("torch") is None or sys.version_info < (3, 11))
 
@@ -82,4 +93,4 @@ lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; 
 check: system lint types test  ## format, lint, types and tests, as CI does
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .demo build dist
+	rm -rf $(VENV) $(TRACKERS) .demo build dist

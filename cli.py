@@ -50,6 +50,7 @@ COMMANDS = {
     "data": "Turn a published data set into rows to train on.",
     "audit": "Show what would be trained, before any money is spent.",
     "report": "Write a page about a run: scores, answers, curves, machine, costs.",
+    "track": "Send what a run logged to trackers; each step arrives once.",
     "generate": "Let the adapter answer, as training asked.",
     "export": "Write a plain LoRA adapter of one rank that any PEFT loads.",
     "merge": "Merge the adapter into its base, and compare.",

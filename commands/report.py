@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,14 @@ def command(
         print_data(str(page))
     if open_browser:
         show(page.as_uri())
+
+
+def tensorboard_hint(out: Path) -> str:
+    """Return how to look at the curves of a run in TensorBoard; empty if it has none."""
+    curves = out / "tb"
+    if not any(curves.glob("events.*")):
+        return ""
+    return f"curves: `tensorboard --logdir {shlex.quote(str(curves))} --host 127.0.0.1`"
 
 
 def report(wanted: str, *, as_json: bool) -> Path:

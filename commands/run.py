@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from commands.ui.output import columns, log, print_data, print_json
 
 if TYPE_CHECKING:
     from commands.runs.result import RunResult
+    from trainer.secret import Secret
 
 EXAMPLES = {
     "qft run": "the run.yaml here",
@@ -31,6 +33,15 @@ def command(  # noqa: PLR0913  (an argument is an option)
         bool,
         typer.Option("--fresh", help="Begin anew; the record of an earlier run is set aside."),
     ] = False,
+    notify: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="POST there when the run is done, evicted, failed, waiting, or its budget is "
+            "used to 80 %. Others here can read a command line: QFT_NOTIFY_URL is not shown.",
+            show_default=False,
+        ),
+    ] = "",
     yes: Yes = False,
     plain: Plain = False,
     as_json: Json = False,
@@ -39,6 +50,7 @@ def command(  # noqa: PLR0913  (an argument is an option)
     result = run_and_print(
         "run",
         run,
+        notify=notify_url(notify),
         allow_change=tuple(allow_change or ()),
         fresh=fresh,
         yes=yes,
@@ -47,6 +59,18 @@ def command(  # noqa: PLR0913  (an argument is an option)
     )
     if not as_json:
         log(f"\nnext: {next_steps(result.name)}")
+
+
+def notify_url(given: str) -> Secret | None:
+    """Return the address to tell of the run, by option or environment; None if there is none.
+
+    No program that this one starts finds it in its environment. Raises UsageError if it is none.
+    """
+    from commands.runs.notify import URL_ENV, checked_url
+
+    by_environment = os.environ.pop(URL_ENV, "")
+    url = given or by_environment
+    return checked_url(url) if url else None
 
 
 def run_and_print(

@@ -19,7 +19,7 @@ FILE_LINES_P90 = 360
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
 LOOP_LINES_MAX = 90
-PROGRAMS = ["chaos", "conftest", "measure_sync", "memory"]
+PROGRAMS = ["chaos", "conftest", "measure_sync", "memory", "trackers"]
 """The files in `tests` that are no tests: run by make, or read by pytest."""
 ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
 """How helpers that fail a test begin."""
@@ -342,7 +342,8 @@ def test_every_dependency_is_bounded() -> None:
     wanted = [line for line in [*project["dependencies"], *extras] if not line.startswith("types-")]
     pinned = {
         line.split("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        for name in ("constraints.txt", "constraints-trackers.txt")
+        for line in (ROOT / name).read_text().splitlines()
     }
 
     assert [line for line in wanted if ",<" not in line] == []

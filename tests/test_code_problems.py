@@ -260,7 +260,7 @@ def test_what_is_judged_is_not_run_again(tmp_path: Path) -> None:
     assert len(ran) == 5
 
 
-def test_the_plan_can_tell_how_long_programs_take() -> None:
+def test_a_plan_can_count_the_time_of_programs() -> None:
     """Twice as many problems take more time, and baselines a third run of each."""
     assert running_seconds(200, baselines=False) > running_seconds(100, baselines=False)
     assert running_seconds(100, baselines=True) > running_seconds(100, baselines=False)

@@ -82,7 +82,7 @@ def outside() -> Iterator[Path]:
         (total, "raise SystemExit(0)", "error", "SystemExit"),
     ],
 )  # fmt: skip
-def test_answers_are_told_apart(
+def test_right_and_wrong_answers_differ(
     box: SandboxHere, tests: object, code: str, verdict: str, error: str
 ) -> None:
     """What a test program accepts has passed; every other answer is wrong, or names its error."""

@@ -119,7 +119,7 @@ def judged(run: Path) -> object:
     config = load_config(run / "config.json")
     table = config.scored
     assert isinstance(table, CodeEvalTable)
-    asked = ScoringRequest(
+    request = ScoringRequest(
         run_dir=run,
         scratch=run,
         config=config,
@@ -128,8 +128,8 @@ def judged(run: Path) -> object:
         stage="before",
         on_progress=lambda _done, _total: None,
     )
-    chosen = load_problems(asked)
-    return chosen.problems, chosen.tokens_max, limits_of(table), interpreter_of(asked)
+    chosen = load_problems(request)
+    return chosen.problems, chosen.tokens_max, limits_of(table), interpreter_of(request)
 
 
 def sampled(run: Path) -> object:

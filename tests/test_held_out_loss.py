@@ -187,10 +187,8 @@ def test_a_run_that_names_no_table_is_scored_by_its_loss(
 
 def test_every_kind_has_the_loss_of_the_rows_that_it_scored(llama: Any, tmp_path: Path) -> None:
     """Label scoring of five rows says the loss on those five, with the change after training."""
-    table: dict[str, Any] = {
-        "kind": "label", "labels": ["negative", "neutral", "positive"], "rows": 5,
-    }  # fmt: skip
-    config = scored_run(tmp_path, **table)
+    labels = ["negative", "neutral", "positive"]
+    config = scored_run(tmp_path, kind="label", labels=labels, rows=5)
     for stage in ("before", "after"):
         found = evaluate.run(
             tmp_path, config, llama, make_tokenizer(), stage=stage, on_progress=ignore

@@ -15,6 +15,7 @@ from support import tiny
 from support.models import t5
 from support.rig import FACTS, Rig, outcome, restored, rig, twin_of
 
+from trainer.__main__ import main
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.errors import Preempted
@@ -68,8 +69,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Rig:
 
 @pytest.mark.parametrize(
     "method",
-    [{"kind": "lora"}, {"kind": "qlora", "quant": "int8"}, {"kind": "nola", "bases": 40}],
-    ids=lambda method: method["kind"],
+    [
+        {"kind": "qlora"},
+        pytest.param({"kind": "qlora", "quant": "int8"}, marks=pytest.mark.slow),
+        pytest.param({"kind": "nola", "bases": 40}, marks=pytest.mark.slow),
+        pytest.param({"kind": "dylora"}, marks=pytest.mark.slow),
+    ],
+    ids=lambda method: "-".join(map(str, method.values())),
 )
 def test_samples_change_no_bit_of_the_training(tmp_path: Path, method: dict[str, Any]) -> None:
     """Adapter, moments and log are those of a run without samples, whatever the method."""
@@ -138,7 +144,7 @@ def notice_in_sampling(made: Rig, *, step: int) -> None:
     made.context = replace(made.context, samples=replace(samples, on_status=status.append))
 
 
-@pytest.mark.parametrize("stop", [0, 3, 7])
+@pytest.mark.parametrize("stop", [0, 7])
 def test_a_notice_in_the_middle_of_a_sampling_costs_nothing(
     undisturbed: Rig, tmp_path: Path, stop: int
 ) -> None:
@@ -190,6 +196,20 @@ def test_a_begun_run_forgets_the_samples_of_another_try(undisturbed: Rig, tmp_pa
     assert [*read_samples(run / "samples.jsonl").answers] == [0]
 
 
+def test_a_training_that_ends_early_is_sampled_at_its_end(undisturbed: Rig, tmp_path: Path) -> None:
+    """The last state has samples, also where so many validations are not all sampled."""
+    run = twin_of(undisturbed, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["train"] |= {"validate_every": 1, "stop_after": 1, "lr": 10, "steps": 79}
+    (run / "config.json").write_text(json.dumps(config))
+    made = rig(run)
+    made.train(until=79)
+    ended = made.state.counters.step
+
+    assert ended < 10
+    assert [*made.state.samples.answers] == sorted({*range(0, ended, 2), ended})
+
+
 def test_samples_of_other_rows_are_not_gone_on_with(undisturbed: Rig, tmp_path: Path) -> None:
     """After another number of rows the samples begin anew, and the training goes on."""
     run = twin_of(undisturbed, tmp_path)
@@ -228,7 +248,10 @@ def test_a_model_that_cannot_answer_is_trained_all_the_same(
 
 
 def test_a_job_without_validation_is_sampled_before_and_after(tmp_path: Path) -> None:
-    """Where held-out rows are only scored, samples are there at the first and the last step."""
+    """Where rows are only scored, there are samples of the first and the last step.
+
+    A replay of its steps takes none, since it writes nothing.
+    """
     run = lay_out(
         tmp_path,
         train={"validate_every": None, "steps": 2, "samples": 2},
@@ -239,6 +262,10 @@ def test_a_job_without_validation_is_sampled_before_and_after(tmp_path: Path) ->
 
     assert [line["step"] for line in lines(run)] == [0, 0, 2, 2]
     assert len([text for text in messages if text.startswith("sample after step 2, row ")]) == 2
+
+    (run / "samples.jsonl").unlink()
+    assert main(["verify", "--run-dir", str(run)]) == 0
+    assert not (run / "samples.jsonl").exists()
 
 
 TURNS = [("user", "more"), ("assistant", "fine"), ("user", "hello"), ("assistant", "bye")]
@@ -333,6 +360,19 @@ def test_samples_are_the_same_after_a_checkpoint_and_in_their_file(tmp_path: Pat
     assert read_sample_log(json.loads(json.dumps(log.to_json()))) == log
     assert read_samples(tmp_path / "samples.jsonl") == log
     assert max(map(len, kept)) == TEXT_MAX
+
+
+def test_a_copy_that_is_on_its_way_shows_the_whole_steps(undisturbed: Rig, tmp_path: Path) -> None:
+    """Of a file cut off at any byte, the steps that are all there are read."""
+    data = (undisturbed.run_dir / "samples.jsonl").read_bytes()
+    path = tmp_path / "samples.jsonl"
+    ends = [at + 1 for at, byte in enumerate(data) if byte == ord("\n")]
+    for number, end in enumerate(ends, 1):
+        path.write_bytes(data[: end + 10])
+        found = read_samples(path)
+
+        assert [*found.answers] == (DUE[: number // 5] if number > 5 else DUE[:1])
+        assert len(found.rows) == min(number, 5)
 
 
 def test_rows_are_chosen_by_their_words() -> None:

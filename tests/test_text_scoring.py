@@ -11,22 +11,15 @@ import pytest
 import torch
 from support import tiny
 from support.models import gpt2, make_t5
+from support.scored_answers import CHAT_TEMPLATE, COLOURS, asks, request_of, scored, settings, turns
 
-from trainer.config import TrainerConfig
-from trainer.data.codec import Example
 from trainer.errors import DataError
-from trainer.eval_tables.choice import ChoiceEvalTable
 from trainer.eval_tables.text import TextEvalTable
-from trainer.scoring import chat, choice_set, text
+from trainer.scoring import chat, text
 from trainer.scoring.answer_baselines import commonest_answer, nearest_answers
 from trainer.scoring.constrained import Decoder, eval_mode
-from trainer.scoring.evaluate import GAINS, run
+from trainer.scoring.evaluate import GAINS
 from trainer.scoring.measures.all_measures import make_measures
-from trainer.scoring.options import OptionsError, read_options
-from trainer.scoring.result import EvalResult, ScoringRequest
-
-CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
-COLOURS = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="module")
@@ -44,58 +37,6 @@ def tokenizer() -> Any:
     made = tiny.make_tokenizer()
     made.chat_template = CHAT_TEMPLATE
     return made
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def settings(
-    place: Path, rows: list[dict[str, Any]], table: dict[str, Any], **data: Any
-) -> TrainerConfig:
-    """A config that scores some rows by a table; the same rows are learnt unless others are."""
-    training = data.pop("training", rows)
-    wanted = {"prompt": "{ask}: ", "completion": "{answer}", **data}
-    if "messages" in wanted:
-        del wanted["prompt"], wanted["completion"]
-    files = {
-        "train": str(write(place / "train.jsonl", training)),
-        "eval": str(write(place / "eval.jsonl", rows)),
-    }
-    return TrainerConfig.model_validate(
-        {"model": {"id": "x"}, "data": {**files, **wanted}, "eval": table}
-    )
-
-
-def scored(
-    place: Path, config: TrainerConfig, model: Any, tokenizer: Any, *, stage: Any = "before"
-) -> EvalResult:
-    """Score a model in a run directory."""
-    progress: list[tuple[int, int]] = []
-    return run(
-        place, config, model, tokenizer, stage=stage,
-        on_progress=lambda done, total: progress.append((done, total)),
-    )  # fmt: skip
-
-
-def request_of(place: Path, config: TrainerConfig, model: Any, tokenizer: Any) -> ScoringRequest:
-    """What a scoring before training works on."""
-    return ScoringRequest(
-        run_dir=place,
-        scratch=place / "scratch",
-        config=config,
-        model=model,
-        tokenizer=tokenizer,
-        stage="before",
-        on_progress=lambda _done, _total: None,
-    )
-
-
-def asks(count: int) -> list[dict[str, str]]:
-    """Rows that ask for a colour."""
-    return [{"ask": f"row{at}{'x' * (at % 7)}", "answer": COLOURS[at % 3]} for at in range(count)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
@@ -207,12 +148,6 @@ def test_a_killed_scoring_goes_on_where_it_was(
     assert len(passes) < needed
 
 
-def turns(*texts: str) -> list[dict[str, str]]:
-    """A conversation of these texts, a person's first."""
-    roles = ("user", "assistant")
-    return [{"role": roles[at % 2], "content": text} for at, text in enumerate(texts)]
-
-
 def test_each_answer_of_a_conversation_follows_the_true_turns(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -263,155 +198,6 @@ def test_only_answers_that_are_learnt_are_scored(
         assert found.documents == [0] * len(right)
 
 
-def log_likelihood(model: Any, prompt: list[int], answer: list[int]) -> float:
-    """The log-probability of an answer behind a prompt, in a plain loop over its tokens."""
-    total = 0.0
-    for at, token in enumerate(answer):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + answer[:at]])).logits[0, -1]
-        total += float(logits.double().log_softmax(-1)[token])
-    return total
-
-
-def test_options_are_scored_by_their_likelihood(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    """Sums, sums per byte and letters are those of a plain loop, with no end token behind them."""
-    rows = [
-        {"ask": f"row {at}", "answer": ("über", "no", "maybe so")[at % 3],
-         "ways": ["über", "no", "maybe so"]}
-        for at in range(5)
-    ]  # fmt: skip
-    config = settings(tmp_path, rows, {"options": "ways"}, completion=" {answer}")
-    found = scored(tmp_path, config, model, tokenizer)
-
-    assert (found.kind, found.metric, found.decoding) == ("choice", "accuracy", "sum")
-    for one in found.details["documents"]:
-        prompt = tokenizer(one["prompt"])["input_ids"]
-        listed = tokenizer("A. über\nB. no\nC. maybe so\n\n" + one["prompt"])["input_ids"]
-        words = [f" {each}" for each in ("über", "no", "maybe so")]
-        sums = [log_likelihood(model, prompt, tokenizer(each)["input_ids"]) for each in words]
-        each_byte = [
-            total / len(word.strip().encode()) for total, word in zip(sums, words, strict=True)
-        ]
-        letters = [
-            log_likelihood(model, listed, tokenizer(f" {each}")["input_ids"]) for each in "ABC"
-        ]
-        for name, expected in (("sum", sums), ("per_byte", each_byte), ("letter", letters)):
-            assert one["likelihoods"][name] == pytest.approx(expected, abs=1e-4)
-            assert one["chosen"][name] == expected.index(max(expected))
-        assert one["score"] == float(one["chosen"]["sum"] == one["right"])
-    figures = found.details["figures"]
-    right = sum(one["score"] for one in found.details["documents"])
-    assert figures["accuracy"] == figures["sum"]
-    assert found.value == right / 5
-    assert found.low < found.value < found.high or found.value in (0, 1)
-
-
-def test_letters_in_the_rows_are_the_headline(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    """Where right answers are letters, the prompt is left as it is and the letter counts."""
-    rows = [
-        {"ask": "which", "answer": "B", "ways": {"text": ["sun", "rain"], "label": ["A", "B"]}},
-        {"ask": "what", "answer": "A", "ways": {"text": ["wind", "sea"], "label": ["A", "B"]}},
-    ]
-    config = settings(tmp_path, rows, {"kind": "choice", "options": "ways"})
-    found = scored(tmp_path, config, model, tokenizer)
-    one = found.details["documents"][0]
-    prompt = tokenizer(one["prompt"])["input_ids"]
-
-    assert (found.decoding, found.details["by_letter"]) == ("letter", True)
-    assert one["options"] == ["sun", "rain"]
-    assert (one["gold"], one["right"]) == ("B", 1)
-    assert one["likelihoods"]["letter"] == pytest.approx(
-        [log_likelihood(model, prompt, tokenizer(each)["input_ids"]) for each in "AB"], abs=1e-4
-    )
-    assert found.details["baselines"]["chance"]["figures"]["accuracy"]["value"] == 0.5
-
-
-def test_an_option_that_begins_another_does_not_always_win(
-    model: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    """`1` is part of `10`, so the options of such a row are scored with their end."""
-    rows = [{"ask": "number", "answer": "10"}, {"ask": "other", "answer": "7"}]
-    table = {"kind": "choice", "options": ["1", "10", "7"]}
-    found = scored(tmp_path, settings(tmp_path, rows, table), model, tokenizer)
-    one = found.details["documents"][0]
-    prompt = tokenizer(one["prompt"])["input_ids"]
-    ended = [[*tokenizer(each)["input_ids"], 1] for each in ("1", "10", "7")]
-
-    assert found.details["with_end"] == 2
-    assert one["likelihoods"]["sum"] == pytest.approx(
-        [log_likelihood(model, prompt, each) for each in ended], abs=1e-4
-    )
-
-
-def test_equal_likelihoods_go_to_the_first_and_are_counted(
-    model: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    """A model that finds all tokens alike ties on every letter, and takes the first."""
-    rows = [{"ask": "x", "answer": one} for one in ("red", "green", "blue", "red")]
-    table = {"kind": "choice", "options": list(COLOURS), "by": "letter"}
-    config = settings(tmp_path, rows, table)
-    with torch.no_grad():
-        weights = model.lm_head.weight.clone()
-        model.lm_head.weight.zero_()
-    try:
-        found = scored(tmp_path, config, model, tokenizer)
-    finally:
-        with torch.no_grad():
-            model.lm_head.weight.copy_(weights)
-
-    assert found.details["ties"]["letter"] == 4
-    assert [one["chosen"]["letter"] for one in found.details["documents"]] == [0] * 4
-    assert found.value == 0.5
-    assert found.details["figures"]["letter"]["value"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("fields", "answer", "options", "expected"),
-    [
-        ({"ways": ["a", "b"]}, "b", "ways", (1, False)),
-        ({"ways": ["a", "b"]}, "B", "ways", (1, True)),
-        ({"ways": '["a", "b"]'}, " b ", "ways", (1, False)),
-        ({"ways": {"text": ["x", "y"], "label": ["1", "2"]}}, "2", "ways", (1, True)),
-        ({"ways": {"A": "x", "B": "y"}}, "B", "ways", (1, True)),
-        ({"ways": {"A": "x", "B": "y"}}, "x", "ways", (0, False)),
-        ({"ways": [1, 2.5, True]}, "2.5", "ways", (1, False)),
-        ({"deep": {"ways": ["a", "b"]}}, "a", "deep.ways", (0, False)),
-        ({}, "no", ["yes", "no"], (1, False)),
-    ],
-)
-def test_options_are_read_as_data_sets_write_them(
-    fields: dict[str, Any], answer: str, options: Any, expected: tuple[int, bool]
-) -> None:
-    """A list, a list with its letters, an object by letter; of texts, numbers and truth values."""
-    found = read_options(fields, answer, ChoiceEvalTable(options=options), None)
-
-    assert (found.right, found.by_letter) == expected
-
-
-@pytest.mark.parametrize(
-    ("fields", "answer", "message"),
-    [
-        ({"ways": ["a", "b"]}, "c", "'c' is not among the options ('a', 'b')"),
-        ({"ways": ["a", "b"]}, "C", "nor one of their letters (A to B)"),
-        ({"ways": ["a"]}, "a", "no list of 2 to 26 options"),
-        ({"ways": "a, b"}, "a", "no list of 2 to 26 options"),
-        ({"ways": None}, "a", "no list of 2 to 26 options"),
-        ({"ways": ["a", "a "]}, "a", "two of the options are the same"),
-        ({"ways": ["a", ""]}, "a", "one of the options in `ways` is empty"),
-        ({"ways": ["a", {"b": 1}]}, "a", "`ways` is a dict"),
-        ({"other": 1}, "a", "`eval.options`: no field `ways`"),
-    ],
-)
-def test_a_row_whose_options_cannot_be_used_says_why(
-    fields: dict[str, Any], answer: str, message: str
-) -> None:
-    """The options there are, the answer, or the field are in the message."""
-    with pytest.raises(OptionsError) as caught:
-        read_options(fields, answer, ChoiceEvalTable(options="ways"), None)
-
-    assert message in str(caught.value)
-
-
 def test_baselines_answer_without_a_model() -> None:
     """The commonest answer, and that of the training row with the most like prompt."""
     rows = [("is the sky blue", "yes"), ("is grass red", "no"), ("is snow red", "no")]
@@ -421,6 +207,8 @@ def test_baselines_answer_without_a_model() -> None:
     assert nearest_answers(rows, ["the blue sky", "a red grass", "完全"]) == ["yes", "no", "no"]
     assert nearest_answers([("1", "a"), ("2", "b")], ["2", "1"]) == ["b", "a"]
     assert nearest_answers([("", "a")], ["x"]) == ["a"]
+    assert nearest_answers([("!!", "a"), ("??", "b")], ["?"]) == ["b"]
+    assert nearest_answers([("今天天气", "a"), ("我的猫", "b")], ["一只猫", "天"]) == ["b", "a"]
 
 
 def test_every_baseline_has_the_figures_of_the_model(
@@ -490,12 +278,3 @@ def test_right_answers_of_another_kind_stop_the_scoring(
         scored(tmp_path, settings(tmp_path, rows, table), model, tiny.make_tokenizer())
 
     assert message in str(caught.value)
-
-
-def test_options_of_the_same_tokens_are_named(tokenizer: Any, tmp_path: Path) -> None:
-    """Two texts of the same tokens have the same likelihood, so that no choice is possible."""
-    item = Example((1, 2), (-100, 2), "p", "a", 3, 1)
-    options = read_options({"w": ["a", "b"]}, "a", ChoiceEvalTable(options="w"), None)
-
-    with pytest.raises(DataError, match="file:3: the options 'a' and 'b' are the same tokens"):
-        choice_set.require_apart([item], [options], [[(5,), (5,)]], "file")

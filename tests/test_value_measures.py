@@ -61,6 +61,7 @@ def compare_json(answer: str, right: str, **fields: object) -> AnswerScore:
         ("3/4", "0.75"),
         ("-1/8", "-0.125"),
         ("1/0", "0"),
+        (r"so $-\frac{1}{4}$.", "-0.25"),
         ("on 30/11/2026", "2026"),
         ("x=7)", "7"),
         ("+8", "8"),
@@ -304,7 +305,7 @@ def test_names_of_fields_can_be_written() -> None:
     """Half a character in a key, which JSON can spell, does not break the result's file."""
     compared = compare_answers({"json": measure("json")}, [("{}", '{"\\ud800": 1}')])
 
-    json.dumps(compared.about(), ensure_ascii=False).encode()
+    assert b"ud800" in json.dumps(compared.about(), ensure_ascii=False).encode()
 
 
 def test_canonical_texts_are_equal_for_equal_values() -> None:

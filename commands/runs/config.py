@@ -24,6 +24,7 @@ from commands.runs.judge_table import JudgeTable
 from commands.runs.plain_values import plain_faults
 from commands.runs.plan_table import PlanTable
 from commands.runs.row_counts import RowCounts, answer_problem, row_length_problem, unseen_labels
+from commands.runs.track_table import TrackTable
 from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
@@ -78,6 +79,10 @@ class RunConfig(BaseModel):
         "needs the files.",
     )
 
+    track: TrackTable | None = Field(
+        default=None,
+        description="Where the metrics go, such as `[trackio, mlflow]`; sent from this computer.",
+    )
     judge: JudgeTable | None = Field(
         default=None,
         description="Who compares answers at `qft eval --judge`; it stays on this computer.",

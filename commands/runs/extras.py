@@ -27,7 +27,7 @@ from trainer.eval_tables.loss import LossEvalTable
 from trainer.eval_tables.text import PACKAGES, AnswerFields
 from trainer.method_table import OptimizerKind, Quant
 
-MODULES = {"scikit-learn": "sklearn"}
+MODULES = {"scikit-learn": "sklearn", "mlflow-skinny": "mlflow"}
 """Packages whose module has another name."""
 LOADED = ("torch",)
 """What is loaded once to see whether it can be: it hangs on libraries of the system."""

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, run_folder
 from commands.runs.planning.ranking import JobOffer
 from commands.ui.console import Console
+from infra.run.context import TurnReport
 from infra.run.plan import Goal
 from trainer.hub_models import Account
+from trainer.secret import Secret
+
+
+class Watcher(Protocol):
+    """What follows a run that this process drives; it raises nothing, whatever goes wrong."""
+
+    def on_turn(self, report: TurnReport) -> None:
+        """Learn of a turn; returns at once."""
+
+    def finish(self) -> None:
+        """Do the rest: this process drives the run no more; returns within a limited time."""
+
+    def close(self) -> None:
+        """End what still works; called last, also after a Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +51,10 @@ class RunRequest:
     account: Account | None = None
     """As whom the trainer on the machine fetches a base that not everybody may have."""
 
+    notify: Secret | None = None
+    """The web address that is told what becomes of the run; it may hold a token."""
+    watchers: tuple[Watcher, ...] = ()
+    """What learns of each turn beside the console."""
     parent: Path | None = None
     """The directory of the adapter that the run goes on from; None if it begins with a fresh one.
     """

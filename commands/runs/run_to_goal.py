@@ -23,14 +23,16 @@ from commands.runs.extras import demand, needed_here
 from commands.runs.find_config import find_config
 from commands.runs.home import RunBusyError, environment, qft_home
 from commands.runs.hub_base import name_sent_base
+from commands.runs.notify import make_notifier
 from commands.runs.parent_adapter import resolve_parent
 from commands.runs.planning.confirm import confirm_renting
 from commands.runs.planning.estimates import warn_before_renting
 from commands.runs.receipt import make_receipt
-from commands.runs.request import RunRequest
+from commands.runs.request import RunRequest, Watcher
 from commands.runs.result import RunResult, result_of
 from commands.runs.session import Session, is_over, open_session
 from commands.runs.take_lock import lock_taker_of
+from commands.runs.trackers.beside_run import make_feed
 from commands.ui.console import AnnouncingConsole, make_console
 from commands.ui.errors import CloudError, Exit, QftError
 from infra.durable import write_json
@@ -40,6 +42,7 @@ from infra.run.fold import fold
 from infra.run.journal import Outcome, read
 from infra.run.plan import Goal
 from infra.run.state import RunEnd
+from trainer.secret import Secret
 
 
 class BadProviderRequestError(QftError):
@@ -57,6 +60,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
     plain: bool = False,
     attach: bool = False,
     ask: bool = False,
+    notify: Secret | None = None,
 ) -> RunRequest:
     """Make the request that a command line stands for. Raises UsageError for a config with faults.
 
@@ -76,6 +80,7 @@ def request_run(  # noqa: PLR0913  (an argument is an option of a command)
         fresh=fresh,
         attach=attach,
         ask=ask,
+        notify=notify,
         parent=parent,
     )
 
@@ -87,6 +92,7 @@ def run_to_goal(request: RunRequest) -> RunResult:
         demand(needed_here(loaded.config), "training on this computer", request.home)
     warn_before_renting(loaded, console.log)
     request = replace(request, page_offer=confirm_renting(request))
+    request = replace(request, watchers=_watchers(request))
     try:
         while True:
             began = len(read(folder.journal))
@@ -107,9 +113,24 @@ def run_to_goal(request: RunRequest) -> RunResult:
         console.log("\n" + after_interrupt(folder, request.goal))
         raise
     except ProviderError as error:
+        _finish(request)
         raise _as_trouble(error, request) from error
     finally:
+        for watcher in request.watchers:
+            watcher.close()
         console.close()
+
+
+def _watchers(request: RunRequest) -> tuple[Watcher, ...]:
+    """Return what follows the run beside the console."""
+    feed = make_feed(request, around=environment(), clock=time.monotonic, sleep=time.sleep)
+    notifier = make_notifier(request, clock=time.time)
+    return tuple(watcher for watcher in (notifier, feed) if watcher is not None)
+
+
+def _finish(request: RunRequest) -> None:
+    for watcher in request.watchers:
+        watcher.finish()
 
 
 def _supervise(session: Session) -> RunResult:
@@ -128,6 +149,7 @@ def _supervise(session: Session) -> RunResult:
     if out.is_dir() and not over:
         write_json(out / "receipt.json", receipt.to_json(), mode=0o644)
         name_sent_base(request.loaded, request.folder)
+    _finish(request)
     return result_of(request, ending, receipt, session.supervisor.state)
 
 

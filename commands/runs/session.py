@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
+from commands.runs.answers_env import needs_answers_env
 from commands.runs.base_checks import require_trainable
 from commands.runs.base_description import described
 from commands.runs.base_record import HubBase, recorded_base
@@ -50,14 +51,13 @@ from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import Provider
 from infra.run.budget import Budget
-from infra.run.context import RunContext
+from infra.run.context import RunContext, TurnReport
 from infra.run.fold import fold
 from infra.run.journal import Event, Journal, Kind, read
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
 from trainer.config import EvictionBand
-from trainer.eval_tables.code import needs_answers_env
 from trainer.hub_models import Account
 
 LOCAL_POLICY = Policy(
@@ -197,7 +197,7 @@ def build(request: RunRequest, journal: Journal) -> Session:
         want=factory.want(vm),
         clock=time.time,
         sleep=time.sleep,
-        on_turn=request.console.report,
+        on_turn=_turn_reporter(request),
         order=order_for(request.loaded),
     )
     return Session(
@@ -207,6 +207,17 @@ def build(request: RunRequest, journal: Journal) -> Session:
         workload=workload,
         supervisor=Supervisor(context),
     )
+
+
+def _turn_reporter(request: RunRequest) -> Callable[[TurnReport], None]:
+    """Return what shows a turn, and lets whoever watches the run know of it."""
+
+    def report(turn: TurnReport) -> None:
+        request.console.report(turn)
+        for watcher in request.watchers:
+            watcher.on_turn(turn)
+
+    return report
 
 
 def _is_changed(events: Sequence[Event]) -> bool:
@@ -246,7 +257,7 @@ def build_workload(
             vm,
             on_message,
             power_watch.connect,
-            answers=needs_answers_env(request.loaded.config.scored),
+            answers=needs_answers_env(request.loaded),
         ),
         cache=request.home / "cache",
         helper_python=factory.helper_python(vm),

@@ -154,7 +154,7 @@ def _answer_once(args: argparse.Namespace, generator: Generator, rows: Sequence[
 
 @contextmanager
 def _interruption_on_its_own_line() -> Iterator[None]:
-    """End the line of an answer that a Ctrl-C cut off, so that the message follows."""
+    """End the line of an answer that Ctrl-C on a terminal cut off: what follows has its own."""
     try:
         yield
     except KeyboardInterrupt:

@@ -8,8 +8,10 @@ from typing import Any
 
 from trainer.scoring.answer_figures import compare_answers
 from trainer.scoring.measures.measure import Measure
+from trainer.scoring.measures.words import words_and_characters
 
 ROWS_MAX = 50_000  # beyond it a baseline would take longer than it is worth
+CHARACTERS_MAX = 10_000  # of a prompt, its end: the words before it are the template's more often
 QUERIES_AT_ONCE = 64  # against all training rows: 26 MB of similarities
 
 Pair = tuple[str, str]
@@ -53,24 +55,25 @@ def commonest_answer(rows: Sequence[Pair]) -> str:
 def nearest_answers(rows: Sequence[Pair], prompts: Sequence[str]) -> list[str]:
     """Return for each prompt the answer of the row whose prompt is most like it.
 
-    Alike is what has the same words, and pairs of words, by TF-IDF (cosine); characters where no
-    text has a word. The commonest answer stands in where nothing is shared.
+    Alike is what has the same words, by TF-IDF (cosine): in scripts without spaces the same
+    characters, and so where no text has a word. The commonest answer stands in where nothing is
+    shared.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     common = commonest_answer(rows)
-    texts = [prompt for prompt, _ in rows]
-    by_word, by_character = (
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, analyzer=analyzer)
-        for analyzer in ("word", "char")
-    )
-    vectorizer = by_word if any(map(by_word.build_analyzer(), texts)) else by_character
-    if not any(map(vectorizer.build_analyzer(), texts)):
+    texts = [prompt[-CHARACTERS_MAX:] for prompt, _ in rows]
+    queries = [prompt[-CHARACTERS_MAX:] for prompt in prompts]
+    by_word = any(map(words_and_characters, texts))
+    if not by_word and not any(texts):
         return [common] * len(prompts)
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, analyzer=words_and_characters if by_word else "char"
+    )
     features = vectorizer.fit_transform(texts)
     found: list[str] = []
-    for at in range(0, len(prompts), QUERIES_AT_ONCE):
-        likeness = vectorizer.transform(prompts[at : at + QUERIES_AT_ONCE]) @ features.T
+    for at in range(0, len(queries), QUERIES_AT_ONCE):
+        likeness = vectorizer.transform(queries[at : at + QUERIES_AT_ONCE]) @ features.T
         for row in likeness.toarray():
             best = int(row.argmax())
             found.append(rows[best][1] if row[best] > 0 else common)

@@ -96,20 +96,23 @@ def headline_change(result: Mapping[str, object]) -> Interval | None:
 
 def result_words(result: Mapping[str, object], before: Mapping[str, object]) -> str:
     """Return a result as one line; `before` is the one before training, empty if there is none."""
+    metric = str(result.get("metric"))
     loss, earlier = table(result.get("loss")), table(before.get("loss"))
-    figures = read_figures(loss.get("figures"))
-    lower = loss_words(
-        read_figures(earlier.get("figures")), figures, read_figures(loss.get("change"))
+    beside = loss_words(
+        read_figures(earlier.get("figures")),
+        read_figures(loss.get("figures")),
+        read_figures(loss.get("change")),
+        names=[name for name in SHORT if name != metric],
     )
-    headline, on = read_interval(result), f"on {result.get('n')} rows"
-    if result.get("kind") == "loss" or headline is None:
-        return f"{lower}, {on}"
-    words = f"{metric_words(str(result.get('metric')))} {headline.value:.3f}"
-    words += f" [{headline.low:.3f}, {headline.high:.3f}] {on}"
+    headline = read_interval(result)
+    if headline is None:
+        return beside
+    words = f"{metric_words(metric)} {headline.value:.3f} "
+    words += f"[{headline.low:.3f}, {headline.high:.3f}] on {result.get('n')} rows"
     change = headline_change(result)
     if change is not None:
         words += f", change {change_words(change, str(result.get('better')))}"
-    return f"{words}; {lower}" if lower else words
+    return f"{words}; {beside}" if beside else words
 
 
 def rounded(value: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from commands.runs.planning.extra_hours import forgetting_seconds
 from commands.runs.planning.row_lengths import RowLengths
+from trainer.code_eval.hours import running_seconds
 from trainer.config import TrainerConfig
 from trainer.device.shapes import Shape
 from trainer.estimate.gpus import TrainingGpu
@@ -28,8 +29,6 @@ CODE_TOKENS_MIN = 64
 """Of an answer that is code, at least (`trainer/scoring/code.py`)."""
 OPTIONS = 4
 """Of a row that lists its own, which are not read here."""
-PROGRAM_S, PROGRAMS_BEGIN_S = 0.3, 10.0
-"""Our own: a program with its answer took 0.08 to 0.9 s, behind 10 s of imports (2026-11-29)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +80,11 @@ def seconds_of_scoring(work: ScoringWork, lengths: RowLengths, *, before: bool) 
             total += work.answering_s(rows, prompt, generated)
         if isinstance(table, ChoiceEvalTable):
             options = OPTIONS if isinstance(table.options, str) else len(table.options)
-            total += work.reading_s(rows * options, whole * times)
+            total += 2 * work.reading_s(rows * options, whole * times)  # as words, and as letters
         most = rows if isinstance(table, LossEvalTable) else min(rows, LOSS_ROWS_MAX)
         total += work.reading_s(most, whole * times)
     if isinstance(table, CodeEvalTable):
-        total += PROGRAMS_BEGIN_S + PROGRAM_S * rows * (3 if before and table.baselines else 2)
+        total += running_seconds(rows, baselines=before and table.baselines)
     if table.measures_forgetting(on_gpu=work.on_gpu):
         total += forgetting_seconds(work.shape, work.config, work.gpu, before=before)
     return total

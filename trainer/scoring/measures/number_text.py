@@ -25,6 +25,7 @@ NUMBER = re.compile(
     r"(?P<percent>\s?\\?%)?"
 )
 FRACTION = re.compile(SIGN + r"(?<![\w./,])(?P<above>\d{1,40})/(?P<below>\d{1,40})(?![\w/]|[.,]\d)")
+LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(\d{1,40})\}\{(\d{1,40})\}")
 CONTEXT = Context(prec=60, traps=[])
 
 
@@ -40,10 +41,10 @@ def last_number(text: str) -> Number | None:
     """Return the last number of a text; None if there is none.
 
     Read are signs, decimal points, thousands separators, `%`, exponents (`2e3`, `2 x 10^3`) and
-    fractions such as 3/4, in the digits of any script. A comma is a decimal one where it cannot
-    separate thousands: in `3,5`, not in `3,500`.
+    fractions (3/4, also LaTeX's), in the digits of any script. A comma is a decimal one where it
+    cannot separate thousands: in `3,5`, not in `3,500`.
     """
-    plain = text.translate(PLAIN)
+    plain = LATEX_FRACTION.sub(r"\1/\2", text.translate(PLAIN))
     found: Number | None = None
     end = 0
     for match in NUMBER.finditer(plain):

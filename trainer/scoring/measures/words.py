@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 
@@ -26,6 +27,7 @@ WITHOUT_SPACES = (
 )
 """Ranges of code points (first, last) of scripts that write words without spaces between them."""
 _FIRSTS = [first for first, _ in WITHOUT_SPACES]
+ASCII_WORD = re.compile("[a-z0-9_]+")
 JOINERS = "\u200c\u200d"
 """Characters without a width that stand inside words of Persian and of Indian languages."""
 
@@ -54,6 +56,8 @@ def words_and_characters(text: str) -> list[str]:
 
     Marks stay in their words: a regular expression's `w` would tear words of Hindi apart.
     """
+    if text.isascii():
+        return ASCII_WORD.findall(text.lower())
     found: list[str] = []
     word: list[str] = []
     for character in text.lower():

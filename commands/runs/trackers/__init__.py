@@ -1,0 +1,1 @@
+"""Sends what a run logged to trackers, from home: no machine has a key, or knows of them."""
