@@ -14,6 +14,8 @@ from commands.runs.checkpoint_sync import SCORES
 from commands.runs.config import LoadedConfig
 from commands.runs.fetched_run import RESULTS, gather_facts
 from commands.runs.home import RunFolder, is_locked
+from commands.runs.judge.result import FILE as JUDGED
+from commands.runs.judge.result import current_result
 from commands.runs.live.changes import Sections
 from commands.runs.live_files import METRICS, STATUS
 from commands.runs.receipt import last_status
@@ -57,7 +59,7 @@ class RunView:
 
     def signature(self) -> tuple[object, ...]:
         """Return what changes whenever a file of the run does: sizes and times of all of them."""
-        out = [self.loaded.out / name for name in (METRICS, "adapter", *RESULTS)]
+        out = [self.loaded.out / name for name in (METRICS, "adapter", JUDGED, *RESULTS)]
         live = [self.folder.live / name for name in (METRICS, STATUS, SAMPLES)]
         scores = [self.folder.root / "scores" / name for name in SCORES]
         files = [self.folder.journal, self.folder.checkpoints, *live, *scores, *out]
@@ -129,6 +131,8 @@ class RunView:
                 link.symlink_to(source.absolute())
         if not (self.scratch / CONFIG).exists():  # it was begun by a version that kept none
             write_json(self.scratch / CONFIG, self.loaded.config.trainer_tables)
+        if "adapter" in sources and (judged := current_result(self.loaded.out)):
+            write_json(self.scratch / JUDGED, judged)
         if STATUS not in sources:
             write_json(self.scratch / STATUS, self._status_of(state).to_json())
 
