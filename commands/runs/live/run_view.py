@@ -28,7 +28,7 @@ from infra.timestamps import format_utc
 from trainer.pages import html
 from trainer.pages.report import sections, write
 from trainer.pages.run_files import Json, build_report
-from trainer.pages.timeline import NAMES
+from trainer.pages.timeline_layout import NAMES
 from trainer.rundir.samples import SAMPLES
 from trainer.rundir.status import Phase
 from trainer.saving.manifest import LOG, directory_name, steps_present
