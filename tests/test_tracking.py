@@ -146,11 +146,28 @@ def test_the_ending_brings_the_scores_once(
     assert endings[1].summary["after/accuracy"] == 0.75
     assert endings[1].summary["before/accuracy_low"] == 0.15
     assert endings[1].summary["evictions"] == 1.0
-    assert endings[1].notes[0].startswith("evicted at step 10, 20")
+    assert endings[1].notes[0].endswith("Z, last seen at step 10")
     assert trackers["trackio"].steps == list(range(1, 61))
     assert {one.id for one in trackers["trackio"].runs} == {"logged-1a2b"}
     config = trackers["trackio"].runs[0].config
     assert (config["train.steps"], config["model.id"]) == (60, "somebody/something")
+
+
+def test_many_rows_go_in_parts_and_the_ending_with_the_last(
+    run: LoggedRun, trackers: dict[str, RememberingTracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part is remembered, so that a tracker that fails in between has what it took."""
+    from commands.runs.trackers import track_run
+
+    monkeypatch.setattr(track_run, "ROWS_AT_ONCE", 25)
+    run.rent()
+    run.train_to(60)
+    run.end()
+    track.track("logged", ("mlflow",))
+    tracker = trackers["mlflow"]
+
+    assert tracker.steps == list(range(1, 61))
+    assert [one.ending is not None for one in tracker.runs] == [False, False, True]
 
 
 def test_after_a_crash_the_same_rows_come_again(

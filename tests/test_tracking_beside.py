@@ -200,7 +200,10 @@ def test_a_sending_is_a_process_that_can_be_ended(tmp_path: Path) -> None:
 
 def test_a_tracker_is_behind_until_it_has_steps_and_ending(run: LoggedRun) -> None:
     """Looking writes nothing."""
-    behind = lambda: is_behind(("mlflow",), run.folder, run.loaded)  # noqa: E731
+
+    def behind() -> bool:
+        return is_behind(("mlflow",), run.folder, run.loaded)
+
     outbox = outbox_of(run.folder, fold(read(run.folder.journal)))
     assert behind()
     assert not (run.folder.root / "tracked").exists()
