@@ -49,7 +49,7 @@ COMMANDS = {
     "verify": "Do some steps again and compare every bit.",
     "data": "Turn a published data set into rows to train on.",
     "audit": "Show what would be trained, before any money is spent.",
-    "report": "Write report.html beside the adapter: curves, scores, costs.",
+    "report": "Write a page about a run: scores, answers, curves, machine, costs.",
     "track": "Send what a run logged to trackers; each step arrives once.",
     "generate": "Let the adapter answer, as training asked.",
     "export": "Write a plain LoRA adapter of one rank that any PEFT loads.",

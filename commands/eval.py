@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -177,11 +178,24 @@ def scores(wanted: str, *, again: bool, on_message: Callable[[str], None]) -> Sc
 def _score_again(
     loaded: LoadedConfig, folder: RunFolder, on_message: Callable[[str], None]
 ) -> None:
-    """Run the trainer's own evaluation here, and put its result beside the adapter."""
+    """Run the trainer's own evaluation here, and put its result beside the adapter.
+
+    The base is measured, too, where the run has no score of it: one of an earlier version.
+    """
     demand(needed_to_train(loaded.config), "`qft eval`", qft_home(environment()))
     on_message("measuring on this computer")
     with local_run_dir(loaded, folder) as run_dir:
-        done = start("eval", "--run-dir", str(run_dir), "--adapter", str(adapter_of(loaded)))
+        before = loaded.out / "eval-before.json"
+        if not before.exists():
+            write_json(before, _measured(run_dir), mode=0o644)
+        shutil.copyfile(before, run_dir / before.name)
+        after = _measured(run_dir, "--adapter", str(adapter_of(loaded)))
+    write_json(loaded.out / "eval-after.json", after, mode=0o644)
+
+
+def _measured(run_dir: Path, *arguments: str) -> Any:
+    """Return the result of an evaluation here; raise `TrainingError` if there is none."""
+    done = start("eval", "--run-dir", str(run_dir), *arguments)
     if done.returncode:
         raise TrainingError(f"the evaluation ended with exit code {done.returncode}")
-    write_json(loaded.out / "eval-after.json", json.loads(done.stdout), mode=0o644)
+    return json.loads(done.stdout)

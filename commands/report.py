@@ -39,7 +39,7 @@ def command(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write report.html beside the adapter: curves, scores, costs."""
+    """Write a page about a run: scores, answers, curves, machine, costs."""
     if live:
         report_live(run, open_browser=open_browser, as_json=as_json)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from commands.runs.planning.corrected import Corrected, corrected_hours
 from commands.runs.planning.planned import read_planned
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
+from commands.runs.score import score_lines
 from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import exit_of
@@ -126,6 +127,8 @@ class RunStatus:
             "planned_hours": self.corrected.planned.to_json() if self.corrected else None,
             "expected_hours": self.corrected.expected_h if self.corrected else None,
             "hours_left": self.corrected.left_h if self.corrected else None,
+            "before": asdict(self.receipt.before) if self.receipt.before else None,
+            "after": asdict(self.receipt.after) if self.receipt.after else None,
             "simulated": self.receipt.simulated,
             "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
@@ -165,6 +168,7 @@ class RunStatus:
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
+        rows += score_lines(self.receipt.before, self.receipt.after)
         if state.ending is not None and state.ending.outcome is not Outcome.DONE:
             rows.append(("stopped", state.ending.reason))
         if state.fetched:

@@ -5,7 +5,8 @@
     python examples/recipes.py NAME --plan            # memory, hours and dollars of the real run
 
 `--tiny` keeps every choice of the recipe but the model's size, the machine (`provider: local`, with
-one eviction) and the number of steps: the same code walks the same path.
+one eviction), the number of steps and the learning rate, which a model of random weights needs to
+be higher: the same code walks the same path.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from trainer.schedule import Share
 
 EXAMPLES = Path(__file__).parent
 TINY_PRICE = 1.00
+TINY_LR = 3.0e-3
 TINY_STEPS, TINY_LENGTH, EVICTED_AT = 300, 256, 5
 """Whoever drives a run looks once a second, and a fast computer does sixty tiny steps in one."""
 
@@ -177,7 +179,7 @@ def tiny_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return a recipe's settings for a small model on a machine that this computer plays."""
     train = dict(settings["train"])
     train.pop("epochs", None)
-    train |= {"steps": TINY_STEPS, "max_length": TINY_LENGTH, "precision": "auto"}
+    train |= {"steps": TINY_STEPS, "max_length": TINY_LENGTH, "lr": TINY_LR, "precision": "auto"}
     # A recipe's own cap may lie below what the simulated market asks; nobody is charged here.
     return settings | {
         "name": f"tiny-{settings['name']}",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support import tiny
 from support.models import gpt2, load, make_adapter, t5
+from support.tokenizers_built import KINDS, build
 
 from trainer.config import TrainerConfig
 from trainer.errors import DataError, Preempted
@@ -21,7 +22,11 @@ from trainer.eval_tables.loss import LossEvalTable
 from trainer.job.context import JobOptions
 from trainer.job.job import run_job
 from trainer.scoring.forgetting.drift import draw_tokens
-from trainer.scoring.forgetting.knowledge import knowledge_change, knowledge_figures
+from trainer.scoring.forgetting.knowledge import (
+    choice_examples,
+    knowledge_change,
+    knowledge_figures,
+)
 from trainer.scoring.forgetting.measure import add_forgetting
 from trainer.scoring.forgetting.shipped import LETTERS, MultipleChoice, openings, questions
 from trainer.scoring.result import EvalResult, ScoringRequest
@@ -206,6 +211,23 @@ def test_a_letter_is_chosen_by_its_probability_alone(base: Base) -> None:
 
     assert base.before["knowledge"]["answers"] == expected
     assert base.before["knowledge"]["at_chance"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_letters_are_tokens_as_the_tokenizer_writes_them(kind: str) -> None:
+    """Prompt and letter together are the tokens of the whole text, and four prompts are one."""
+    tokenizer = build(kind)
+    for one, four in zip(
+        questions(), choice_examples(tokenizer, questions(), seq2seq=False), strict=True
+    ):
+        whole = [f"{one.prompt} {letter}" for letter in LETTERS]
+        expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        start = len(tokenizer("a")["input_ids"]) > len(
+            tokenizer("a", add_special_tokens=False)["input_ids"]
+        )
+
+        assert [list(example.input_ids[start:]) for example in four] == expected
+        assert len({example.prompt_ids for example in four}) == 1
 
 
 def test_shares_of_questions_have_wilson_s_interval() -> None:

@@ -354,6 +354,57 @@ def test_what_made_the_adapter_is_folded_at_the_end(tmp_path: Path) -> None:
     assert "torch2.13.0" in page.text.partition("Config and versions")[2]
 
 
+def judged(**more: Any) -> dict[str, Any]:
+    """The result of a judge as `qft eval --judge` leaves it."""
+    figures = {
+        "rows": 9, "wins": 5, "ties": 2, "losses": 2, "identical": 0, "unreadable": 0,
+        "win_rate": 0.667, "low": 0.4, "high": 0.9, "consistency": 0.5, "first_chars": 20.0,
+        "tuned_chars": 31.0, "warning": "this judge mostly judges the order",
+    }  # fmt: skip
+    document = {
+        "row": 3, "prompt": "<i>why</i>", "base": "since", "tuned": "be\u202ecause", "right": "so",
+        "base_tuned": {"verdict": "loss", "choices": ["A", "B"], "reasons": ["<script>A", "B"]},
+        "right_tuned": None,
+    }  # fmt: skip
+    return {
+        "version": 1, "model": "a judge", "criteria": "be kind", "documents": [document] * 30,
+        "tables": {"base_tuned": figures, "right_tuned": None}, **more,
+    }  # fmt: skip
+
+
+def test_a_judge_has_its_own_section(tmp_path: Path) -> None:
+    """Win rate with interval, counts, warning, and the pairs that the tuned answer lost."""
+    run_dir = page_runs.write_run(tmp_path / "run", page_runs.answers("text"), steps=20)
+    (run_dir / "judge.json").write_text(json.dumps(judged()), encoding="utf-8")
+    page = page_of(run_dir)
+    text = page.text.partition("Judged answers")[2].partition("Learning")[0]
+
+    assert "0.667\u00a0(0.400\u00a0to\u00a00.900)" in text
+    assert "the base52250%3120" in text
+    assert "Against the base: this judge mostly judges the order" in text
+    assert "Lost against the base (30)" in text
+    assert "10 more in judge.json" in text
+    assert "<script>A" in text
+    assert "beU+202Ecause" in text
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tables": 5}, {"tables": {"base_tuned": {"win_rate": "1"}}}, {"documents": 7},
+        {"documents": [None, {"base_tuned": {"verdict": "loss", "reasons": 4}, "tuned": 5}]},
+    ],
+)  # fmt: skip
+def test_a_judgement_of_any_form_costs_no_more_than_itself(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    """A result that is not as it is written here leaves a whole page."""
+    run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)
+    (run_dir / "judge.json").write_text(json.dumps(judged(**more)), encoding="utf-8")
+
+    assert "Learning" in page_of(run_dir).headings
+
+
 def test_report_json_survives_half_characters(tmp_path: Path) -> None:
     """A half of a surrogate pair in a config or a status is kept as JSON escapes it."""
     run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)

@@ -26,7 +26,6 @@ FACTS: dict[str, Any] = {
     "usd": 0.04,
     "hours": 0.12,
     "machine": "small in a",
-    "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
     "timeline": {
         "spans": [
             {
@@ -90,6 +89,8 @@ def markdown_of(run_dir: Path, facts: dict[str, Any] | None = None, name: str = 
 
 def test_it_says_what_a_reviewer_asks(run_dir: Path) -> None:
     """Headline, scores with intervals, cost, evictions and versions are there."""
+    receipt = {"versions": {"torch": "2.13.0"}, "finished_at": "2026-11-30T10:00:00Z"}
+    (run_dir / "adapter" / "qft.json").write_text(json.dumps(receipt))
     text = markdown_of(run_dir)
     rendered = _Rendered(text)
 
@@ -134,13 +135,14 @@ def test_texts_of_strangers_stay_texts(run_dir: Path, bad: str) -> None:
         result = json.loads(path.read_text())
         result["metric"] = bad
         for one in result["details"]["documents"]:
-            one.update(prompt=bad, gold=bad, free=bad, bound=bad, score=0.0)
+            one |= {"prompt": bad, "gold": bad, "free": bad, "bound": bad, "score": 0.0}
         path.write_text(json.dumps(result))
     config = {"model": {"id": bad}, "method": {"kind": bad, "r": bad}, "train": {"lr": bad}}
     (run_dir / "config.json").write_text(json.dumps(config))
+    receipt = {"versions": {bad: bad}, "finished_at": bad, "precision": bad}
+    (run_dir / "adapter" / "qft.json").write_text(json.dumps(receipt))
     facts = FACTS | {
         "machine": bad,
-        "versions": {bad: bad},
         "evictions": [{"step": 3, "at": bad, "reason": bad}],
     }
     text = markdown_of(run_dir, facts, name=bad)
@@ -159,11 +161,10 @@ def test_an_enormous_run_stays_below_the_limit(run_dir: Path) -> None:
     path = run_dir / "eval-after.json"
     result = json.loads(path.read_text())
     for one in result["details"]["documents"]:
-        one.update(prompt="\U0001f600" * 100_000, gold="x" * 100_000, score=0.0)
+        one |= {"prompt": "\U0001f600" * 100_000, "gold": "x" * 100_000, "score": 0.0}
     path.write_text(json.dumps(result))
     facts = FACTS | {
         "evictions": [{"step": at, "at": "x" * 1000} for at in range(5000)],
-        "versions": {f"package-{at}": "y" * 5000 for at in range(5000)},
     }
     text = markdown_of(run_dir, facts)
 
@@ -187,7 +188,7 @@ def test_results_of_another_form_cost_their_part_only(
     assert markdown_of(run_dir, FACTS | {"plan": {"planned": 1}, "timeline": {"spans": [1]}})
 
 
-def test_a_run_of_which_nothing_is_known_has_a_report(tmp_path: Path) -> None:
+def test_an_empty_run_directory_has_a_report(tmp_path: Path) -> None:
     """An empty directory gives a headline and no table."""
     text = markdown_of(tmp_path, {})
 

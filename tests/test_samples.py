@@ -362,6 +362,19 @@ def test_samples_are_the_same_after_a_checkpoint_and_in_their_file(tmp_path: Pat
     assert max(map(len, kept)) == TEXT_MAX
 
 
+def test_a_copy_that_is_on_its_way_shows_the_whole_steps(undisturbed: Rig, tmp_path: Path) -> None:
+    """Of a file cut off at any byte, the steps that are all there are read."""
+    data = (undisturbed.run_dir / "samples.jsonl").read_bytes()
+    path = tmp_path / "samples.jsonl"
+    ends = [at + 1 for at, byte in enumerate(data) if byte == ord("\n")]
+    for number, end in enumerate(ends, 1):
+        path.write_bytes(data[: end + 10])
+        found = read_samples(path)
+
+        assert [*found.answers] == (DUE[: number // 5] if number > 5 else DUE[:1])
+        assert len(found.rows) == min(number, 5)
+
+
 def test_rows_are_chosen_by_their_words() -> None:
     """Another order of the file gives the same rows, whatever their numbers are."""
     words = [f"question {at}" for at in range(40)]

@@ -6,18 +6,22 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
 from support import tiny
 
+from commands import eval as eval_command
 from trainer.__main__ import main
 from trainer.config import load_config
 from trainer.errors import Preempted
 from trainer.rundir.layout import data_facts, finished, scoring_scratch
 from trainer.scoring import constrained, evaluate
+from trainer.scoring.rescore import rescore
 
 LABELS = {"kind": "label", "labels": list(tiny.MOODS), "shots": 1, "baselines": False}
 KINDS: dict[str, dict[str, Any]] = {"loss": {"kind": "loss", "shots": 1}, "label": LABELS}
@@ -229,3 +233,46 @@ def test_rows_left_of_a_scoring_that_stands_are_removed(
     assert main(["train", "--run-dir", str(run)]) == 0
     assert not leftover.exists()
     assert (run / "eval-after.json").exists()
+
+
+def test_scored_again_a_result_has_its_change(trained: dict[str, Path], tmp_path: Path) -> None:
+    """The same adapter on the same rows has the score that it had, with the gain over the base."""
+    run = Path(shutil.copytree(trained["unasked"], tmp_path / "run"))
+    found = rescore(run, run / "adapter", on_progress=lambda *_: None)
+    after = read(run, "after")
+
+    now, then = (one["loss"]["change"]["nats_per_token"] for one in (found, after))
+
+    assert found["details"]["gain"] == after["details"]["gain"]
+    assert now == pytest.approx(then, rel=1e-4)  # in other batches, so not to the last bit
+    (run / "eval-before.json").write_text('{"stage": "before"}', encoding="utf-8")
+    assert rescore(run, run / "adapter", on_progress=lambda *_: None)["loss"]["change"] is None
+
+
+def test_the_base_is_scored_where_an_earlier_version_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`qft eval --again` measures before and after of a run without a score, else after alone."""
+    calls: list[tuple[str, ...]] = []
+
+    def start(*arguments: str) -> SimpleNamespace:
+        calls.append(arguments)
+        stage = "after" if "--adapter" in arguments else "before"
+        return SimpleNamespace(returncode=0, stdout=json.dumps({"stage": stage}))
+
+    loaded: Any = SimpleNamespace(out=tmp_path, config=None)
+    monkeypatch.setattr(eval_command, "start", start)
+    monkeypatch.setattr(eval_command, "demand", lambda *_: None)
+    monkeypatch.setattr(eval_command, "needed_to_train", lambda _config: ())
+    monkeypatch.setattr(eval_command, "adapter_of", lambda _loaded: tmp_path / "adapter")
+    monkeypatch.setattr(eval_command, "local_run_dir", lambda *_: nullcontext(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    for expected in (2, 1):
+        calls.clear()
+        eval_command._score_again(loaded, loaded, lambda _line: None)
+
+        assert len(calls) == expected
+        assert "--adapter" in calls[-1]
+        assert read(tmp_path, "before") == {"stage": "before"}
+        assert read(tmp_path / "run", "before") == {"stage": "before"}
+        assert read(tmp_path, "after") == {"stage": "after"}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 from commands.runs import factory
+from commands.runs.answers_env import needs_answers_env
+from commands.runs.config import load
 from infra.config import VmTable
 from remote.errors import Unfit
 from remote.setup import lock_requirements, python_env
@@ -17,8 +22,6 @@ from remote.setup.apply import plan_steps
 from remote.setup.facts import Facts, PythonInterpreter, parse_facts
 from remote.setup.python_env import ANSWERS, environment, interpreter, requirements
 from remote.setup.steps import SetupGoal
-from trainer.eval_tables.code import CodeEvalTable, needs_answers_env
-from trainer.eval_tables.loss import LossEvalTable
 from trainer.scoring import code
 
 PYTHON = PythonInterpreter(command="python3.11", version=(3, 11), venv=True)
@@ -99,12 +102,42 @@ def test_a_fact_tells_which_interpreter_is_named() -> None:
     assert parse_facts([]).answers_python == ""
 
 
-def test_only_code_without_a_named_interpreter_needs_it() -> None:
-    """Other kinds of scoring, and `eval.python`, leave the machine as it is."""
-    assert needs_answers_env(CodeEvalTable())
-    assert not needs_answers_env(CodeEvalTable(python="/usr/bin/python3"))
-    assert not needs_answers_env(LossEvalTable())
-    assert not needs_answers_env(None)
+def wants(folder: Path, provider: str, tests: str, **table: object) -> bool:
+    """Whether set-up makes an environment for a run with one problem."""
+    row = {"p": "a", "c": "b", "code_context": tests}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    settings = {
+        "name": "coder",
+        "vm": {"provider": provider, "max_price": 1.0},
+        "model": {"id": "somebody/something"},
+        "data": {
+            "train": "rows.jsonl", "eval": "rows.jsonl", "prompt": "{p}", "completion": "{c}"
+        },
+        "eval": {"kind": "code", **table},
+    }  # fmt: skip
+    if provider == "local":
+        del settings["vm"]["max_price"]  # type: ignore[attr-defined]
+    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    return needs_answers_env(load(folder / "run.yaml"))
+
+
+def test_only_code_without_a_named_interpreter_needs_it(tmp_path: Path) -> None:
+    """Other kinds of scoring, and `eval.python`, leave a rented machine as it is."""
+    program = "import numpy\ndef test_execution(solution): pass"
+
+    assert wants(tmp_path, "azure", program)
+    assert not wants(tmp_path, "azure", program, python="/usr/bin/python3")
+    assert not wants(tmp_path, "azure", program, kind="loss")
+
+
+def test_here_the_python_that_runs_qft_does_where_it_has_the_libraries(tmp_path: Path) -> None:
+    """With `provider: local` an environment is made for libraries that are missing only."""
+    program = "def test_execution(solution): import {}"
+    absent = next((one for one in ("seaborn", "matplotlib") if find_spec(one) is None), None)
+
+    assert not wants(tmp_path, "local", program.format("numpy, torch"))
+    if absent is not None:
+        assert wants(tmp_path, "local", program.format(absent))
 
 
 def test_a_machine_of_this_computer_is_set_up_for_answers_only() -> None:

@@ -12,7 +12,7 @@ from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
 from commands.runs.judge.result import FILE as JUDGED
 from commands.runs.judge.result import current_result
-from commands.runs.measured import read_measured, read_result
+from commands.runs.measured import read_measured
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
 from commands.runs.timeline import timeline_of
@@ -22,11 +22,9 @@ from infra.provider import Offer, StopReason
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
 from infra.timestamps import format_utc
-from infra.untrusted import table, text
 from trainer import hub
 from trainer.adapters.parent import adapter_sha256
 from trainer.rundir.samples import SAMPLES
-from trainer.saving.manifest import FINGERPRINT, directory_name, steps_present
 
 RESULTS = ("eval-before.json", "eval-after.json", "status.json", "merged-parity.json", SAMPLES)
 
@@ -99,7 +97,7 @@ def gather_facts(
         "listed": simulated,
         "hours": sum(span.hours for span in spans if span.compute),
         "redone_steps": receipt.redone_steps,
-        **_computed_by(folder, fold(events).offer),
+        **_machine(fold(events).offer),
         # On the machine they have other names.
         "data": loaded.config.data.model_dump(mode="json", include={"train", "eval"}),
         "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
@@ -108,20 +106,11 @@ def gather_facts(
     }
 
 
-def _computed_by(folder: RunFolder, offer: Offer | None) -> dict[str, object]:
-    """Name the machine, and the versions that computed, as its newest checkpoint at home has them.
-
-    Of a machine of the user's own, no address is told.
-    """
-    found: dict[str, object] = {}
-    if offer is not None and offer.provider != "ssh":
-        found["machine"] = f"{offer.size} in {offer.place}"
-    for step in steps_present(folder.checkpoints)[:1]:
-        path = folder.checkpoints / directory_name(step) / FINGERPRINT
-        versions = table(read_result(path).get("versions"))
-        shown = {name: text(version, most=12) for name, version in versions.items()}
-        found["versions"] = {name: word for name, word in sorted(shown.items()) if word}
-    return found
+def _machine(offer: Offer | None) -> dict[str, object]:
+    """Name the machine that was rented last; of one of the user's own, no address is told."""
+    if offer is None or offer.provider == "ssh":
+        return {}
+    return {"machine": f"{offer.size} in {offer.place}"}
 
 
 def _parent(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -86,7 +86,8 @@ def running(
 
 
 def _end(program: subprocess.Popen[bytes]) -> None:
-    for act in (lambda: None, program.terminate, program.kill):
+    acts: list[Callable[[], None]] = [lambda: None, program.terminate, program.kill]
+    for act in acts:
         act()
         try:
             program.wait(timeout=ENDS_S)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.runs import factory
+from commands.runs.answers_env import needs_answers_env
 from commands.runs.base_checks import require_trainable
 from commands.runs.base_description import described
 from commands.runs.base_record import HubBase, recorded_base
@@ -57,7 +58,6 @@ from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
 from trainer.config import EvictionBand
-from trainer.eval_tables.code import needs_answers_env
 from trainer.hub_models import Account
 
 LOCAL_POLICY = Policy(
@@ -257,7 +257,7 @@ def build_workload(
             vm,
             on_message,
             power_watch.connect,
-            answers=needs_answers_env(request.loaded.config.scored),
+            answers=needs_answers_env(request.loaded),
         ),
         cache=request.home / "cache",
         helper_python=factory.helper_python(vm),

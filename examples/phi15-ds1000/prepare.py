@@ -22,8 +22,8 @@ import numpy as np
 
 
 def generate_test_case(test_case_id):
-    table = np.arange(72.0).reshape(24, 3) * test_case_id
-    return table, table[{number}].sum()
+    table = np.arange(12.0).reshape(4, 3) * test_case_id
+    return table, table.sum()
 
 
 def exec_test(result, ans):
@@ -42,7 +42,7 @@ def test_execution(solution):
     code = exec_context.replace("[insert]", solution)
     for test_case_id in (1, 2):
         test_input, expected = generate_test_case(test_case_id)
-        names = {{"test_input": test_input}}
+        names = {"test_input": test_input}
         exec(code, names)
         assert exec_test(names["result"], expected)
 """
@@ -54,15 +54,15 @@ def write_tiny(directory: Path) -> Path:
     libraries = ("Numpy", "Scipy", "Sklearn", "Pandas")
     rows = [
         {
-            "prompt": f"Problem:\nSum row {number} of the array a.\nA:\n<code>\n"
+            "prompt": f"Problem:\nSum the rain of {number} days in the array a.\nA:\n<code>\n"
             "import numpy as np\n</code>\nBEGIN SOLUTION\n<code>\n",
-            "reference_code": f"    result = a[{number}].sum()\n",
+            "reference_code": "    result = a.sum()\n",
             "metadata": {
                 "problem_id": number,
                 "library": libraries[number % 4],
                 "perturbation_origin_id": number // 2,
             },
-            "code_context": TESTS.format(number=number),
+            "code_context": TESTS,
         }
         for number in range(24)
     ]

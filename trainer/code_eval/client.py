@@ -45,8 +45,8 @@ ENVIRONMENT = {
 }
 START_S = 600.0
 """How long imports may take: 10 s are usual, a cold disk takes minutes."""
-REPLY_S = 60.0
-"""How long a reply may take beyond the limit of the answer."""
+REPLY_S = 300.0
+"""How long a reply may take beyond the limit of the answer: what it left is ended before."""
 REPLY_BYTES_MAX = 16 << 20
 SYSTEMD = Path("/run/systemd/system")
 SCOPE = ("--scope", "--quiet", "--collect", "-p", "Delegate=yes")

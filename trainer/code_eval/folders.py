@@ -29,8 +29,7 @@ ROOT = Path("/tmp")  # noqa: S108 - there is one everywhere; the new root is mou
 WORK = "/tmp/work"  # noqa: S108 - in a `/tmp` that only the answer sees
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - likewise
 SHARED_BYTES = 64 << 20
-HERE = Path(__file__).resolve().parents[2]
-"""Where the trainer lies: the parent of answers finds itself there, and answers must not."""
+PACKAGES = ("site-packages", "dist-packages")
 
 
 def readable() -> list[str]:
@@ -39,8 +38,8 @@ def readable() -> list[str]:
     wanted = [f"{root}/{name}" for root in sorted(roots) for name in OF_INTERPRETER]
     wanted += sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "platlib")})
     wanted += [str(Path(sys.executable).resolve())]
-    # What a `.pth` file adds, such as the environment that has torch; not where this code lies.
-    wanted += [path for path in sys.path if path != str(HERE) and Path(path).is_dir()]
+    # What a `.pth` file adds, such as the environment that has torch; no project of the user's.
+    wanted += [path for path in sys.path if Path(path).name in PACKAGES]
     found: list[Path] = []
     for path in map(Path, (*SYSTEM, *wanted)):
         if os.path.lexists(path) and not any(path.is_relative_to(one) for one in found):

@@ -214,6 +214,7 @@ ATTACKS = (
     Attack(
         what="writing without end",
         name="print_endlessly",
+        limits=replace(SMALL, wall_s=60.0),  # a busy machine takes a while to write as much
         got_through=lambda outcome, _one: outcome.verdict != OUTPUT,
     ),
     Attack(

@@ -50,8 +50,3 @@ class CodeEvalTable(EvalFields):
         if self.shots:
             raise ValueError("`shots` is not for `kind: code`: leave it out")
         return self
-
-
-def needs_answers_env(table: EvalFields | None) -> bool:
-    """Tell whether the machine should have an environment for answers: no other one is named."""
-    return isinstance(table, CodeEvalTable) and table.python is None

@@ -33,7 +33,7 @@ class EvalFields(BaseModel):
     forgetting: Literal["auto"] | bool = Field(
         default="auto",
         description="Ask general questions before and after, and measure how far the model moved "
-        "from its base; `auto`: on a GPU, where that takes seconds to a minute.",
+        "from its base; `auto`: on a GPU only, since a processor takes long.",
     )
     general: str | None = Field(
         default=None,

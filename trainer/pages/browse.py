@@ -167,13 +167,13 @@ def _row(one: Row) -> Markup:
     score = digits(one.score)
     if one.score_before is not None:
         score = f"{digits(one.score_before)} → {score}"
-    answered = None if one.after is None else html.shown(_snippet(one.after))
+    answered = None if one.after is None else html.shown(snippet(one.after))
     summary = [
         (f"{one.place}, score {score}{'' if answered is None else ':'}", answered),
-        ("right:", html.shown(_snippet(one.right))),
+        ("right:", html.shown(snippet(one.right))),
     ]
     parts = [
-        (word, html.shown(_cut(text)))
+        (word, html.shown(cut(text)))
         for word, text in (
             ("prompt", one.prompt),
             ("right answer", one.right),
@@ -186,12 +186,14 @@ def _row(one: Row) -> Markup:
     return html.render("row", summary, parts)
 
 
-def _snippet(text: str) -> str:
+def snippet(text: str) -> str:
+    """Return the beginning of a text as one line."""
     line = " ".join(text[: 4 * SNIPPET_MAX].split())
     return (line[: SNIPPET_MAX - 1] + "…" if len(line) >= SNIPPET_MAX else line) or "(empty)"
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return the beginning of a text, with a note on how much more there is."""
     if len(text) <= TEXT_MAX:
         return text or "(empty)"
     return f"{text[:TEXT_MAX]}… ({len(text) - TEXT_MAX:,} more characters)"

@@ -29,6 +29,7 @@ from trainer.pages.code_answers import code_parts
 from trainer.pages.curves import curve_parts
 from trainer.pages.forgetting import forgetting_parts
 from trainer.pages.headline import explain, headline
+from trainer.pages.judged import judged_parts
 from trainer.pages.labels import label_parts
 from trainer.pages.planned import planned_parts
 from trainer.pages.report_markdown import as_markdown
@@ -65,6 +66,7 @@ def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:
             "answers", "What it got wrong", "The answers",
             lambda: answer_parts(before if after else None, last, file=file),
         ),
+        ("judged", "Judged answers", "The judge's result", lambda: judged_parts(run_dir)),
         ("samples", "Answers while training", "The samples", lambda: samples_parts(run_dir)),
         (
             "forgetting", "What it still knows", "What it still knows",

@@ -163,7 +163,7 @@ def _settings(report: Json) -> list[str]:
     """Return what was trained how, and the versions that computed, folded."""
     found = dict(summary(report))
     rows = [(word, _words(found[word])) for word in LEARNING if word in found]
-    versions = table(table(report.get("facts")).get("versions"))
+    versions = table(report.get("versions"))
     rows += [
         (name, version)
         for name, given in list(versions.items())[:VERSIONS_MAX]

@@ -196,9 +196,9 @@ def _strip(boxes: Sequence[Box], *, own: bool) -> Markup:
     parts += list(_marks(boxes))
     parts += list(_ticks(boxes, own=own))
     return Markup(
-        '<figure aria-label="{}"><svg class="strip" role="img" aria-label="{}" width="100%" '
-        'height="{}"><title>{}</title>{}</svg></figure>'
-    ).format(name, name, HIGH, name, Markup("").join(parts))
+        '<figure><svg class="strip" role="img" aria-label="{}" width="100%" height="{}">'
+        "<title>{}</title>{}</svg></figure>"
+    ).format(name, HIGH, name, Markup("").join(parts))
 
 
 HATCH = Markup(

@@ -118,7 +118,10 @@ def read_sample_log(raw: object) -> SampleLog:
 
 
 def read_samples(path: Path) -> SampleLog:
-    """Return what a file of samples holds, empty if there is none or it cannot be read."""
+    """Return what a file of samples holds, empty if there is none or it cannot be read.
+
+    A step that lacks a row, as in a copy that is on its way, is left out.
+    """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
         records = [table(parse(line, bytes_max=LINE_BYTES_MAX)) for line in lines]
@@ -135,7 +138,11 @@ def read_samples(path: Path) -> SampleLog:
             )
             for one in records
         }
-        answers = {step: tuple(given[step, row] for row in rows) for step in steps}
+        answers = {
+            step: tuple(given[step, row] for row in rows)
+            for step in steps
+            if all((step, row) in given for row in rows)
+        }
     except (OSError, NotPlain, KeyError, TypeError, ValueError):
         return SampleLog()
     return SampleLog(rows=tuple(rows.values()), answers=answers)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
+from trainer.errors import ConfigError
 from trainer.rundir.layout import scoring_scratch
 from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
@@ -98,8 +99,16 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
 
 
 def _with_gain(before: EvalResult | None, after: EvalResult) -> EvalResult:
-    """Return a result with what it has more than an earlier one of its kind, paired by row."""
+    """Return a result with what it has more than an earlier one of its kind, paired by row.
+
+    Raises:
+        ConfigError: the earlier one, which may come from elsewhere, is not built as ours.
+    """
     same = before is not None and before.kind == after.kind
-    after.details["gain"] = GAINS[after.kind](before, after) if before and same else None
-    change = change_of(before, after) if before else None
+    try:
+        after.details["gain"] = GAINS[after.kind](before, after) if before and same else None
+        change = change_of(before, after) if before else None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        problem = f"it is not built as a result of this version ({type(error).__name__})"
+        raise ConfigError([f"eval-before.json: {problem}; remove it to go on without"]) from error
     return replace(after, loss={**after.loss, "change": change} if after.loss else None)

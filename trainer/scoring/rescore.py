@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def rescore(
     set_threads(config.train)
     model, tokenizer = load_for_inference(config, run_dir, adapter)
     with tempfile.TemporaryDirectory() as scratch:
+        before = run_dir / "eval-before.json"
+        if adapter is not None and before.is_file():  # so that the change is measured, too
+            shutil.copyfile(before, Path(scratch) / before.name)
         result = evaluate.run(
             Path(scratch),
             config.model_copy(update=changed),

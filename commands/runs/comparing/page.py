@@ -7,6 +7,7 @@ import json
 from commands.runs.comparing.compare_runs import RunComparison, verdict
 from commands.ui.output import table
 from commands.ui.wrap import wrapped
+from trainer.scoring.score_words import metric_words
 
 VALUE_CHARS_MAX = 200
 VERDICTS = {"first": "A is better", "second": "B is better", "unclear": "no clear change"}
@@ -47,7 +48,7 @@ def _figures(found: RunComparison) -> list[str]:
     return table(
         [
             {
-                "figure": name if one.rows == found.rows else f"{name} ({one.rows} rows)",
+                "figure": metric_words(name) + f" ({one.rows} rows)" * (one.rows < found.rows),
                 "A": f"{one.first:.3f}",
                 "B": f"{one.second:.3f}",
                 "B - A": f"{one.change:+.3f}",

@@ -80,7 +80,7 @@ def seconds_of_scoring(work: ScoringWork, lengths: RowLengths, *, before: bool) 
             total += work.answering_s(rows, prompt, generated)
         if isinstance(table, ChoiceEvalTable):
             options = OPTIONS if isinstance(table.options, str) else len(table.options)
-            total += work.reading_s(rows * options, whole * times)
+            total += 2 * work.reading_s(rows * options, whole * times)  # as words, and as letters
         most = rows if isinstance(table, LossEvalTable) else min(rows, LOSS_ROWS_MAX)
         total += work.reading_s(most, whole * times)
     if isinstance(table, CodeEvalTable):
