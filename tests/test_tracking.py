@@ -12,7 +12,7 @@ import pytest
 from support import logged_run
 from support.logged_run import LoggedRun
 
-from commands import track
+from commands import report, track
 from commands.runs.track_table import TrackTable
 from commands.runs.trackers import available
 from commands.runs.trackers.mlflow import absolute_uri, chunks
@@ -330,3 +330,22 @@ def test_a_database_is_beside_run_yaml(tmp_path: Path) -> None:
     assert absolute_uri("sqlite:////x/b.db", tmp_path) == "sqlite:////x/b.db"
     assert absolute_uri("https://host", tmp_path) == "https://host"
     assert [len(part) for part in chunks(range(2001), 1000)] == [1000, 1000, 1]
+
+
+def test_a_report_says_how_to_open_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr, with a path that a shell takes, and only if there are curves."""
+    page = tmp_path / "out dir" / "report.html"
+    curves = page.parent / "tb"
+    monkeypatch.setattr(report, "report", lambda _wanted, as_json: page)
+    report.command("logged", live=False, open_browser=False, as_json=False)
+    before = capsys.readouterr()
+    curves.mkdir(parents=True)
+    (curves / "events.out.tfevents.1.2").write_bytes(b"")
+    report.command("logged", live=False, open_browser=False, as_json=False)
+    after = capsys.readouterr()
+
+    assert (before.err, before.out) == ("", f"{page}\n")
+    assert after.out == before.out
+    assert after.err == f"curves: `tensorboard --logdir '{curves}' --host 127.0.0.1`\n"
