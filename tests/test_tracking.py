@@ -338,7 +338,7 @@ def test_a_report_says_how_to_open_tensorboard(
     """On stderr, with a path that a shell takes, and only if there are curves."""
     page = tmp_path / "out dir" / "report.html"
     curves = page.parent / "tb"
-    monkeypatch.setattr(report, "report", lambda _wanted, as_json: page)
+    monkeypatch.setattr(report, "report", lambda *_arguments, **_options: page)
     report.command("logged", live=False, open_browser=False, as_json=False)
     before = capsys.readouterr()
     curves.mkdir(parents=True)
