@@ -82,7 +82,7 @@ def test_what_a_model_forgets_takes_hours_where_it_is_measured(tmp_path: Path) -
     assert before < 5 / 60
 
 
-def test_a_processor_measures_it_only_if_it_is_told_to(tmp_path: Path) -> None:
+def test_a_processor_measures_it_only_on_request(tmp_path: Path) -> None:
     """On this computer the scoring is as long as without, unless run.yaml says otherwise."""
     auto, off, on = (
         hours(job(tmp_path / str(at), train={}, evaluation={"forgetting": value}, card=HERE),

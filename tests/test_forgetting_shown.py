@@ -32,7 +32,7 @@ def score(forgetting: object) -> dict[str, Any]:
     return {"details": {"forgetting": forgetting}}
 
 
-def test_the_lines_tell_before_after_and_change() -> None:
+def test_the_lines_have_before_after_and_change() -> None:
     """Every part has its figures with intervals, and chance is said where the interval holds it."""
     lines = [line.replace("\u00a0", " ") for line in forgetting_lines(score(BEFORE), score(AFTER))]
 
@@ -52,7 +52,7 @@ def test_the_lines_tell_before_after_and_change() -> None:
     assert len(lines) == 5
 
 
-def test_the_page_shows_the_same_and_calls_it_no_fault() -> None:
+def test_the_page_shows_the_same_and_blames_nobody() -> None:
     """The section has a table, and says what a drift is and is not."""
     html = "".join(forgetting_parts(score(BEFORE), score(AFTER))).replace("\u00a0", " ")
 

@@ -63,7 +63,7 @@ def shown(directory: Path, before: dict[str, Any], after: dict[str, Any], **more
     return [f"{word}: {fact}" for word, fact in score_lines(scores[0], scores[1], **more)]
 
 
-def test_a_loss_is_told_with_its_change_and_the_better_way(tmp_path: Path) -> None:
+def test_a_loss_has_its_change_and_the_better_way(tmp_path: Path) -> None:
     """Lower is better, and the change has the interval that was measured row by row."""
     assert shown(tmp_path, result("before"), result("after")) == [
         "before: nats per token 2.310 (2.250 to 2.380, n=200)",

@@ -187,7 +187,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return runs
 
 
-def test_a_run_is_scored_without_being_asked_and_learns_the_same(
+def test_a_run_is_scored_by_itself_and_trains_to_the_same_bits(
     trained: dict[str, Path],
 ) -> None:
     """Adapter and log are bit for bit those of `eval: none`, and nothing half-done stays."""

@@ -101,7 +101,7 @@ def test_every_step_arrives_once_through_two_evictions(
     assert trackers["trackio"].sent == trackers["mlflow"].sent
 
 
-def test_rows_tell_when_they_were_done_and_what_the_run_had_cost(
+def test_rows_have_their_time_and_what_the_run_had_cost(
     run: LoggedRun, trackers: dict[str, RememberingTracker]
 ) -> None:
     """The clock of the journal and the seconds of the steps date them; dollars are the bill's."""

@@ -1,4 +1,4 @@
-"""Sends a run with two evictions to real trackers and counts what arrived: `make trackers`.
+"""Sends a run with two evictions to real trackers and counts what came there: `make trackers`.
 
 Trackio and MLflow (SQLite) for real, Weights & Biases offline, each feeding in a process of its
 own, as beside `qft run`. Once the note of what was sent is lost, as by a crash: the same rows come
@@ -35,7 +35,7 @@ TRACK = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arrived:
+class Received:
     """What a tracker has: how often each step, its values, and its final figures."""
 
     runs: int
@@ -89,7 +89,7 @@ def feed(place: Path) -> None:
     send(place)
 
 
-def in_trackio(place: Path) -> Arrived:
+def in_trackio(place: Path) -> Received:
     """Read Trackio's database."""
     os.environ["TRACKIO_DIR"] = str(place / "trackio")
     from trackio.sqlite_storage import SQLiteStorage
@@ -97,7 +97,7 @@ def in_trackio(place: Path) -> Arrived:
     logs = SQLiteStorage.get_logs("qft", run_id="logged-1a2b")
     rows = [row for row in logs if "loss" in row]
     final = next(row for row in logs if "after/accuracy" in row)
-    return Arrived(
+    return Received(
         runs=len(SQLiteStorage.get_run_records("qft")),
         steps=Counter(row["step"] for row in rows),
         losses={row["step"]: row["loss"] for row in rows},
@@ -105,7 +105,7 @@ def in_trackio(place: Path) -> Arrived:
     )
 
 
-def in_mlflow(place: Path) -> Arrived:
+def in_mlflow(place: Path) -> Received:
     """Read MLflow's database."""
     from mlflow import MlflowClient
 
@@ -113,7 +113,7 @@ def in_mlflow(place: Path) -> Arrived:
     experiment = client.get_experiment_by_name("qft")
     found = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(found[0].info.run_id, "loss")
-    return Arrived(
+    return Received(
         runs=len(found),
         steps=Counter(metric.step for metric in history),
         losses={metric.step: metric.value for metric in history},
@@ -121,7 +121,7 @@ def in_mlflow(place: Path) -> Arrived:
     )
 
 
-def in_wandb(place: Path) -> Arrived:
+def in_wandb(place: Path) -> Received:
     """Read the folders for `wandb sync`, all of one run."""
     from wandb.proto import wandb_internal_pb2 as records
 
@@ -139,7 +139,7 @@ def in_wandb(place: Path) -> Arrived:
                 steps[int(row["_step"])] += 1
                 losses[int(row["_step"])] = row["loss"]
             final |= values(record.summary.update)
-    return Arrived(runs=len(runs), steps=steps, losses=losses, final=final)
+    return Received(runs=len(runs), steps=steps, losses=losses, final=final)
 
 
 def values(items: Any) -> dict[str, Any]:
@@ -165,11 +165,11 @@ def offline_records(data: bytes) -> Iterator[bytes]:
 
 
 def main() -> int:
-    """Feed all trackers and print what arrived; 1 unless each step did, once, with its value."""
+    """Feed all trackers and print what came there; 1 unless each step did, once, with its value."""
     with tempfile.TemporaryDirectory(prefix="qft-trackers-") as folder:
         place = Path(folder)
         feed(place)
-        arrived = {
+        received = {
             "trackio": in_trackio(place),
             "mlflow": in_mlflow(place),
             "wandb (offline)": in_wandb(place),
@@ -177,7 +177,7 @@ def main() -> int:
     expected = {step: logged_run.record(step)["loss"] for step in range(1, STEPS + 1)}
     rows: list[dict[str, object]] = []
     good = True
-    for name, found in arrived.items():
+    for name, found in received.items():
         once = sum(count == 1 for count in found.steps.values())
         same = sum(found.losses.get(step) == loss for step, loss in expected.items())
         scored = found.final.get("after/accuracy") == 0.75
@@ -187,7 +187,7 @@ def main() -> int:
                 "tracker": name,
                 "runs": found.runs,
                 "steps": f"{len(found.steps)} of {STEPS}",
-                "arrived once": once,
+                "received once": once,
                 "more than once": sum(count > 1 for count in found.steps.values()),
                 "equal losses": same,
                 "final score": "yes" if scored else "no",

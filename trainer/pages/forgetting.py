@@ -9,7 +9,7 @@ from trainer.pages.run_files import Json
 from trainer.scoring.forgetting.summary import forgetting_notes, forgetting_rows, measured_of
 
 HEAD = ("", "before", "after", "change")
-NO_FAULT = (
+NOT_AN_ERROR = (
     "A model that learns moves away from its base; by itself that is no fault. It matters where "
     "answers beside the task are wanted."
 )
@@ -21,5 +21,5 @@ def forgetting_parts(before: Json | None, after: Json | None) -> list[Markup]:
     rows = forgetting_rows(*both)
     if not rows:
         return []
-    notes = [*forgetting_notes(*both), NO_FAULT]
+    notes = [*forgetting_notes(*both), NOT_AN_ERROR]
     return [html.table(HEAD, rows), *(html.paragraph(note) for note in notes)]

@@ -13,7 +13,7 @@ from trainer.estimate.training import setup_of
 from trainer.training.sampling_schedule import samplings, tokens_limit, wants_samples
 
 OPENING_TOKENS, CONTINUATION_TOKENS, OPENINGS = 16, 128, 64
-QUESTION_TOKENS, QUESTIONS, LETTER_TOKENS = 64, 60, 1
+ITEM_TOKENS, ITEMS, LETTER_TOKENS = 64, 60, 1
 """Of `trainer/scoring/forgetting`, about: a question has four options under letters."""
 AT_ONCE = 4096
 """Tokens that the trainer scores at once (`trainer/scoring/constrained.py`)."""
@@ -49,12 +49,12 @@ def forgetting_seconds(
             setup_of(tables, gpu.precision, tokens=tokens), micro_batch=min(rows, AT_ONCE // tokens)
         )
         for tokens, rows in (
-            (QUESTION_TOKENS, QUESTIONS),
+            (ITEM_TOKENS, ITEMS),
             (OPENING_TOKENS, OPENINGS),
             (whole, OPENINGS),
         )
     )
-    seconds = scoring_seconds(shape, asking, gpu=gpu, rows=QUESTIONS, generated=LETTER_TOKENS)
+    seconds = scoring_seconds(shape, asking, gpu=gpu, rows=ITEMS, generated=LETTER_TOKENS)
     seconds += reading_seconds(shape, reading, gpu=gpu, rows=OPENINGS)
     if before:
         seconds += scoring_seconds(
