@@ -244,5 +244,6 @@ def test_few_shot_has_a_likelihood_too(llama: Any, tmp_path: Path) -> None:
         possible.append(nats / found.loss["tokens"] if found.loss else 0.0)
 
     assert few_shot["rows"] == few_shot["fewest"] == 1
+    assert few_shot["figures"] == few_shot["loss"]
     value = few_shot["loss"]["nats_per_token"]["value"]
     assert min(abs(value / one - 1) for one in possible) < 1e-5

@@ -36,6 +36,9 @@ def score_loss(request: ScoringRequest) -> EvalResult:
         problem = "no loss on a held-out row is a number (NaN): the model overflows or is damaged"
         hint = "try `fp32`, or a GPU that computes in bf16"
         raise ConfigError([f"train.precision: {problem}; {hint}"])
+    baselines = _few_shot(request, items)
+    for one in baselines.get("baselines", {}).values():
+        one["figures"] = one["loss"]  # those of the headline, as with every kind
     return EvalResult(
         stage=request.stage,
         kind="loss",
@@ -51,7 +54,7 @@ def score_loss(request: ScoringRequest) -> EvalResult:
         out_of_vocabulary=0,
         seconds=time.monotonic() - begun,
         loss=loss,
-        details={"documents": _documents(items, loss), **_few_shot(request, items)},
+        details={"documents": _documents(items, loss), **baselines},
     )
 
 
