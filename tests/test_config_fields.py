@@ -69,7 +69,12 @@ PROGRAMS: Mapping[str, str] = {
 HELD_OUT: Tables = {"data": {"eval": "eval.jsonl"}}
 VALIDATED: Tables = {**HELD_OUT, "train": {"validate_every": 1}}
 WORSENING: Tables = {**HELD_OUT, "train": {"validate_every": 1, "lr": 10}}
-CONVERSATION: Mapping[str, Any] = {"messages": "talk", "prompt": "", "completion": ""}
+CONVERSATION: Mapping[str, Any] = {
+    "messages": "talk",
+    "prompt": "",
+    "completion": "",
+    "ignore": list(PROGRAMS),  # which the rows have beside their conversations
+}
 TEXT: Mapping[str, Any] = {"text": "text", "prompt": "", "completion": ""}
 SHORT: Tables = {"train": {"max_length": 48}}
 SETS: Tables = {"data": {"train": ["train.jsonl", "eval.jsonl"]}}
@@ -217,7 +222,7 @@ CASES: Mapping[str, Case] = {
     "data.messages": Case(CONVERSATION),
     "data.chat": Case({"chat": "markers"}, around={"data": CONVERSATION}),
     "data.answers": Case({"answers": "last"}, around={"data": CONVERSATION}),
-    "data.ignore": Case({"ignore": ["role"]}, around={"data": CONVERSATION}),
+    "data.ignore": Case({"ignore": ["role", *PROGRAMS]}, around={"data": CONVERSATION}),
     "data.loss_on": Case({"loss_on": "all"}),
     "data.text": Case(TEXT),
     "data.too_long": Case({"too_long": "drop"}, around=SHORT),

@@ -118,7 +118,7 @@ def test_a_machine_elsewhere_needs_no_torch_here(project: Project) -> None:
     config = load(project.config).config
     rented = config.model_copy(update={"vm": config.vm.model_copy(update={"provider": "azure"})})
     method = config.method.model_copy(update={"kind": "qlora", "quant": "nf4"})
-    quantised = config.model_copy(update={"method": method, "eval": None})
+    quantised = config.model_copy(update={"method": method, "eval": "none"})
 
     assert extras.needed_here(rented) == ()
     assert {"asyncssh", "peft", "scikit-learn"} <= set(extras.needed_here(config))
