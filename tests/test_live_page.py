@@ -124,7 +124,7 @@ def test_a_run_without_an_adapter_is_shown_from_its_beginning(run: LiveRun) -> N
     assert "rented, booting" in read(shown["live"]).text
     assert "at the listed spot price" in shown["live"]
     assert "What the machine did" in shown["machine"]
-    assert "no `qft`: `qft run tiny` goes on" in shown["live"]
+    assert "nobody: `qft run tiny` goes on" in shown["live"]
 
 
 def test_a_step_at_home_is_on_the_page_at_the_next_look(run: LiveRun) -> None:
@@ -192,6 +192,7 @@ def test_at_the_end_of_a_run_its_page_is_written(run: LiveRun) -> None:
     assert run.feed.snapshot.event(0).startswith(b"event: end\n")
     assert "ended: stopped by `qft down`" in shown["live"]
     page = read((run.out / "report.html").read_text(encoding="utf-8"))
+    assert "stopped at step 30 of 90, not finished" in page.text
     assert "Learning" in page.headings
     assert "Now" not in page.headings
     assert json.loads((run.out / "report.json").read_text())["steps"] == 30

@@ -72,7 +72,9 @@ def test_a_run_that_was_never_fetched_is_shown_and_ctrl_c_ends_the_page(recorded
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32,}/", url)
     assert name == "sections"
     assert {"live", "curves", "machine", "summary"} <= set(data["sections"])
-    assert "no `qft`: `qft run recorded` goes on" in data["sections"]["live"]
+    assert "nothing was recorded" not in data["sections"]["curves"]
+    assert "of 160" in data["sections"]["headline"]
+    assert "nobody: `qft run recorded` goes on" in data["sections"]["live"]
     assert code == 0, message
     assert "only this computer can open it" in message
     assert not (recorded.out / "report.html").exists()

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from support.pages import read
 
 from trainer.pages import html
-from trainer.pages.timeline import (
-    DRAWN_MAX,
-    LISTED_MAX,
-    NAMES,
-    Stretch,
-    dollars,
-    lay_out,
-    read_stretches,
-    timeline_parts,
-)
+from trainer.pages.timeline import LISTED_MAX, dollars, timeline_parts
+from trainer.pages.timeline_layout import DRAWN_MAX, NAMES, Stretch, lay_out, read_stretches
 
 DAY_S = 86400.0
 

@@ -19,6 +19,7 @@ from commands.runs.timeline import timeline_of
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import Offer, StopReason
+from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read
 from infra.timestamps import format_utc
@@ -90,12 +91,14 @@ def gather_facts(
     events = read(folder.journal)
     measured = read_measured(results, redone_steps=receipt.redone_steps)
     spans = timeline_of(events, measured, until_s=until_s)
+    last_s = events[-1].at_s if events else 0.0
+    used = bill(fold(events), last_s if until_s is None else until_s)
     return {
         "evictions": _evictions(events),
         "timeline": {"spans": [span.to_json() for span in spans], "own": receipt.own},
-        "usd": receipt.usd if until_s is None else sum(span.usd for span in spans),
+        "usd": used.usd,
         "listed": simulated,
-        "hours": sum(span.hours for span in spans if span.compute),
+        "hours": used.compute_h,
         "redone_steps": receipt.redone_steps,
         **_machine(fold(events).offer),
         # On the machine they have other names.

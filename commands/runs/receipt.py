@@ -126,7 +126,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     state = fold(events)
     last_s = events[-1].at_s if events else 0.0
     used = bill(state, last_s)
-    status = _last_status(folder, out)
+    status = last_status(folder, out)
     adapter = out / "adapter"
     downs, lost = _interrupted(events)
     return Receipt(
@@ -203,7 +203,7 @@ def _interrupted(events: list[Event]) -> tuple[int, int]:
     return downs, lost
 
 
-def _last_status(folder: RunFolder, out: Path) -> Heartbeat:
+def last_status(folder: RunFolder, out: Path) -> Heartbeat:
     """The trainer's status; until that is fetched, the counters of the newest checkpoint here."""
     with contextlib.suppress(OSError):  # not fetched yet
         return read_heartbeat((out / "status.json").read_bytes())

@@ -13,7 +13,8 @@ from trainer.pages.planned import HEAD, planned_rows
 from trainer.pages.run_files import MALFORMED, Json
 from trainer.pages.scores import BASELINE_NAMES
 from trainer.pages.summary import in_short, summary
-from trainer.pages.timeline import NAMES, dollars, read_stretches
+from trainer.pages.timeline import dollars
+from trainer.pages.timeline_layout import NAMES, read_stretches
 from trainer.text import duration
 from trainer.untrusted import table, text, whole
 

@@ -7,15 +7,18 @@ the adapter is fetched, it is what `qft report` reads. The cloud and the machine
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from commands.runs.checkpoint_sync import SCORES
 from commands.runs.config import LoadedConfig
 from commands.runs.fetched_run import RESULTS, gather_facts
 from commands.runs.home import RunFolder, is_locked
+from commands.runs.judge.result import FILE as JUDGED
+from commands.runs.judge.result import current_result
 from commands.runs.live.changes import Sections
 from commands.runs.live_files import METRICS, STATUS
+from commands.runs.receipt import last_status
 from infra.durable import write_json
 from infra.run.fold import fold
 from infra.run.heartbeat import Heartbeat, read_heartbeat
@@ -25,12 +28,14 @@ from infra.timestamps import format_utc
 from trainer.pages import html
 from trainer.pages.report import sections, write
 from trainer.pages.run_files import Json, build_report
-from trainer.pages.timeline import NAMES
+from trainer.pages.timeline_layout import NAMES
 from trainer.rundir.samples import SAMPLES
+from trainer.rundir.status import Phase
 from trainer.saving.manifest import LOG, directory_name, steps_present
 from trainer.text import duration
 
 CONFIG = "config.json"
+OVER = (Phase.PREEMPTED, Phase.FAILED, Phase.DONE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,7 @@ class RunView:
 
     def signature(self) -> tuple[object, ...]:
         """Return what changes whenever a file of the run does: sizes and times of all of them."""
-        out = [self.loaded.out / name for name in (METRICS, "adapter", *RESULTS)]
+        out = [self.loaded.out / name for name in (METRICS, "adapter", JUDGED, *RESULTS)]
         live = [self.folder.live / name for name in (METRICS, STATUS, SAMPLES)]
         scores = [self.folder.root / "scores" / name for name in SCORES]
         files = [self.folder.journal, self.folder.checkpoints, *live, *scores, *out]
@@ -84,7 +89,7 @@ class RunView:
 
     def _report(self, state: RunState) -> Json:
         """Gather everything about the run as it is now."""
-        self._lay_out()
+        self._lay_out(state)
         until_s = None if state.ending else self.clock()
         facts = gather_facts(self.folder, self.loaded, results=self.scratch, until_s=until_s)
         return build_report(self.scratch, facts)
@@ -100,19 +105,18 @@ class RunView:
             return sources | {name: self.loaded.out / name for name in names}
         scores = self.folder.root / "scores"
         sources |= {name: scores / name for name in SCORES if not name.startswith(".")}
-        live = {name: self.folder.live / name for name in (STATUS, SAMPLES)}
-        return sources | live | {METRICS: self._log()}
+        return sources | {METRICS: self._log(), SAMPLES: self.folder.live / SAMPLES}
 
     def _log(self) -> Path:
         """Return the log that is copied while somebody drives, else that of a checkpoint here."""
         live = self.folder.live / METRICS
         if live.exists():
             return live
-        for step in steps_present(self.folder.checkpoints):
-            return self.folder.checkpoints / directory_name(step) / LOG
-        return live
+        steps = steps_present(self.folder.checkpoints)
+        logs = (self.folder.checkpoints / directory_name(step) / LOG for step in steps)
+        return next((log for log in logs if log.exists()), live)
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, state: RunState) -> None:
         """Let the scratch directory have what a run directory would have now."""
         sources = self._sources()
         for path in [*self.scratch.iterdir()]:
@@ -127,6 +131,25 @@ class RunView:
                 link.symlink_to(source.absolute())
         if not (self.scratch / CONFIG).exists():  # it was begun by a version that kept none
             write_json(self.scratch / CONFIG, self.loaded.config.trainer_tables)
+        if "adapter" in sources and (judged := current_result(self.loaded.out)):
+            write_json(self.scratch / JUDGED, judged)
+        if STATUS not in sources:
+            write_json(self.scratch / STATUS, self._status_of(state).to_json())
+
+    def _status_of(self, state: RunState) -> Heartbeat:
+        """Return the trainer's last status at home, corrected by what the journal has of it.
+
+        Without a driver there is none, or an old one; a run that was ended trains no more.
+        """
+        last = last_status(self.folder, self.folder.live)
+        if not state.launches:
+            return last
+        working = Phase.TRAINING if state.launched and not state.trained else ""
+        phase = (
+            Phase.PREEMPTED if state.ending and last.phase not in OVER else last.phase or working
+        )
+        step = max(last.step or 0, state.step)
+        return replace(last, phase=phase, step=step, steps=last.steps or state.steps)
 
     def _now(self, state: RunState, report: Json) -> object:
         """Return the section that says how far the run is at this moment."""
@@ -139,7 +162,7 @@ class RunView:
         training = state.launched and not state.ending
         yield "the run", self._stage(state, status, facts)
         if not state.ending and not is_locked(self.folder):
-            yield "followed by", f"no `qft`: `qft run {self.folder.name}` goes on, and shows more"
+            yield "driven by", f"nobody: `qft run {self.folder.name}` goes on with the run"
         done = report["curves"]["loss"][-1][0] if report["curves"]["loss"] else state.step
         steps = status.steps or state.steps
         yield "step", f"{done:,} of {steps:,}" if steps else ""
