@@ -175,6 +175,11 @@ def digits(value: float | None) -> str:
     return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.3f}"
 
 
+def signed(value: float) -> str:
+    """Return a change with its sign."""
+    return f"{'-' if value < 0 else '+'}{digits(abs(value))}"
+
+
 def pair(before: float, after: float) -> tuple[str, str]:
     """Return two figures with as many digits as tell them apart: two behind the point, or more."""
     for places in range(2, 7):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.pages.figures import Change, changes, digits, figures_of, name_of, pair
+from trainer.pages.figures import Change, changes, digits, figures_of, name_of, pair, signed
 from trainer.text import HOUR_S, MINUTE_S, duration
 from trainer.untrusted import number, table, text, whole
 
@@ -45,10 +45,10 @@ def explain(report: Mapping[str, Any]) -> str:
         return ""
     rows = whole(table(report.get("after")).get("n"))
     over = f" over {rows:,} held-out rows" if rows else ""
-    change = f"{found.gain.value:+.3f}"
+    change = signed(found.gain.value)
     if found.gain.low is None or found.gain.high is None:
         return f"The change in {name_of(found.metric)}{over} is {change}."
-    span = f"{found.gain.low:+.3f} to {found.gain.high:+.3f}"
+    span = f"{signed(found.gain.low)} to {signed(found.gain.high)}"
     return (
         f"The change in {name_of(found.metric)}{over} is {change}; its 95 % interval, paired by "
         f"row, is {span}."

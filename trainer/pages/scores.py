@@ -19,6 +19,7 @@ from trainer.pages.figures import (
     figure_of,
     figures_of,
     name_of,
+    signed,
 )
 from trainer.untrusted import table, whole
 
@@ -106,18 +107,23 @@ def _title(metric: str, stage: Mapping[str, Any]) -> str:
 
 
 def _gains(report: Mapping[str, Any]) -> list[Markup]:
-    """Return a sentence on each paired change."""
-    lines = []
+    """Return a table of the paired changes; of a loss its first figure, the others folded."""
+    lines: list[tuple[str, str]] = []
+    more: list[tuple[str, str]] = []
+    losses = {*table(table(table(report.get("after")).get("loss")).get("figures"))} - {LOSS}
     for one in changes(report):
         gain = one.gain
         if gain is None or gain.low is None or gain.high is None:
             continue
-        span = f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})".replace(" ", "\u00a0")
+        value, low, high = (signed(number) for number in (gain.value, gain.low, gain.high))
+        span = f"{value} ({low} to {high})".replace(" ", "\u00a0")
         clear = "" if one.clear else ", no clear change"
-        lines.append((name_of(one.metric), span + clear))
+        (more if one.metric in losses else lines).append((name_of(one.metric), span + clear))
     if not lines:
         return []
-    return [html.heading("Change by training, paired by row"), html.table(("", ""), lines)]
+    rest = [html.folded("Other figures of the loss", html.table(("", ""), more))] if more else []
+    title = html.heading("Change by training, paired by row")
+    return [title, html.table(("", ""), lines), *rest]
 
 
 def _note(stage: Mapping[str, Any]) -> Markup:
