@@ -49,6 +49,8 @@ def command(
         print_json({key: str(path) for key, path in {"page": page, **others}.items()})
     else:
         print_data(str(page))
+    if hint := tensorboard_hint(page.parent):
+        log(hint)
     if open_browser:
         show(page.as_uri())
 

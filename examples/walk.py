@@ -29,7 +29,7 @@ EXAMPLES = ROOT / "examples"
 MERGED = ("openllama7b-chat",)  # the published run ended with a merged model
 UNTRAINED = ("t5-3b-footprint",)  # it takes one step, to read the memory
 EVICTIONS = 1
-COMMAND_S_MAX = 600
+COMMAND_S_MAX = 1200
 CLEARING_S_MAX = 120
 LINES_MAX = 15
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 from support.code_problems import ROWS, indented, problem, total
 
+from commands.runs.score import read_score
 from trainer.code_eval.client import commands, require_linux
 from trainer.code_eval.hours import running_seconds
 from trainer.code_eval.libraries import libraries_in
@@ -24,6 +27,7 @@ from trainer.scoring.code_verdicts import run_programs
 from trainer.scoring.free_answers import FreeAnswer
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.result import EvalResult
+from trainer.scoring.score_words import result_words
 
 TABLE = CodeEvalTable()
 
@@ -264,3 +268,15 @@ def test_a_plan_can_count_the_time_of_programs() -> None:
     """Twice as many problems take more time, and baselines a third run of each."""
     assert running_seconds(200, baselines=False) > running_seconds(100, baselines=False)
     assert running_seconds(100, baselines=True) > running_seconds(100, baselines=False)
+
+
+def test_a_score_says_of_how_many_problems_it_is(tmp_path: Path) -> None:
+    """Where some problems cannot be scored, both lines on a result name the number of all."""
+    found = asdict(result({1: 1, 2: 0}))
+    found["details"] |= {"problems": 3}
+    (tmp_path / "eval-after.json").write_text(json.dumps(found))
+
+    assert "on 2 rows (of 3 problems" in result_words(found, {})
+    assert "n=2, scorable of 3)" in str(read_score(tmp_path / "eval-after.json"))
+    found["details"]["problems"] = 2
+    assert "problems" not in result_words(found, {})

@@ -282,6 +282,8 @@ def test_a_killed_measurement_goes_on_to_the_same_figures(
         {"opening": "5 6", "continuation": "7 -1"},
         {"opening": "5 6", "continuation": ""},
         {"opening": "x", "continuation": "7"},
+        {"opening": "5 6", "continuation": "7 " * 5000},
+        {"opening": 7},
     ],
 )
 def test_a_record_that_is_not_of_this_base_gives_no_drift(
@@ -289,9 +291,10 @@ def test_a_record_that_is_not_of_this_base_gives_no_drift(
 ) -> None:
     """Token ids that came from elsewhere are checked before a model sees them."""
     drift = {**base.before["drift"], "continuations": [{**forged, "nats": 1.0}]}
-    found = base.after(tmp_path, base.model, {"drift": drift})
+    found = base.after(tmp_path, base.model, {"drift": drift, "knowledge": {"answers": 3}})
 
     assert set(found["drift"]) == {"missing"}
+    assert set(found["change"]) == {"missing"}
 
 
 def test_without_a_measurement_before_the_drift_is_missing(base: Base, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from commands.eval import Scores
+from commands.ui.wrap import output_width
 from trainer.pages.forgetting import forgetting_parts
 from trainer.scoring.forgetting.summary import forgetting_lines
 
@@ -50,6 +52,19 @@ def test_the_lines_have_before_after_and_change() -> None:
     assert lines[3].startswith("Before training the questions are answered at chance")
     assert lines[4].startswith("The drift estimates KL(base || fine-tuned) on 7,000 tokens")
     assert len(lines) == 5
+
+
+def test_qft_eval_prints_the_lines_and_has_them_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand below the scores, broken at spaces, and only where there are any."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = forgetting_lines(score(BEFORE), score(AFTER))
+    shown = Scores(run="r", before=None, after=None, forgetting=lines)
+    printed = shown.lines()
+
+    assert printed[2:4] == ["", "general questions right: 0.300 (0.200 to 0.430), n=60 →"]
+    assert all(len(line) <= output_width() for line in printed)
+    assert shown.to_json()["forgetting"] == lines
+    assert "forgetting" not in Scores(run="r", before=None, after=None).to_json()
 
 
 def test_the_page_shows_the_same_and_blames_nobody() -> None:

@@ -15,10 +15,12 @@ from typing import Self
 
 import psutil
 import pytest
+from support.notified_service import Service
 from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 
 from infra.run.journal import Kind
 
+TOKEN = "t0ken-in-the-path"
 STEPS = 600
 """So many that no computer is through before its machine, looked at once a second, is evicted."""
 
@@ -65,14 +67,26 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 
 
 @pytest.fixture(scope="module")
-def evicted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    """The same run, evicted twice."""
+def notified() -> Iterator[Service]:
+    """A web service that is told of the evicted run."""
+    made = Service()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def evicted(tmp_path_factory: pytest.TempPathFactory, notified: Service) -> Iterator[Finished]:
+    """The same run, evicted twice; a service is told, and a tracker named that is not installed."""
     made = make_project(
         tmp_path_factory.mktemp("evicted") / "project",
         vm={"rehearse_evictions": [40, 200]},
         train={"steps": STEPS},
+        track=["mlflow"],
     )
-    yield Finished.of(made)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("QFT_NOTIFY_URL", f"{notified.url}/{TOKEN}")
+        finished = Finished.of(made)
+    yield finished
     made.tidy()
 
 
@@ -100,6 +114,27 @@ def test_one_command_brings_the_adapter_home_through_evictions(evicted: Finished
     again = project.qft("run", "--json")
     assert (again.returncode, project.kinds()) == (0, before)
     assert "complete already" in json_of(again)["result"]
+
+
+def test_an_evicted_run_is_posted_and_its_steps_wait_for_a_tracker(
+    evicted: Finished, notified: Service
+) -> None:
+    """Each eviction and the end are one post; a tracker that fails is one warning, and no more."""
+    project = evicted.project
+    folder = project.home / "runs" / project.name
+    (rows,) = folder.glob("tracked/*/rows.jsonl")
+    steps = [json.loads(line)["step"] for line in rows.read_text().splitlines()]
+    warnings = [line for line in evicted.run.stderr.splitlines() if "tracking:" in line]
+
+    assert notified.events == ["evicted", "evicted", "done"]
+    assert (notified.bodies[-1]["run"], notified.bodies[-1]["step"]) == ("tiny", STEPS)
+    assert len(warnings) == 1, warnings
+    assert "`mlflow-skinny` is not installed" in warnings[0]
+    assert "`qft track tiny` sends what is missing" in warnings[0]
+    assert steps == list(range(1, STEPS + 1))
+    files = [path for place in (folder, project.out) for path in place.rglob("*")]
+    assert not [one for one in files if one.is_file() and TOKEN.encode() in one.read_bytes()]
+    assert TOKEN not in evicted.run.stderr + evicted.run.stdout
 
 
 def test_an_evicted_run_is_held_against_its_plan(evicted: Finished) -> None:

@@ -22,6 +22,7 @@ from trainer.scoring.metrics import (
     cooccurrence,
     expected_cost,
     paired_difference,
+    paired_figure,
     per_label,
     reliability,
     scores,
@@ -200,3 +201,26 @@ def test_no_other_threshold_is_cheaper(
 
     assert price(threshold) == pytest.approx(least)
     assert least <= min(price(cut) for cut in [0.0, 1.1, *probabilities]) + 1e-9
+
+
+def test_exact_match_of_none_or_all_has_an_interval() -> None:
+    """All 22 documents wrong is 0 to 0.149, where resampled documents have 0 to 0."""
+    right = np.eye(2, dtype=bool)[[0] * 22]
+    for answers, expected in ((~right, (0.0, 0.0, 0.149)), (right, (1.0, 0.851, 1.0))):
+        found = bootstrap(right, answers, resamples=1000, seed=0)["exact_match"]
+
+        assert tuple(round(one, 3) for one in (found.value, found.low, found.high)) == expected
+
+
+def test_the_change_of_a_figure_is_paired() -> None:
+    """The change of micro F1 is the difference of the figures, with its own interval."""
+    random = np.random.default_rng(0)
+    right = random.random((60, 4)) < 0.4
+    before = right ^ (random.random(right.shape) < 0.3)
+    after = before.copy()
+    after[:20] = right[:20]
+    found = paired_figure("micro_f1", right, before, after, resamples=2000)
+    values = [scores(right, given)["micro_f1"] for given in (before, after)]
+
+    assert found.value == pytest.approx(values[1] - values[0])
+    assert 0 < found.low < found.value < found.high

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import logged_run
 from support.logged_run import LoggedRun, turn
+from support.notified_service import Service
 
 from commands.run import notify_url
 from commands.runs.notify import Notifier, checked_url, make_notifier, post_to
@@ -25,44 +24,12 @@ from infra.run.journal import Outcome, read
 TOKEN = "t0ken-in-the-path"
 
 
-class Service:
-    """A service on loopback that keeps what is posted, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.status = 200
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                data = self.rfile.read(int(self.headers["Content-Length"]))
-                service.bodies.append(json.loads(data))
-                service.paths.append(self.path)
-                self.send_response(service.status)
-                self.send_header("Location", f"{service.url}/elsewhere")
-                self.end_headers()
-
-            def log_message(self, *_arguments: object) -> None:
-                """Print nothing."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def events(self) -> list[str]:
-        """The events that were told, in order."""
-        return [body["event"] for body in self.bodies]
-
-
 @pytest.fixture
 def service() -> Iterator[Service]:
     """A service that listens."""
     made = Service()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 class Lines:

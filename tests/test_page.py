@@ -17,7 +17,6 @@ from support.pages import Page, read
 
 from trainer.pages import charts, html, report
 from trainer.pages.browse import BYTES_MAX, IMPROVED_MAX, TEXT_MAX, WRONG_MAX, answer_parts
-from trainer.pages.headline import headline
 from trainer.pages.run_files import build_report
 
 FACTS: dict[str, Any] = {
@@ -32,111 +31,9 @@ KINDS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-def scored(before: float, after: float, gain: tuple[float, float] | None, **more: Any) -> Any:
-    """What `report.json` has of a run with one figure before and after."""
-    stage = {"metric": "accuracy", "n": 200, "low": 0.0, "high": 1.0, "better": "higher", **more}
-    change = {"metric": stage["metric"], "value": after - before}
-    return {
-        "before": stage | {"value": before},
-        "after": stage | {"value": after},
-        "gain": gain and change | {"low": gain[0], "high": gain[1]},
-        "evictions": [],
-        "facts": {},
-        "steps": 90,
-        "finished": True,
-    }
-
-
 def page_of(run_dir: Path, facts: dict[str, Any] | None = None) -> Page:
     """The parsed page of a run; it must be whole."""
     return read(report.as_page(build_report(run_dir, facts), run_dir, name="run"))
-
-
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        (scored(0.43, 0.69, (0.2, 0.3)), "accuracy 0.43 → 0.69"),
-        (scored(0.43, 0.45, (-0.01, 0.06)), "no clear change in accuracy (0.43 → 0.45)"),
-        (scored(0.43, 0.45, None), "no clear change in accuracy (0.43 → 0.45)"),
-        (scored(0.69, 0.43, (-0.3, -0.2)), "accuracy 0.69 → 0.43 (worse)"),
-        (scored(0.431, 0.434, (0.001, 0.005)), "accuracy 0.431 → 0.434"),
-        (scored(0.5, 0.5, (0.0, 0.0)), "no clear change in accuracy (0.50 → 0.50)"),
-        (scored(2.1, 1.6, (-0.6, -0.4), metric="nats_per_token", better="lower"),
-         "loss in nats per token 2.10 → 1.60"),
-        (scored(1.6, 2.1, (0.4, 0.6), metric="nats_per_token", better="lower"),
-         "loss in nats per token 1.60 → 2.10 (worse)"),
-        (scored(0.0, 0.25, (0.1, 0.4), metric="pass_at_1"), "pass@1 0.00 → 0.25"),
-        (scored(12.0, 345.6, (300.0, 350.0), metric="own_metric"), "own metric 12 → 346"),
-    ],
-)  # fmt: skip
-def test_the_headline_names_a_change_only_if_its_interval_excludes_zero(
-    found: dict[str, Any], words: str
-) -> None:
-    """Rising, falling, unclear and unpaired scores of any metric are said as what they are."""
-    assert headline(found) == words
-
-
-@pytest.mark.parametrize(
-    ("facts", "evictions", "words"),
-    [
-        ({"usd": 0.041, "hours": 0.117}, 1, " for 4 cents in 7 min, one eviction survived"),
-        ({"usd": 1.204, "hours": 2.1}, 3, " for $1.20 in 2 h 06 min, three evictions survived"),
-        ({"usd": 0.0034, "hours": 0.01}, 0, " for 0.3 cents in 36 s"),
-        ({"usd": 0.01, "hours": 0.9999, "listed": True}, 12,
-         " for 1 cent (listed price) in 60 min, 12 evictions survived"),
-        ({"usd": 0.00002, "hours": 30.4}, 0, " for less than 0.01 cents in 30 h"),
-        ({"usd": 0.0}, 0, ""),
-        ({"usd": None, "hours": "7"}, 0, ""),
-    ],
-)  # fmt: skip
-def test_the_headline_has_the_cost_the_time_and_the_evictions(
-    facts: dict[str, Any], evictions: int, words: str
-) -> None:
-    """Money and time read as people say them; what is not known is left out."""
-    found = scored(0.43, 0.69, (0.2, 0.3)) | {"facts": facts, "evictions": [{}] * evictions}
-    assert headline(found) == f"accuracy 0.43 → 0.69{words.replace('60 min', '1 h 00 min')}"
-
-
-def test_a_clear_second_figure_stands_for_an_unclear_first_one() -> None:
-    """Of several paired figures the first that changed clearly is the headline's."""
-    found = scored(0.43, 0.45, (-0.1, 0.1))
-    for stage, value in (("before", 2.0), ("after", 1.5)):
-        found[stage]["loss"] = page_runs.loss_of(value)
-    found["after"]["loss"]["change"] = {
-        "nats_per_token": {"value": -0.5, "low": -0.6, "high": -0.4}
-    }
-
-    assert headline(found) == "loss in nats per token 2.00 → 1.50"
-
-
-def test_free_answers_do_not_borrow_the_gain_of_bound_ones() -> None:
-    """The paired gain is of bound answers: if free ones are the score, it is named for itself."""
-    found = scored(0.2, 0.9, (0.01, 0.1), decoding="free")
-    found["gain"] |= {"metric": "exact_match", "value": 0.05}
-    for stage, value in (("before", 0.6), ("after", 0.65)):
-        found[stage] |= {way: {"exact_match": {"value": value}} for way in ("bound", "free")}
-
-    assert headline(found) == "exact match of answers held to the labels 0.60 → 0.65"
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        ({"phase": "failed", "step": 45, "steps": 90, "error": "out of memory\nmore"},
-         "failed at step 45 of 90: out of memory"),
-        ({"phase": "preempted", "step": 45, "steps": 90},
-         "stopped at step 45 of 90, not finished"),
-        ({"phase": "training", "step": 45, "steps": 90},
-         "training: step 45 of 90, training loss 2.00 → 0.50"),
-        ({"phase": "evaluating"}, "scoring: step 45, training loss 2.00 → 0.50"),
-        ({"phase": "<b>", "step": "x"}, "45 steps, training loss 2.00 → 0.50, not scored"),
-        (None, "45 steps, training loss 2.00 → 0.50, not scored"),
-    ],
-)  # fmt: skip
-def test_a_run_that_is_not_done_or_not_scored_says_so(status: Any, words: str) -> None:
-    """A failed, stopped, running or unscored run claims nothing but what is there."""
-    found = {"status": status, "steps": 45, "first_loss": 2.0, "last_loss": 0.5, "facts": {}}
-    assert headline(found) == words
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,10 +45,12 @@ def test_each_kind_of_scoring_has_bars_answers_and_a_headline(kind: str, tmp_pat
     assert "→" in page.text.partition("Before and after")[0]
     assert "for 4 cents in 7 min, one eviction survived" in page.text
     assert "cannot be shown" not in page.text
-    assert page.headings[:3] == ["Before and after", "What it got wrong", "Learning"]
+    assert page.headings[:2] == ["Before and after", "What it got wrong"]
+    assert "Learning" in page.headings
     assert page.headings[-1] == "Config and versions"
     assert "fine-tuned" in page.text
     assert {"Gradient norm", "GPU memory", "GPU use"} < set(page.plots)
+    assert ("What it still knows" in page.headings) == (kind in {"text", "chat"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -307,6 +206,25 @@ def test_a_thinned_curve_keeps_its_extremes_and_its_last_point() -> None:
     assert line["x"] == sorted(line["x"])
 
 
+def test_thousands_of_evictions_and_endless_names_do_not_fill_the_page(tmp_path: Path) -> None:
+    """Lines that would cover one another are one, and names are cut, whoever wrote them."""
+    results = page_runs.classifier()
+    for one in results:
+        one["metric"] = "m" * 1_000_000
+        one["details"]["baselines"] = {"b" * 1_000_000: {"figures": {"x": {"value": 1}}}}
+        one["details"]["labels"] = ["l" * 200_000, *page_runs.LABELS[1:]]
+        one["details"]["bound"]["per_label"]["l" * 200_000] = (
+            one["details"]["bound"]["per_label"]["negative"]
+        )  # fmt: skip
+    run_dir = page_runs.write_run(tmp_path / "run", results, steps=200)
+    facts = {"evictions": [{"step": at / 50} for at in range(10_000)]}
+    text = report.as_page(build_report(run_dir, facts), run_dir, name="n" * 1_000_000)
+
+    assert len(text) < 1_000_000
+    assert "cannot be shown" not in text
+    assert "10,000 evictions survived" in text
+
+
 def test_evictions_that_are_close_share_their_word() -> None:
     """Two words that would cover one another on a phone are one with a number."""
     points = [(float(at), 1.0) for at in range(1, 101)]
@@ -354,28 +272,10 @@ def test_what_made_the_adapter_is_folded_at_the_end(tmp_path: Path) -> None:
     assert "torch2.13.0" in page.text.partition("Config and versions")[2]
 
 
-def judged(**more: Any) -> dict[str, Any]:
-    """The result of a judge as `qft eval --judge` leaves it."""
-    figures = {
-        "rows": 9, "wins": 5, "ties": 2, "losses": 2, "identical": 0, "unreadable": 0,
-        "win_rate": 0.667, "low": 0.4, "high": 0.9, "consistency": 0.5, "first_chars": 20.0,
-        "tuned_chars": 31.0, "warning": "this judge mostly judges the order",
-    }  # fmt: skip
-    document = {
-        "row": 3, "prompt": "<i>why</i>", "base": "since", "tuned": "be\u202ecause", "right": "so",
-        "base_tuned": {"verdict": "loss", "choices": ["A", "B"], "reasons": ["<script>A", "B"]},
-        "right_tuned": None,
-    }  # fmt: skip
-    return {
-        "version": 1, "model": "a judge", "criteria": "be kind", "documents": [document] * 30,
-        "tables": {"base_tuned": figures, "right_tuned": None}, **more,
-    }  # fmt: skip
-
-
 def test_a_judge_has_its_own_section(tmp_path: Path) -> None:
     """Win rate with interval, counts, warning, and the pairs that the tuned answer lost."""
     run_dir = page_runs.write_run(tmp_path / "run", page_runs.answers("text"), steps=20)
-    (run_dir / "judge.json").write_text(json.dumps(judged()), encoding="utf-8")
+    (run_dir / "judge.json").write_text(json.dumps(page_runs.judgement()), encoding="utf-8")
     page = page_of(run_dir)
     text = page.text.partition("Judged answers")[2].partition("Learning")[0]
 
@@ -400,7 +300,7 @@ def test_a_judgement_of_any_form_costs_no_more_than_itself(
 ) -> None:
     """A result that is not as it is written here leaves a whole page."""
     run_dir = page_runs.write_run(tmp_path / "run", [], steps=20)
-    (run_dir / "judge.json").write_text(json.dumps(judged(**more)), encoding="utf-8")
+    (run_dir / "judge.json").write_text(json.dumps(page_runs.judgement(**more)), encoding="utf-8")
 
     assert "Learning" in page_of(run_dir).headings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (results, evictions) in RUNS.items():
         run_dir = page_runs.write_run(tmp_path_factory.mktemp(name), results())
         page_runs.write_samples(run_dir)
+        judged = json.dumps(page_runs.judgement())
+        (run_dir / "judge.json").write_text(judged, encoding="utf-8")
         report.write(run_dir, run_dir, facts(evictions), name=name)
         made[name] = run_dir / "report.html"
     return made

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
-from support.tiny import make_model
+from support.tiny import ROOT, make_model
 
 from commands.runs.comparing.row_figures import row_parts
 from commands.runs.config import LoadedConfig, check_data_and_model, load
@@ -189,6 +191,28 @@ def test_a_table_that_makes_no_sense_is_refused(
         trainer_config(table, **data)
 
     assert message in str(caught.value)
+
+
+def test_the_checks_need_no_library() -> None:
+    """A computer that only rents and watches has neither numpy nor torch, and still checks rows."""
+    program = (
+        "import sys\n"
+        "for name in ('numpy', 'torch', 'transformers', 'sklearn', 'sacrebleu'):\n"
+        "    sys.modules[name] = None\n"
+        "from trainer.data_table import DataTable\n"
+        "from trainer.data.row import Row\n"
+        "from trainer.eval_tables.text import TextEvalTable\n"
+        "from trainer.scoring.scored_rows import scored_row_problems\n"
+        "data = DataTable(train='t', eval='e', prompt='{a}', completion='{b}')\n"
+        "table = TextEvalTable(measures=['json', 'number'])\n"
+        "rows = [Row(number=1, fields={'a': 'x', 'b': 'y'})]\n"
+        "print(len(scored_row_problems(rows, data, table)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 def test_two_runs_compare_every_figure_of_their_rows() -> None:

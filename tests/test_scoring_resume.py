@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,16 @@ from support import tiny
 
 from commands import eval as eval_command
 from trainer.__main__ import main
+from trainer.atomic import RealDisk
 from trainer.config import load_config
 from trainer.errors import Preempted
-from trainer.rundir.layout import data_facts, finished, scoring_scratch
+from trainer.rundir.layout import (
+    data_facts,
+    finished,
+    scoring_scratch,
+    sweep,
+    training_facts,
+)
 from trainer.scoring import constrained, evaluate
 from trainer.scoring.rescore import rescore
 
@@ -193,9 +201,12 @@ def test_a_run_is_scored_by_itself_and_trains_to_the_same_bits(
     """Adapter and log are bit for bit those of `eval: none`, and nothing half-done stays."""
     unasked, none = trained["unasked"], trained["none"]
     after = read(unasked, "after")
+    configs = [load_config(run / "config.json") for run in (unasked, none)]
+    facts = [training_facts(config, data_facts(config, unasked)) for config in configs]
 
     assert tiny.adapter_bytes(unasked) == tiny.adapter_bytes(none)
     assert tiny.losses(unasked) == tiny.losses(none)
+    assert {**facts[0], "data.train": None} == {**facts[1], "data.train": None}
     assert (after["kind"], after["n"]) == ("text", 14)
     assert after["loss"]["change"]["nats_per_token"]["high"] < 0
     assert not (none / "eval-before.json").exists()
@@ -233,6 +244,24 @@ def test_rows_left_of_a_scoring_that_stands_are_removed(
     assert main(["train", "--run-dir", str(run)]) == 0
     assert not leftover.exists()
     assert (run / "eval-after.json").exists()
+
+
+def test_only_rows_of_a_scoring_that_ended_are_swept(tmp_path: Path) -> None:
+    """What was kept after the last score belongs to the next one."""
+    (tmp_path / ".scored.json").write_text("{}", encoding="utf-8")
+    ended = (tmp_path / ".scored.json").stat().st_mtime
+    for stage, later_s in (("before", -5), ("after", 5)):
+        scratch = scoring_scratch(tmp_path, stage)
+        scratch.mkdir()
+        (scratch / "loss.jsonl").write_text("{}", encoding="utf-8")
+        os.utime(scratch / "loss.jsonl", (ended, ended + later_s))
+    sweep(tmp_path, disk=RealDisk())
+
+    assert not scoring_scratch(tmp_path, "before").exists()
+    assert scoring_scratch(tmp_path, "after").exists()
+    (tmp_path / ".scored.json").unlink()
+    sweep(tmp_path, disk=RealDisk())
+    assert scoring_scratch(tmp_path, "after").exists()
 
 
 def test_scored_again_a_result_has_its_change(trained: dict[str, Path], tmp_path: Path) -> None:

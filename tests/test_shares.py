@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from trainer.scoring.shares import wilson
+from trainer.scoring.shares import paired_change, wilson
 
 
 def test_the_interval_is_the_one_of_the_published_formula() -> None:
@@ -35,3 +35,25 @@ def test_a_share_of_nothing_is_refused() -> None:
     for right, n in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="not a share"):
             wilson(right, n)
+
+
+def test_a_change_that_all_rows_share_is_not_certain() -> None:
+    """From 0 of 22 to 22 of 22, and from all right to all right, the interval is not empty."""
+    rise = paired_change([False] * 22, [True] * 22)
+    same = paired_change([True] * 22, [True] * 22)
+
+    assert rise.value == 1.0
+    assert rise.low == pytest.approx(1 - math.hypot(0.149, 0.149), abs=1e-3)
+    assert rise.high == 1.0
+    assert (same.value, same.low, same.high) == pytest.approx((0, -0.149, 0.149), abs=5e-4)
+
+
+def test_a_paired_change_uses_the_pairs() -> None:
+    """Rows that are right both times say nothing about the change, so that it is better known."""
+    mostly = paired_change([True] * 80 + [False] * 20, [True] * 90 + [False] * 10)
+    crossed = paired_change([True] * 80 + [False] * 20, [False] * 10 + [True] * 90)
+
+    assert mostly.value == crossed.value == pytest.approx(0.1)
+    assert mostly.high - mostly.low < crossed.high - crossed.low
+    with pytest.raises(ValueError, match="not a share"):
+        paired_change([], [])

@@ -176,6 +176,20 @@ def test_each_answer_of_a_conversation_follows_the_true_turns(
     assert first["statistics"]["exact"][1] == 3
 
 
+def test_turns_under_headings_are_scored_alike(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Without a chat template each prompt ends with the heading under which the answer stands."""
+    rows = [{"talk": turns("hi", "hello", "how?", "so")}]
+    table = {"kind": "chat", "measures": ["exact"], "baselines": False}
+    config = settings(tmp_path, rows, table, messages="talk", chat="markers")
+    found = chat.load_answer_set(request_of(tmp_path, config, model, tokenizer))
+    first, second = (item.prompt for item in found.items)
+
+    assert second.startswith(f"{first}hello")
+    assert second.rstrip().endswith(first.splitlines()[-1].strip())
+    assert found.prompts == ("hi", "how?")
+    assert found.stop_ids == (1,)
+
+
 def test_only_answers_that_are_learnt_are_scored(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -240,7 +254,10 @@ def test_a_gain_needs_the_same_rows_and_headline(
     fewer = scored(tmp_path, settings(tmp_path, asks(5), table), model, tokenizer)
     gain = GAINS["text"]
 
-    assert gain(found, found) is not None
+    same = gain(found, found)
+    assert same is not None
+    assert same["low"] < same["value"] == 0 < same["high"]
+    assert same["figures"]["chrf"] == {"value": 0, "low": 0, "high": 0}
     assert gain(found, fewer) is None
     assert gain(found, replace(found, metric="chrf")) is None
 

@@ -12,7 +12,7 @@ import pytest
 from support import logged_run
 from support.logged_run import LoggedRun
 
-from commands import track
+from commands import report, track
 from commands.runs.track_table import TrackTable
 from commands.runs.trackers import available
 from commands.runs.trackers.mlflow import absolute_uri, chunks
@@ -146,11 +146,28 @@ def test_the_ending_brings_the_scores_once(
     assert endings[1].summary["after/accuracy"] == 0.75
     assert endings[1].summary["before/accuracy_low"] == 0.15
     assert endings[1].summary["evictions"] == 1.0
-    assert endings[1].notes[0].startswith("evicted at step 10, 20")
+    assert endings[1].notes[0].endswith("Z, last seen at step 10")
     assert trackers["trackio"].steps == list(range(1, 61))
     assert {one.id for one in trackers["trackio"].runs} == {"logged-1a2b"}
     config = trackers["trackio"].runs[0].config
     assert (config["train.steps"], config["model.id"]) == (60, "somebody/something")
+
+
+def test_many_rows_go_in_parts_and_the_ending_with_the_last(
+    run: LoggedRun, trackers: dict[str, RememberingTracker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part is remembered, so that a tracker that fails in between has what it took."""
+    from commands.runs.trackers import track_run
+
+    monkeypatch.setattr(track_run, "ROWS_AT_ONCE", 25)
+    run.rent()
+    run.train_to(60)
+    run.end()
+    track.track("logged", ("mlflow",))
+    tracker = trackers["mlflow"]
+
+    assert tracker.steps == list(range(1, 61))
+    assert [one.ending is not None for one in tracker.runs] == [False, False, True]
 
 
 def test_after_a_crash_the_same_rows_come_again(
@@ -313,3 +330,22 @@ def test_a_database_is_beside_run_yaml(tmp_path: Path) -> None:
     assert absolute_uri("sqlite:////x/b.db", tmp_path) == "sqlite:////x/b.db"
     assert absolute_uri("https://host", tmp_path) == "https://host"
     assert [len(part) for part in chunks(range(2001), 1000)] == [1000, 1000, 1]
+
+
+def test_a_report_says_how_to_open_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr, with a path that a shell takes, and only if there are curves."""
+    page = tmp_path / "out dir" / "report.html"
+    curves = page.parent / "tb"
+    monkeypatch.setattr(report, "report", lambda *_arguments, **_options: page)
+    report.command("logged", live=False, open_browser=False, as_json=False)
+    before = capsys.readouterr()
+    curves.mkdir(parents=True)
+    (curves / "events.out.tfevents.1.2").write_bytes(b"")
+    report.command("logged", live=False, open_browser=False, as_json=False)
+    after = capsys.readouterr()
+
+    assert (before.err, before.out) == ("", f"{page}\n")
+    assert after.out == before.out
+    assert after.err == f"curves: `tensorboard --logdir '{curves}' --host 127.0.0.1`\n"

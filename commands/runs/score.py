@@ -15,6 +15,7 @@ from trainer.scoring.score_words import (
     headline_change,
     loss_words,
     metric_words,
+    problems_of,
     read_figures,
 )
 
@@ -36,10 +37,13 @@ class Score:
     """Figures of the loss of the right answers by their names."""
     loss_change: Mapping[str, Interval] = field(default_factory=dict)
     """By how much each of those changed with training."""
+    problems: int | None = None
+    """How many problems there are, if only `n` of them can be scored where they ran."""
 
     def __str__(self) -> str:
         name = metric_words(self.metric)
-        return f"{name} {self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n={self.n})"
+        of = "" if self.problems is None else f", scorable of {self.problems}"
+        return f"{name} {self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n={self.n}{of})"
 
 
 def read_score(path: Path) -> Score | None:
@@ -60,6 +64,7 @@ def read_score(path: Path) -> Score | None:
         change=headline_change(found),
         loss=read_figures(loss.get("figures")),
         loss_change=read_figures(loss.get("change")),
+        problems=problems_of(found),
     )
 
 

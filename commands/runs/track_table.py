@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 NAME_MAX = 100
 TRACKERS = ("trackio", "wandb", "mlflow")
@@ -86,6 +95,14 @@ class TrackTable(BaseModel):
     trackio: TrackioTable | None = Field(default=None, description="Trackio, on this computer.")
     wandb: WandbTable | None = Field(default=None, description="Weights & Biases.")
     mlflow: MlflowTable | None = Field(default=None, description="MLflow.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Let editors take a list of names, or one, too."""
+        name = {"enum": list(TRACKERS)}
+        return {"anyOf": [name, {"type": "array", "items": name}, handler(core_schema)]}
 
     @model_validator(mode="before")
     @classmethod

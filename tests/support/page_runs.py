@@ -185,6 +185,11 @@ def answers(kind: str, rows: int = 60) -> list[dict[str, Any]]:
                 name: {"figures": {"tokens_f1": figure(0.1), "chrf": figure(12.0, 2.0)}}
                 for name in ("commonest", "empty", "nearest")
             },
+            "forgetting": {
+                "version": 1,
+                "knowledge": figure(0.4, 0.1, n=60) | {"at_chance": False},
+                "drift": figure(0.0123, 0.003, n=64, tokens=7000) if stage == "after" else {},
+            },
         }
         found.append(result(stage, kind, documents, metric="tokens_f1", details=details))
     found[1]["details"]["gain"] = gain_of(found[0], found[1], "tokens_f1")
@@ -259,3 +264,21 @@ def write_samples(run_dir: Path) -> None:
              for one, text in zip(rows, HOSTILE, strict=False)],
         )  # fmt: skip
     log.write(run_dir / SAMPLES)
+
+
+def judgement(**more: Any) -> dict[str, Any]:
+    """The result of a judge as `qft eval --judge` leaves it."""
+    figures = {
+        "rows": 9, "wins": 5, "ties": 2, "losses": 2, "identical": 0, "unreadable": 0,
+        "win_rate": 0.667, "low": 0.4, "high": 0.9, "consistency": 0.5, "first_chars": 20.0,
+        "tuned_chars": 31.0, "warning": "this judge mostly judges the order",
+    }  # fmt: skip
+    document = {
+        "row": 3, "prompt": "<i>why</i>", "base": "since", "tuned": "be\u202ecause", "right": "so",
+        "base_tuned": {"verdict": "loss", "choices": ["A", "B"], "reasons": ["<script>A", "B"]},
+        "right_tuned": None,
+    }  # fmt: skip
+    return {
+        "version": 1, "model": "a judge", "criteria": "be kind", "documents": [document] * 30,
+        "tables": {"base_tuned": figures, "right_tuned": None}, **more,
+    }  # fmt: skip

@@ -78,6 +78,19 @@ def write_outside(paths: Sequence[str]) -> None:
             os.close(os.open(path, OPEN_FLAGS, 0o666))
 
 
+def change_files(paths: Sequence[str]) -> None:
+    """Try to change, to empty and to rename files that are there."""
+    for path in map(Path, paths):
+        with contextlib.suppress(*FAILURES):  # it held
+            path.chmod(0o666)
+        with contextlib.suppress(*FAILURES):  # it held
+            os.utime(path, (0, 0))
+        with contextlib.suppress(*FAILURES):  # it held
+            os.truncate(path, 0)
+        with contextlib.suppress(*FAILURES):  # it held
+            path.rename(path.with_name("renamed"))
+
+
 def fork_many(count: int) -> None:
     """Fork that many children, which stay, and print how many there were."""
     forked = 0
@@ -182,9 +195,9 @@ ATTACKS: Mapping[str, Callable[..., None]] = MappingProxyType(
     {
         one.__name__: one
         for one in (
-            read_files, read_processes, connect, send_signals, write_outside, fork_many,
-            take_memory, fill_folder, gain_privileges, leave_daemon, print_endlessly, never_end,
-            forge,
+            read_files, read_processes, connect, send_signals, write_outside, change_files,
+            fork_many, take_memory, fill_folder, gain_privileges, leave_daemon, print_endlessly,
+            never_end, forge,
         )
     }
 )  # fmt: skip

@@ -30,6 +30,7 @@ START = (
     "from trainer.code_eval.warm_parent import main; main(sys.argv[2:])"
 )
 """Not `-m`: in isolated mode, which reads nothing of the user's, the path must be given."""
+# A thread per core of a large machine would be more than an answer may have.
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -42,6 +43,9 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "CUDA_VISIBLE_DEVICES": "-1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "LOKY_MAX_CPU_COUNT": "2",
 }
 START_S = 600.0
 """How long imports may take: 10 s are usual, a cold disk takes minutes."""
@@ -49,9 +53,8 @@ REPLY_S = 300.0
 """How long a reply may take beyond the limit of the answer: what it left is ended before."""
 REPLY_BYTES_MAX = 16 << 20
 SYSTEMD = Path("/run/systemd/system")
-SCOPE = ("--scope", "--quiet", "--collect", "-p", "Delegate=yes")
-TASKS_MAX = 512
-MEMORY_OF_PARENT_BYTES = 8 << 30
+SCOPE = ("--scope", "--quiet", "--collect", "-p", "Delegate=yes", "-p", "TasksMax=512")
+"""A control group that is the parent's alone: it makes one below it for each answer."""
 
 
 class ParentEnded(Exception):  # noqa: N818 - says what is the case
@@ -166,14 +169,13 @@ def commands(python: str, arguments: Sequence[str], *, root: bool) -> Iterator[l
     """Yield the command lines to try, the one that gives the most control over an answer first."""
     program = [python, "-I", "-c", START, str(ROOT), *arguments]
     own = ["env", "-i", *[f"{name}={value}" for name, value in ENVIRONMENT.items()], *program]
-    limits = ["-p", f"TasksMax={TASKS_MAX}", "-p", f"MemoryMax={MEMORY_OF_PARENT_BYTES}"]
     sudo = [] if root else ["sudo", "-n", "--"]
     if SYSTEMD.is_dir():
-        yield [*sudo, "systemd-run", *SCOPE, *limits, "--", *own]
+        yield [*sudo, "systemd-run", *SCOPE, "--", *own]
     yield [*sudo, *own]
     if not root:
         if SYSTEMD.is_dir():
-            yield ["systemd-run", "--user", *SCOPE, *limits, "--", *own]
+            yield ["systemd-run", "--user", *SCOPE, "--", *own]
         yield own
 
 

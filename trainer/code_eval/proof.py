@@ -52,6 +52,19 @@ class Decoys:
         return self.folder / "canary"
 
     @property
+    def precious(self) -> Path:
+        """The file that an attack tries to change; its owner is who trains."""
+        return self.folder / "precious"
+
+    def is_unchanged(self) -> bool:
+        """Tell whether that file is as it was made."""
+        try:
+            found = self.precious.stat()
+        except FileNotFoundError:
+            return False
+        return (found.st_mode & 0o777, found.st_size) == (0o600, 1) and found.st_mtime > 0
+
+    @property
     def port(self) -> int:
         """The port on loopback that somebody listens on."""
         return int(self.listeners[0].getsockname()[1])
@@ -84,6 +97,8 @@ def decoys(ours: Sequence[Path] = ()) -> Iterator[Decoys]:
         key = folder / "key.pem"
         key.write_text(secret)
         key.chmod(0o600)
+        (folder / "precious").write_text("x")
+        (folder / "precious").chmod(0o600)
         abstract = f"qft-decoy-{secret[:12]}"
         listeners = [socket.socket(), socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)]
         addresses: list[Any] = [("127.0.0.1", 0), str(folder / "socket"), f"\0{abstract}"]
@@ -179,6 +194,12 @@ ATTACKS = (
         got_through=lambda _outcome, one: any(
             path.exists() for path in (one.canary, *_places(one))
         ),
+    ),
+    Attack(
+        what="changing files of others",
+        name="change_files",
+        arguments=lambda one: {"paths": [str(one.precious)]},
+        got_through=lambda _outcome, one: not one.is_unchanged(),
     ),
     Attack(
         what="forking without end",

@@ -35,8 +35,13 @@ def score(
 
     job.heartbeat.update(phase=Phase.EVALUATING, at_once=True)
 
+    passes = 0  # answers, their loss, and whatever else the kind asks for
+
     def on_progress(done: int, total: int) -> None:
-        job.heartbeat.update(message=f"evaluated {done} of {total} rows ({stage} training)")
+        nonlocal passes
+        passes += done == 0
+        part = f", pass {passes}" if passes > 1 else ""
+        job.heartbeat.update(message=f"evaluated {done} of {total} rows ({stage} training{part})")
         job.stop_if_preempted()
 
     result = evaluate.run(

@@ -40,8 +40,8 @@ def level_bars(name: str, bars: Sequence[Bar], *, most: float | None = None) -> 
 
     rows = [
         {
-            "name": one.name,
-            "figure": one.figure,
+            "name": html.short(one.name),
+            "figure": html.short(one.figure),
             "strong": one.strong,
             "drawing": _bar_drawing(one, right),
         }

@@ -22,6 +22,8 @@ POINTS_MAX = 999
 ROWS_MAX = 40
 """Of the table of a chart's numbers."""
 FLAT = 1e-9  # a span below this share of its values is no span to draw
+EVENTS_MAX = 200
+"""Lines of events, or one more; those that are nearer to one another are drawn as one."""
 EVENT_SHARE = 0.17
 """Of the width, which the word of an event takes up on a phone."""
 
@@ -43,22 +45,24 @@ def line_plot(  # noqa: PLR0913 - what a chart has, all by name
     x: str,
     y: str,
     events: Mapping[float, str] | None = None,
-    ends: Sequence[float] = (),
+    x_ends: Sequence[float] = (),
+    y_ends: Sequence[float] = (),
 ) -> Markup:
     """Plot curves over one another; `events` are dashed vertical lines with their words.
 
-    The axis of values holds `ends`, too.
+    The axes hold `x_ends` and `y_ends`, too.
     """
     points = [point for one in lines for point in one.points]
     if not points:
         return html.paragraph(f"{name}: nothing was recorded")
     events = events or {}
     frame = _Frame.around(
-        [at for at, _ in points] + list(events), [*ends, *(value for _, value in points)]
+        [*x_ends, *events, *(at for at, _ in points)], [*y_ends, *(value for _, value in points)]
     )
     drawing, labels = _grid(frame)
     labels += _x_labels(frame)
-    for at in events:
+    apart = {round(frame.right(at) / WIDE * EVENTS_MAX): at for at in sorted(events)}
+    for at in apart.values():
         drawing += line("event", (frame.right(at), 0), (frame.right(at), HIGH))
     labels += _event_labels(frame, events)
     thin = [_thinned(one.points, POINTS_MAX) for one in lines]

@@ -29,12 +29,15 @@ def curve_parts(report: Mapping[str, Any]) -> list[Markup]:
         if (step := number(table(one).get("step"))) is not None
     }
     loss = _points(curves.get("loss"))
+    steps = [
+        at for points in curves.values() for at, _ in _points(points)[:1] + _points(points)[-1:]
+    ]
     window = max(MEAN_STEPS, len(loss) // WINDOWS)
     lines = [
         Line(name="each step", points=loss, style="a", faint=True),
         Line(name=f"mean of {window}", points=smooth(loss, window), style="a"),
     ]
-    parts = [line_plot("Training loss", lines, x="step", y="loss", events=events)]
+    parts = [line_plot("Training loss", lines, x="step", y="loss", events=events, x_ends=steps)]
     others = []
     for key, name, unit, style, scale, ends in (
         ("validation", "Validation loss", "loss", "c", 1.0, ()),
@@ -47,7 +50,9 @@ def curve_parts(report: Mapping[str, Any]) -> list[Markup]:
         points = [(at, value * scale) for at, value in _points(curves.get(key))]
         if points or key == "tokens_per_s":
             line = Line(name=unit, points=points, style=style)
-            others.append(line_plot(name, [line], x="step", y=unit, events=events, ends=ends))
+            others.append(
+                line_plot(name, [line], x="step", y=unit, events=events, x_ends=steps, y_ends=ends)
+            )
     return [*parts, html.pair(others)]
 
 

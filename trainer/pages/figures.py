@@ -30,6 +30,8 @@ NAMES: Mapping[str, str] = MappingProxyType(
 """What people call a metric; a name that is not here is shown with spaces for `_`."""
 LOWER = frozenset({"nats_per_token", "bits_per_token", "bits_per_byte", "perplexity"})
 """Metrics of which less is better."""
+METRICS_MAX = 30
+"""Of one measure or baseline; no kind has as many."""
 LOSS = "nats_per_token"
 """The figure of a loss that stands for it."""
 
@@ -102,7 +104,7 @@ def figures_of(stage: Mapping[str, Any] | None) -> dict[str, Figure]:
         found[str(stage.get("metric"))] = headline
     way = "free" if stage.get("decoding") == "free" else "bound"
     for more in (stage.get(way), stage.get("figures"), table(stage.get("loss")).get("figures")):
-        for name, one in table(more).items():
+        for name, one in [*table(more).items()][:METRICS_MAX]:
             figure = figure_of(one)
             if figure is not None and not (name == "exact_match" and "accuracy" in found):
                 found.setdefault(name, figure)

@@ -22,6 +22,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))  # thousands from 10k on: 9,500 is as short
+CELL_MAX = 300
+"""Characters of a text in a table: a label, a path, the name of a step."""
 SHADES = 10
 """Of the cells of a heat table."""
 JOINERS = "\u200c\u200d"
@@ -118,8 +120,19 @@ def note(text: str) -> Markup:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
-    """Return a table; numbers are written with at most four digits behind the point."""
-    return render("table", head, list(rows))
+    """Return a table; numbers are written with at most four digits behind the point.
+
+    Of a text in a cell `CELL_MAX` characters are shown.
+    """
+    cells = [[short(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    return render("table", [short(name) for name in head], cells)
+
+
+def short(text: str) -> str:
+    """Return a text of at most `CELL_MAX` characters; markup stays as it is."""
+    if isinstance(text, Markup) or len(text) <= CELL_MAX:
+        return text
+    return f"{text[: CELL_MAX - 1]}…"
 
 
 def marked(pieces: Iterable[tuple[str, bool]]) -> Markup:
@@ -135,8 +148,8 @@ def heat_table(
     for word, values in zip(rows, cells, strict=True):
         total = sum(values) or 1
         shades = [round(min(1.0, max(0.0, value / total)) * SHADES) for value in values]
-        shaded.append((word, list(zip(values, shades, strict=True))))
-    return render("heat_table", name, columns, shaded)
+        shaded.append((short(word), list(zip(values, shades, strict=True))))
+    return render("heat_table", name, [short(word) for word in columns], shaded)
 
 
 def format_number(value: object) -> str:

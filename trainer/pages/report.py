@@ -45,7 +45,9 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 
 def as_page(report: Json, run_dir: Path, *, name: str) -> str:
     """Return the report as a self-contained page; answers are read from the run directory again."""
-    return html.page(f"Report of {name}", [made for _, made in sections(report, run_dir)])
+    return html.page(
+        f"Report of {html.short(name)}", [made for _, made in sections(report, run_dir)]
+    )
 
 
 def sections(report: Json, run_dir: Path) -> list[tuple[str, Markup]]:

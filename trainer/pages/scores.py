@@ -13,6 +13,7 @@ from trainer.pages import html
 from trainer.pages.bars import Bar, level_bars
 from trainer.pages.figures import (
     LOSS,
+    METRICS_MAX,
     Figure,
     changes,
     figure_of,
@@ -32,6 +33,7 @@ BASELINE_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 STAGES = (("before", "base"), ("after", "fine-tuned"))
+BASELINES_MAX = 20
 SHARES = frozenset({"accuracy", "exact_match", "micro_f1", "macro_f1", "pass_at_1"})
 """Figures whose scale ends at 1, whether a result says so or not."""
 STYLES = MappingProxyType({"before": "fm", "after": "fa"})
@@ -65,8 +67,9 @@ def _scored(report: Mapping[str, Any]) -> list[Scored]:
     """Return the baselines, then the base and the fine-tuned model."""
     headline = str((report["after"] or report["before"])["metric"])
     found = []
-    for name, given in report["baselines"].items():
-        figures = {key: one for key, raw in table(given).items() if (one := figure_of(raw))}
+    for name, given in [*report["baselines"].items()][:BASELINES_MAX]:
+        raw = [*table(given).items()][:METRICS_MAX]
+        figures = {key: one for key, value in raw if (one := figure_of(value))}
         if headline == "accuracy" and "exact_match" in figures:
             figures = {"accuracy": figures.pop("exact_match"), **figures}
         found.append(Scored(name=BASELINE_NAMES.get(name, name.replace("_", " ")), figures=figures))

@@ -12,7 +12,7 @@ from trainer.pages.bars import Bar, level_bars
 from trainer.pages.figures import figure_of, name_of
 from trainer.untrusted import number, table, text, whole
 
-FIELDS_MAX = 100
+MEASURES_MAX, FIELDS_MAX = 30, 100
 
 
 def word_parts(result: Mapping[str, Any], *, file: str) -> list[Markup]:
@@ -28,7 +28,7 @@ def word_parts(result: Mapping[str, Any], *, file: str) -> list[Markup]:
         words += f"; {unreadable:,} could not be read" if unreadable else ""
         parts.append(html.paragraph(f"{words}."))
     about = []
-    for name, found in table(details.get("measures")).items():
+    for name, found in [*table(details.get("measures")).items()][:MEASURES_MAX]:
         facts = {key: one for key, one in table(found).items() if key not in {"notes", "fields"}}
         notes = [f"{note}: {count}" for note, count in table(table(found).get("notes")).items()]
         words = ", ".join([f"{key} {text(str(one), most=200)}" for key, one in facts.items()])

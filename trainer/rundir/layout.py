@@ -187,10 +187,21 @@ def sweep(run_dir: Path, *, disk: Disk) -> None:
     `alone_in`. Raises `OSError` if an adapter that was moved aside cannot be moved back.
     """
     restore_directory(run_dir / ADAPTER, disk=disk)
+    done = [scratch for stage in STAGES if _is_over(scratch := scoring_scratch(run_dir, stage))]
     for entry in sorted(run_dir.iterdir()):
-        if entry.name == ADAPTER_PARTIAL or _UNFINISHED.fullmatch(entry.name):
+        name = entry.name
+        if name == ADAPTER_PARTIAL or _UNFINISHED.fullmatch(name) or entry in done:
             with suppress(OSError):  # a leftover that stays does no harm
                 disk.remove_tree(entry)
+
+
+def _is_over(scratch: Path) -> bool:
+    """Tell whether rows were kept before the last scoring ended: then they are part of a result."""
+    try:
+        ended = (scratch.parent / SCORED).stat().st_mtime_ns
+        return all(entry.stat().st_mtime_ns < ended for entry in scratch.iterdir())
+    except OSError:  # there is none of the two
+        return False
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from trainer.scoring.measures.all_measures import figures_of_measure
 from trainer.scoring.measures.measure import AnswerScore, Figure, Floats, Measure
 from trainer.scoring.resampling import resampled_interval
 from trainer.scoring.result import EvalResult
-from trainer.scoring.shares import wilson
+from trainer.scoring.shares import paired_change, wilson
 
 FIELDS_MAX = 100
 """Parts of answers (fields of JSON) that are reported, the commonest first."""
@@ -146,22 +146,31 @@ def gain_of_answers(before: EvalResult, after: EvalResult) -> dict[str, Any] | N
         return None
     numbers = sorted(rows[0])
     shared = [name for name in rows[1][numbers[0]] if name in rows[0][numbers[0]]]
+    alone = all(len(one.get("answers", [one])) == 1 for one in after.details["documents"])
     figures: dict[str, dict[str, float]] = {}
     for name in shared:
         earlier, later = (
             np.array([result[number][name] for number in numbers], dtype=float) for result in rows
         )
         for figure_name, figure in figures_of_measure(name).items():
-            figures[figure_name] = asdict(paired_gain(figure, earlier, later))
+            figures[figure_name] = asdict(paired_gain(figure, earlier, later, alone=alone))
     if after.metric not in figures:
         return None
     return {"metric": after.metric, **figures[after.metric], "figures": figures}
 
 
 def paired_gain(
-    figure: Figure, before: Floats, after: Floats, *, resamples: int = 1000
+    figure: Figure, before: Floats, after: Floats, *, resamples: int = 1000, alone: bool = True
 ) -> Interval:
-    """Return a figure's gain between statistics [documents, statistics] of the same documents."""
+    """Return a figure's gain between statistics [documents, statistics] of the same documents.
+
+    As in `interval_of`, a share has an interval of its own (Newcombe's) if each document is `alone`
+    with one answer; all else is resampled, under the same weights before and after.
+    """
+    if figure.share and alone:
+        return paired_change(
+            [bool(one) for one in figure.value(before)], [bool(one) for one in figure.value(after)]
+        )
     return resampled_interval(
         lambda weights: figure.value(weights @ after) - figure.value(weights @ before),
         len(before),

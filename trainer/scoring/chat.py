@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.data.chat.conversation import OPENING, Conversation, read_conversation
 from trainer.data.chat.encoder import ChatEncoder, words_of
-from trainer.data.codec import Codec, Example
+from trainer.data.codec import Codec, Example, TooLongError
 from trainer.data.examples import load_examples
 from trainer.data.rows import read_rows
 from trainer.data.template import MissingFieldError
@@ -67,9 +67,16 @@ def load_answer_set(request: ScoringRequest) -> AnswerSet:
     codec = Codec.from_tokenizer(request.tokenizer, max_length=most, seq2seq=False, day=data.day)
     encoder = ChatEncoder(codec=codec, style=data.chat, answers="last")
     turns = [one for one in _turns(data, path) if one.row in chosen]
-    items = [encoder.encode(one.conversation, row=one.row)[-1][0] for one in turns]
-    if not items:
-        raise DataError([f"{data.eval}: no conversation has an answer behind a turn to answer"])
+    items, problems = [], []
+    for one in turns:
+        try:
+            items.append(encoder.encode(one.conversation, row=one.row)[-1][0])
+        except (MissingFieldError, TooLongError) as error:
+            problems.append(f"{data.eval}:{one.row}: {error}")
+    if not turns:
+        problems = [f"{data.eval}: no conversation has an answer behind a turn to answer"]
+    if problems:
+        raise DataError(problems)
     references = [
         _right_answer(request.tokenizer, item, turn)
         for item, turn in zip(items, turns, strict=True)
@@ -112,8 +119,8 @@ def _turns(data: DataTable, path: Path | Shards) -> Iterator[_Turn]:
     for row in read_rows(path):
         try:
             conversation = read_conversation(row.fields, data.messages, ignore=data.ignore)
-        except MissingFieldError:  # the rows to be scored have been checked; of those learnt from,
-            continue  # each that trains is read
+        except MissingFieldError:  # no row that is scored, or learnt from: those have been read
+            continue
         last = len(conversation.messages) - 1
         for at, learnt in enumerate(conversation.learnt):
             before = conversation.messages[:at]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trainer.code_eval.libraries import libraries_in
 from trainer.code_eval.limits import PASSED, Outcome
@@ -60,41 +61,14 @@ def score_code(request: ScoringRequest) -> EvalResult:
     table = request.config.scored
     assert isinstance(table, CodeEvalTable)
     chosen = load_problems(request)
-    limits = limits_of(table)
-    libraries = libraries_in(problem.tests for problem in chosen.problems)
-    ours = [request.run_dir / CONFIG]
     try:
-        with proven_runner(interpreter_of(request), libraries, ours=ours) as runner:
-            answers = generate(request, chosen)
-            codes = [clean_answer(one.text) for one in answers]
-            facts = {"limits": str(limits), "runner": str(runner.facts)}
-            run_all = partial(
-                run_programs,
-                chosen.problems,
-                run=partial(runner.run, limits=limits),
-                kept=KeptRows(request.scratch / "verdicts.jsonl", facts),
-                on_progress=request.on_progress,
-            )
-            references = run_all("reference", [one.reference for one in chosen.problems])
-            _require_scorable(chosen.problems, references)
-            found = run_all("answer", codes)
-            empty: list[Outcome] = []
-            if request.stage == "before" and table.baselines:
-                empty = run_all("empty", [""] * len(codes))
-            shown = dict(runner.facts)
+        judged, details = _judge(request, table, chosen)
     except NoSandbox as error:
         if request.stage == "before":
             raise
         generate(request, chosen)
         kept_in = request.scratch / ANSWERS
         raise NoSandbox([*error.problems, f"the answers are kept in {kept_in}"]) from error
-    judged = [
-        Judged(problem=problem, item=item, answer=answer, code=code, reference=right, outcome=given)
-        for problem, item, answer, code, right, given in zip(
-            chosen.problems, chosen.items, answers, codes, references, found, strict=True
-        )
-    ]
-    details = code_details(judged, empty, shown)
     share = pass_share(judged)
     return EvalResult(
         stage=request.stage,
@@ -105,12 +79,45 @@ def score_code(request: ScoringRequest) -> EvalResult:
         low=share.low,
         high=share.high,
         n=details["scorable"],
-        stop_rate=sum(one.stopped for one in answers) / len(answers),
-        parse_failures=sum(not code.strip() for code in codes),
+        stop_rate=sum(one.answer.stopped for one in judged) / len(judged),
+        parse_failures=sum(not one.code.strip() for one in judged),
         out_of_vocabulary=0,
         seconds=time.monotonic() - begun,
         details=details,
     )
+
+
+def _judge(
+    request: ScoringRequest, table: CodeEvalTable, chosen: ProblemSet
+) -> tuple[list[Judged], dict[str, Any]]:
+    """Return the problems with the verdicts on their answers, and the details of the result."""
+    problems, limits = chosen.problems, limits_of(table)
+    libraries = libraries_in(problem.tests for problem in problems)
+    ours = [request.run_dir / CONFIG]
+    with proven_runner(interpreter_of(request), libraries, ours=ours) as runner:
+        answers = generate(request, chosen)
+        codes = [clean_answer(one.text) for one in answers]
+        facts = {"limits": str(limits), "runner": str(runner.facts)}
+        run_all = partial(
+            run_programs,
+            problems,
+            run=partial(runner.run, limits=limits),
+            kept=KeptRows(request.scratch / "verdicts.jsonl", facts),
+            on_progress=request.on_progress,
+        )
+        references = run_all("reference", [one.reference for one in problems])
+        _require_scorable(problems, references)
+        found = run_all("answer", codes)
+        with_empty = request.stage == "before" and table.baselines
+        empty = run_all("empty", [""] * len(codes)) if with_empty else []
+        shown = dict(runner.facts)
+    judged = [
+        Judged(problem=problem, item=item, answer=answer, code=code, reference=right, outcome=given)
+        for problem, item, answer, code, right, given in zip(
+            problems, chosen.items, answers, codes, references, found, strict=True
+        )
+    ]
+    return judged, code_details(judged, empty, shown)
 
 
 def interpreter_of(request: ScoringRequest) -> str:

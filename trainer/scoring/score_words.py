@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trainer.scoring.interval import Interval
-from trainer.untrusted import number, table
+from trainer.untrusted import number, table, whole
 
 WORDS = {
     "nats_per_token": "nats per token",
@@ -94,6 +94,12 @@ def headline_change(result: Mapping[str, object]) -> Interval | None:
     return read_interval(found) if len(same) == 1 or same == {"accuracy", "exact_match"} else None
 
 
+def problems_of(result: Mapping[str, object]) -> int | None:
+    """Return how many problems a result has in all, if not all of them could be scored."""
+    problems = whole(table(result.get("details")).get("problems"))
+    return problems if problems is not None and problems != result.get("n") else None
+
+
 def result_words(result: Mapping[str, object], before: Mapping[str, object]) -> str:
     """Return a result as one line; `before` is the one before training, empty if there is none."""
     metric = str(result.get("metric"))
@@ -109,6 +115,9 @@ def result_words(result: Mapping[str, object], before: Mapping[str, object]) -> 
         return beside
     words = f"{metric_words(metric)} {headline.value:.3f} "
     words += f"[{headline.low:.3f}, {headline.high:.3f}] on {result.get('n')} rows"
+    problems = problems_of(result)
+    if problems is not None:
+        words += f" (of {problems} problems; only these can be scored here)"
     change = headline_change(result)
     if change is not None:
         words += f", change {change_words(change, str(result.get('better')))}"

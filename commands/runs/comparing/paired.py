@@ -7,12 +7,11 @@ the same intervals.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.scoring.shares import wilson
+from trainer.scoring.shares import paired_change
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -122,32 +121,10 @@ def _resampled(
 
 
 def newcombe(rows: PairedRows) -> tuple[float, float]:
-    """Return the interval of the difference of two shares of the same rows.
-
-    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions
-    based on paired data" (1998), method 10: Wilson's intervals of both shares, joined by their
-    correlation. It is never empty.
-    """
+    """Return Newcombe's interval of the difference of two shares of the same rows."""
     pairs = [(bool(one[0]), bool(other[0])) for one, other in _pairs(rows)]
-    n = len(pairs)
-    both, neither = pairs.count((True, True)), pairs.count((False, False))
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    first, second = (wilson(both + one, n) for one in (only_first, only_second))
-    product = math.prod(
-        (both + only_first, only_second + neither, both + only_second, only_first + neither)
-    )
-    apart: float = both * neither - only_first * only_second
-    if apart > 0:
-        apart = max(apart - n / 2, 0)
-    correlation = apart / math.sqrt(product) if product else 0.0
-    change = second.value - first.value
-
-    def reach(one: float, other: float) -> float:
-        return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))
-
-    down = reach(second.value - second.low, first.high - first.value)
-    up = reach(second.high - second.value, first.value - first.low)
-    return change - down, change + up
+    found = paired_change([one for one, _ in pairs], [other for _, other in pairs])
+    return found.low, found.high
 
 
 def quantile(ranked: Sequence[float], share: float) -> float:

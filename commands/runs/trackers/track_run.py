@@ -9,7 +9,7 @@ from pathlib import Path
 from commands.runs.config import TRAINER_TABLES, LoadedConfig
 from commands.runs.home import RunFolder
 from commands.runs.receipt import Receipt, make_receipt
-from commands.runs.trackers.outbox import Outbox
+from commands.runs.trackers.outbox import Outbox, Sent
 from commands.runs.trackers.rows import logged_steps, tracked_rows
 from commands.runs.trackers.tracker import RunEnding, TrackedRun, Tracker
 from infra.run.fold import fold
@@ -87,7 +87,8 @@ def _summary(out: Path | None, receipt: Receipt) -> Iterator[tuple[str, float]]:
 def _evictions(events: Sequence[Event]) -> Iterator[str]:
     for event in events:
         if event.kind is Kind.STOP_SEEN and is_eviction(event.data.get("reason")):
-            yield f"evicted at step {event.data.get('step')}, {format_utc(event.at_s)}"
+            step = event.data.get("step")
+            yield f"evicted {format_utc(event.at_s)}, last seen at step {step}"
 
 
 def fill(outbox: Outbox, folder: RunFolder, loaded: LoadedConfig, *, now_s: float) -> list[Event]:
@@ -101,17 +102,21 @@ def fill(outbox: Outbox, folder: RunFolder, loaded: LoadedConfig, *, now_s: floa
 def send_unsent(tracker: Tracker, name: str, run: TrackedRun, outbox: Outbox) -> int:
     """Send a tracker the rows that it lacks, in parts, each remembered once it is there.
 
-    Then the ending. Returns how many rows were sent. Raises what the tracker raises.
+    The ending, if it lacks that, goes with the last of them. Returns how many rows were sent.
+    Raises what the tracker raises.
     """
     rows, sent = outbox.unsent(name), outbox.sent(name)
-    for at in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[at : at + ROWS_AT_ONCE]
-        tracker.send(replace(run, ending=None), part)
-        sent = replace(sent, step=part[-1].step)
+    parts = [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)]
+    number = run.ending.number if run.ending is not None else sent.ending
+    if not parts and number != sent.ending:
+        parts = [()]
+    for part in parts:
+        is_last = part is parts[-1]
+        tracker.send(run if is_last and number != sent.ending else replace(run, ending=None), part)
+        sent = Sent(
+            step=part[-1].step if part else sent.step, ending=number if is_last else sent.ending
+        )
         outbox.note(name, sent)
-    if run.ending is not None and run.ending.number != sent.ending:
-        tracker.send(run, ())
-        outbox.note(name, replace(sent, ending=run.ending.number))
     return len(rows)
 
 

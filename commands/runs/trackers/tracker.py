@@ -39,7 +39,7 @@ class TrackedRun:
     started_s: float
     config: Mapping[str, str | float] = field(default_factory=dict)
     ending: RunEnding | None = None
-    """Not None once all rows were sent of a run that has ended."""
+    """Of a run that has ended, in the call with its last rows; else None."""
 
 
 class Tracker(Protocol):

@@ -19,7 +19,7 @@ from trainer.base_limits import model_rows
 from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.examples import padding_id
 from trainer.scoring.constrained import Decoder, eval_mode, run_in_batches
-from trainer.scoring.forgetting.shipped import OPENINGS, sha256_of
+from trainer.scoring.forgetting.shipped import OPENINGS, openings, sha256_of
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.loss_figures import RowLoss
 from trainer.scoring.predict import OnProgress
@@ -27,7 +27,11 @@ from trainer.scoring.resampling import Floats, resampled_interval
 
 TOKENS_MAX = 128
 """Of a continuation, its end token included."""
+RECORD_MAX = 1024
+"""Tokens of an opening or a continuation in a record that came from another machine, at most."""
 SEED = 20261130
+PROBABILITY_STEP = 2.0**-40
+"""Of a distribution over 262,144 words, rounding to it loses less than 3e-7."""
 LOOK_EVERY = 8
 """Tokens between two looks whether the machine goes away."""
 
@@ -116,11 +120,14 @@ def _sampled(
 def draw_tokens(logits: torch.Tensor, draws: Floats) -> list[int]:
     """Return a token for each row of logits [batch, words] by the inverse of its distribution.
 
-    `draws` are uniform in 0..1; the same one gives the same token.
+    `draws` are uniform in 0..1; the same one gives the same token. Probabilities are summed as
+    whole numbers of `PROBABILITY_STEP`, which is exact in any order: on a GPU there is no other
+    order that is the same every time.
     """
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    steps = (logits.double().softmax(dim=-1) / PROBABILITY_STEP).to(torch.int64)
+    cumulative = steps.cumsum(dim=-1)
     place = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None]
-    chosen = (cumulative <= place * cumulative[:, -1:]).sum(dim=-1)
+    chosen = (cumulative <= (place * cumulative[:, -1:]).to(torch.int64)).sum(dim=-1)
     return [int(token) for token in chosen.clamp(max=logits.shape[-1] - 1).tolist()]
 
 
@@ -164,13 +171,17 @@ def recorded_examples(
     Raises:
         ValueError: they are not of token ids that the model has.
     """
+    if len(record["continuations"]) > len(openings()):
+        raise ValueError("there are more continuations than openings")
     parts = [
         [[int(number) for number in str(one[key]).split()] for key in ("opening", "continuation")]
         for one in record["continuations"]
     ]
     most = float("inf") if id_count is None else id_count
     flat = [number for both in parts for ids in both for number in ids]
-    if not flat or min(flat) < 0 or max(flat) >= most or not all(all(both) for both in parts):
+    longest = max((len(ids) for both in parts for ids in both), default=0)
+    shortest = min((len(ids) for both in parts for ids in both), default=0)
+    if not flat or min(flat) < 0 or max(flat) >= most or shortest == 0 or longest > RECORD_MAX:
         raise ValueError("the continuations are not of this base")
     heads, tails = zip(*parts, strict=True)
     return continuation_examples(heads, tails, seq2seq=seq2seq)

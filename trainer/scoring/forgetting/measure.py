@@ -67,7 +67,7 @@ def add_forgetting(request: ScoringRequest, result: EvalResult) -> EvalResult:
         found["knowledge"] = _or_reason(lambda: _knowledge(request))
         found["drift"] = _or_reason(lambda: _drift(request, table(before.get("drift"))))
     if request.stage == "after":
-        found["change"] = _changes(before, found, resamples=settings.resamples)
+        found["change"] = _or_reason(lambda: _changes(before, found, resamples=settings.resamples))
     details = {**result.details, "forgetting": found}
     return replace(result, details=details, seconds=result.seconds + time.monotonic() - begun)
 
@@ -162,11 +162,9 @@ def _room(request: ScoringRequest, longest: int) -> int:
     return room
 
 
-def _changes(
-    before: Mapping[str, Any], after: Mapping[str, Any], *, resamples: int
-) -> dict[str, Part | None]:
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], *, resamples: int) -> Part:
     """Return the paired difference of each part that was measured twice, else None."""
-    found: dict[str, Part | None] = {"knowledge": None, "general": None}
+    found: Part = {"knowledge": None, "general": None}
     was, now = table(before.get("knowledge")), table(after.get("knowledge"))
     if "answers" in was and "answers" in now:
         found["knowledge"] = knowledge_change(was, now, resamples=resamples)

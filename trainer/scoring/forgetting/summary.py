@@ -82,7 +82,7 @@ def _share(found: object) -> str:
     """Return a share of questions with its interval and their number."""
     shown = _interval(found)
     n = whole(table(found).get("n"))
-    return f"{shown}, n={n}" if shown and n else shown
+    return f"{shown},\u00a0n={n}" if shown and n else shown
 
 
 def _interval(found: object, *, signed: bool = False) -> str:

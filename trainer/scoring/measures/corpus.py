@@ -43,7 +43,7 @@ class CorpusMeasure:
     @property
     def about(self) -> Mapping[str, Any]:
         """The signature, with which others can compute the same figure."""
-        self._metric.num_refs = 1
+        self._metric.num_refs = 1  # which sacrebleu only knows once it has read a corpus
         return {"signature": str(self._metric.get_signature())}
 
     def compare(self, answer: str, reference: str) -> AnswerScore:
