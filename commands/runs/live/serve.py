@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +29,10 @@ def serve(
 
     Raises what reading the journal raises, and `OSError` if no port can be had.
     """
-    with tempfile.TemporaryDirectory(prefix="qft-live-") as scratch:
+    with (
+        contextlib.suppress(KeyboardInterrupt),  # how a person ends the page, and not the run
+        tempfile.TemporaryDirectory(prefix="qft-live-") as scratch,
+    ):
         feed = Feed()
         view = RunView(folder=folder, loaded=loaded, scratch=Path(scratch), clock=time.time)
         watch = Watch(
@@ -37,8 +41,5 @@ def serve(
         watch.turn()
         server = LiveServer(feed, partial(make_document, name=folder.name))
         with server.serving():
-            try:
-                on_url(server.url)
-                watch.run()
-            except KeyboardInterrupt:
-                return
+            on_url(server.url)
+            watch.run()
