@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help hours screens demo test system check format lint types install slow chaos fuzz recipes memory trackers gpu lock clean
+.PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -83,6 +83,9 @@ HAS_TORCH := import importlib.util as u, sys; \
 gpu:  ## the proof for a CUDA card, by PYTHON if that has torch; without a card, what can be checked
 	@if $(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null; then $(PYTHON) tests/gpu; \
 	  else $(MAKE) install && $(BIN)/python tests/gpu; fi
+
+pages: system $(STAMP)  ## the report and the live page in headless Chromium, wide and narrow
+	$(BIN)/python -m pytest -m slow tests/test_page_browser.py tests/test_screenshot.py tests/test_live_page.py
 
 screens: $(STAMP)  ## print the screens of docs/plan.md anew, as `qft plan` shows them now
 	QFT_WRITE_SCREENS=1 $(BIN)/python -m pytest -q tests/test_plan_screens.py
