@@ -15,12 +15,13 @@ from typing import Any, Literal
 import pytest
 import torch
 from support import tiny
+from support.scored_answers import CHAT_TEMPLATE
 
 from commands import eval as eval_command
 from trainer.__main__ import main
 from trainer.atomic import RealDisk
-from trainer.config import load_config
-from trainer.errors import Preempted
+from trainer.config import TrainerConfig, load_config
+from trainer.errors import DataError, Preempted
 from trainer.rundir.layout import (
     data_facts,
     finished,
@@ -30,6 +31,7 @@ from trainer.rundir.layout import (
 )
 from trainer.scoring import constrained, evaluate
 from trainer.scoring.rescore import rescore
+from trainer.scoring.result import EvalResult
 
 LABELS = {"kind": "label", "labels": list(tiny.MOODS), "shots": 1, "baselines": False}
 KINDS: dict[str, dict[str, Any]] = {"loss": {"kind": "loss", "shots": 1}, "label": LABELS}
@@ -40,7 +42,7 @@ import torch
 torch.set_num_threads(1)
 from transformers import AutoModelForCausalLM
 from support.tiny import make_tokenizer
-from trainer.config import load_config
+from trainer.config import TrainerConfig, load_config
 from trainer.scoring import constrained, evaluate
 constrained.batches_by_length.__kwdefaults__["rows"] = 4
 run = Path(sys.argv[1])
@@ -305,3 +307,31 @@ def test_the_base_is_scored_where_an_earlier_version_did_not(
         assert read(tmp_path, "before") == {"stage": "before"}
         assert read(tmp_path / "run", "before") == {"stage": "before"}
         assert read(tmp_path, "after") == {"stage": "after"}
+
+
+def test_rows_that_cannot_be_answered_end_no_run_that_says_nothing_of_scores(
+    base: Path, model: Any, tmp_path: Path
+) -> None:
+    """Conversations in which nobody speaks before an answer are scored by their loss alone."""
+    start = {"role": "system", "content": "say a word"}
+    rows = [{"talk": [start, {"role": "assistant", "content": f"word {at}"}]} for at in range(6)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
+    data = {"train": "rows.jsonl", "eval": "rows.jsonl", "messages": "talk", "chat": "template"}
+    tables = {"model": {"id": str(base)}, "data": data}
+
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+
+    def score(**more: Any) -> EvalResult:
+        config = TrainerConfig.model_validate(tables | more)
+        return evaluate.run(
+            tmp_path, config, model, tokenizer, stage="before", on_progress=lambda *_: None
+        )
+
+    result = score()
+
+    assert (result.kind, result.n) == ("loss", 6)
+    assert "no conversation has an answer behind a turn" in result.details["not_answered"]
+    with pytest.raises(DataError, match="no conversation has an answer"):
+        score(eval={"kind": "chat"})

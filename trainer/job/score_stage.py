@@ -60,6 +60,8 @@ def score(
         disk.remove_tree(scratch)
     job.heartbeat.update(message=None)
     before = read_table(job.run_dir / "eval-before.json") if stage == "after" else {}
+    if reason := result.details.get("not_answered"):
+        job.on_message(f"{stage} training: no answers are generated, only their loss: {reason}")
     job.on_message(f"{stage} training: {result_words(asdict(result), before)}")
 
 

@@ -16,7 +16,7 @@ from trainer.scoring.free_answers import FreeAnswer
 from trainer.scoring.interval import Interval
 from trainer.scoring.resampling import Floats, resampled_interval
 from trainer.scoring.result import EvalResult
-from trainer.scoring.shares import wilson
+from trainer.scoring.shares import paired_change, wilson
 
 RESAMPLES = 1000
 
@@ -127,6 +127,7 @@ def _document(one: Judged) -> dict[str, Any]:
 def code_gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
     """Return how many more problems pass, paired, with its interval; families stay together.
 
+    Where all families changed alike resampling has no interval; then problems count one by one.
     Only problems that both could score count; None if there are none.
     """
     earlier = {one["row"]: one for one in before.details["documents"]}
@@ -147,4 +148,7 @@ def code_gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
         return found
 
     change = resampled_interval(difference, len(groups), resamples=RESAMPLES)
+    if change.low == change.high:
+        was, now = ([one["score"] == 1 for one in side] for side in zip(*pairs, strict=True))
+        change = paired_change(was, now)
     return {"metric": "pass_at_1", "n": len(pairs), **asdict(change)}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, DataError
 from trainer.rundir.layout import scoring_scratch
 from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
@@ -86,8 +86,7 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         on_progress=on_progress,
         facts=facts,
     )
-    kind = config.scored.kind
-    result = SCORERS[kind](request)
+    result = _score(request)
     if result.loss is None:
         result = add_loss(request, result)
     result = add_forgetting(request, result)
@@ -96,6 +95,23 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
     replace_file(run_dir / f"eval-{stage}.json", text, disk=RealDisk())
     return result
+
+
+def _score(request: ScoringRequest) -> EvalResult:
+    """Score by the kind of the answers; where nobody asked for that, by the loss if it must be.
+
+    A run whose config has no table `eval` trained before it was scored by itself, so rows that
+    cannot be answered do not end it: `details["not_answered"]` says why there is only the loss.
+    """
+    config = request.config
+    assert config.scored is not None
+    try:
+        return SCORERS[config.scored.kind](request)
+    except (ConfigError, DataError) as error:
+        if config.eval is not None or config.scored.kind == "loss":
+            raise
+        result = score_loss(request)
+        return replace(result, details={**result.details, "not_answered": str(error)})
 
 
 def _with_gain(before: EvalResult | None, after: EvalResult) -> EvalResult:

@@ -27,7 +27,7 @@ from trainer.scoring.eval_set import (
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.predict import OnProgress, predict
 from trainer.scoring.result import EvalResult, ScoringRequest
-from trainer.scoring.shares import wilson
+from trainer.scoring.shares import paired_change, wilson
 
 HEADLINE = {"label": "exact_match", "multilabel": "micro_f1"}
 
@@ -179,7 +179,8 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
         change = metrics.paired_figure(figure, references, *given, resamples=1000)
         return {"metric": figure, **asdict(change)}
 
-    found = changed(HEADLINE["label"])
+    hits = [(references == one).all(axis=1).tolist() for one in given]
+    found = {"metric": HEADLINE["label"], **asdict(paired_change(*hits))}
     if after.kind == "multilabel":
         found["headline"] = changed(HEADLINE["multilabel"])
     return found
