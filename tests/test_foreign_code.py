@@ -97,7 +97,7 @@ def test_only_what_the_contract_names_comes_home(fetched: Fetched) -> None:
 
     assert found - curves == {
         *("metrics.jsonl", "status.json", "eval-before.json", "eval-after.json"),
-        *("receipt.json", "trainer.log", "memory.json"),
+        *("receipt.json", "trainer.log", "memory.json", "samples.jsonl"),
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/qft.json"),
     }
     assert len(curves) == 1

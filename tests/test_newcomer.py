@@ -297,7 +297,8 @@ def test_the_table_of_commands_says_what_each_command_says_of_itself() -> None:
     files = {path.stem for path in (ROOT / "commands").glob("[a-z]*.py")}
 
     assert set(cli.COMMANDS) == files
-    assert {name: cli.load_command(name).help for name in files} == cli.COMMANDS
+    helps = {name: cli.load_command(name).help or "" for name in files}
+    assert {name: one.partition("\n\n")[0] for name, one in helps.items()} == cli.COMMANDS
 
 
 def test_no_command_loads_a_heavy_library_before_its_work() -> None:

@@ -93,6 +93,7 @@ def test_a_rehearsal_is_planned_for_this_computer(project: Project) -> None:
 
 def test_a_resumed_run_keeps_the_plan_with_which_it_began(project: Project) -> None:
     """A second command makes no new plan, unless run.yaml was changed before anything trained."""
+    edit(project, "steps: 250", "steps: 250\n  samples: 0")  # as many for more steps
     begin(project)
     first = kept(project)
     begin(project)
