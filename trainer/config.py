@@ -9,16 +9,15 @@ import json
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
 from trainer.errors import ConfigError
-from trainer.eval_tables.any_kind import EvalTable, kind_problem, table_in_use, with_kind
-from trainer.eval_tables.common import EvalFields
-from trainer.eval_tables.labels import LabelEvalTable
+from trainer.eval_tables.any_kind import EvalTable, kind_problem
+from trainer.eval_tables.scored_config import ScoredConfig
 from trainer.method_table import MethodKind, MethodTable
 
 ROWLESS = (MethodKind.NOLA, MethodKind.MISS)
@@ -184,7 +183,7 @@ class CheckpointTable(BaseModel):
         return float(match.group(1)) * _SECONDS[match.group(2)]
 
 
-class TrainerConfig(BaseModel):
+class TrainerConfig(ScoredConfig):
     """The tables of `config.json`; a relative path in them starts at the run directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -199,21 +198,6 @@ class TrainerConfig(BaseModel):
         description="How held-out rows are scored, before and after; `none`: not at all. Without "
         "it, as fits the data.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_of_scoring(cls, tables: Any) -> Any:
-        return with_kind(tables)
-
-    @property
-    def scored(self) -> EvalFields | None:
-        """The table by which held-out rows are scored; None if nothing is."""
-        return table_in_use(self.eval, self.data)
-
-    @property
-    def label_table(self) -> LabelEvalTable | None:
-        """The table of a run whose answers are labels; None if they are something else."""
-        return self.eval if isinstance(self.eval, LabelEvalTable) else None
 
     @model_validator(mode="after")
     def _rows_of_new_tokens_go_with_the_method(self) -> TrainerConfig:

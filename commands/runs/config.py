@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError
 
 from commands.runs import base_files
 from commands.runs.base_tensors import save_faults
@@ -41,9 +41,8 @@ from trainer.config import (
 )
 from trainer.config_errors import describe_errors
 from trainer.data_table import DataTable
-from trainer.eval_tables.any_kind import EvalTable, table_in_use, with_kind
-from trainer.eval_tables.common import EvalFields
-from trainer.eval_tables.labels import LabelEvalTable
+from trainer.eval_tables.any_kind import EvalTable
+from trainer.eval_tables.scored_config import ScoredConfig
 from trainer.method_table import MethodTable
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ MESSAGE_CHARS_MAX = 1000
 TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 
 
-class RunConfig(BaseModel):
+class RunConfig(ScoredConfig):
     """Everything that a run needs to know, as its user wrote it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -87,21 +86,6 @@ class RunConfig(BaseModel):
         default=None,
         description="Who compares answers at `qft eval --judge`; it stays on this computer.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_of_scoring(cls, tables: Any) -> Any:
-        return with_kind(tables)
-
-    @property
-    def scored(self) -> EvalFields | None:
-        """The table by which held-out rows are scored; None if nothing is."""
-        return table_in_use(self.eval, self.data)
-
-    @property
-    def label_table(self) -> LabelEvalTable | None:
-        """The table of a run whose answers are labels; None if they are something else."""
-        return self.eval if isinstance(self.eval, LabelEvalTable) else None
 
     @property
     def trainer_tables(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from commands.ui.output import clean
 from infra.run import actions as act
 from infra.run.context import TurnReport
 from infra.run.heartbeat import SILENCE
+from trainer.rundir.status import Phase
 from trainer.text import duration, inexact
 
 
@@ -36,7 +37,8 @@ class RunSnapshot:
     @property
     def line(self) -> str:
         """The moment in one line of plain text."""
-        parts = [self.phase]
+        # Scoring takes minutes; how far it is stands in what the trainer says of it.
+        parts = [self.note if self.phase == Phase.EVALUATING and self.note else self.phase]
         if self.steps:
             parts.append(f"step {self.step}/{self.steps}")
         if self.eta_s is not None and self.step < self.steps:
@@ -81,7 +83,7 @@ def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> 
         simulated=simulated,
         evictions=state.evictions,
         home_step=state.home_step,
-        note=heartbeat.message[:200],
+        note=clean(heartbeat.message[:200]),
         inexact="" if heartbeat.exact else inexact(heartbeat.inexact_from),
         own=own,
     )

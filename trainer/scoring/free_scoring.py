@@ -97,15 +97,14 @@ def generate_answers(
     """
     tokens_max = answer_set.tokens_max(table)
     items = answer_set.with_room(tokens_max)
-    bounds = {"tokens_max": tokens_max, "stop_ids": list(answer_set.stop_ids)}
-    bounded = replace(request, facts={**request.facts, **bounds})
+    stop_ids = list(answer_set.stop_ids)
     return answer_freely(
         request.model,
         request.tokenizer,
         items,
         tokens_max=tokens_max,
         stop_ids=answer_set.stop_ids,
-        kept=bounded.keep(name, items),
+        kept=request.keep(name, items, tokens_max=tokens_max, stop_ids=stop_ids),
         on_progress=request.on_progress,
     )
 
