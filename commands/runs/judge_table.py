@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from commands.runs.web_address import is_loopback
 
 USD_MAX = 100_000
 CRITERIA = "Which answer is more correct, more helpful and clearer?"
@@ -95,13 +96,3 @@ class JudgeTable(BaseModel):
         """Whether nobody is charged: by the prices, or because it is a service of this computer."""
         prices = self.usd_per_mtok
         return self.loopback if prices is None else prices.prompt == prices.answer == 0
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host of an address is this computer; other names are not looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False

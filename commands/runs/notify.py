@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from commands.runs.judge_table import is_loopback
 from commands.runs.request import RunRequest
+from commands.runs.web_address import is_loopback
+from commands.runs.web_opener import make_opener
 from commands.ui.errors import UsageError
 from infra.durable import read_json, write_json
 from infra.run.budget import Budget, bill
@@ -224,8 +224,7 @@ class Notifier:
 def post_to(url: Secret, *, timeout_s: float = SEND_S) -> Callable[[bytes], None]:
     """Return a function that posts JSON there. It raises OSError for any answer but 2xx."""
     loopback = is_loopback(urlsplit(url.reveal()).hostname or "")
-    proxies = [urllib.request.ProxyHandler({})] if loopback else []
-    opener = urllib.request.build_opener(_NoRedirects(), *proxies)
+    opener = make_opener(loopback=loopback)
 
     def post(body: bytes) -> None:
         headers = {"Content-Type": "application/json", "User-Agent": "qft"}
@@ -235,13 +234,6 @@ def post_to(url: Secret, *, timeout_s: float = SEND_S) -> Callable[[bytes], None
         opener.open(request, timeout=timeout_s).close()
 
     return post
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for an error: it would show the address, and its token, to another host."""
-
-    def redirect_request(self, *_arguments: Any, **_more: Any) -> None:
-        return None
 
 
 def describe(error: BaseException) -> str:

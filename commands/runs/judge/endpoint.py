@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from commands.runs.judge.tokens import Usage, estimate_tokens
+from commands.runs.web_opener import make_opener
 from commands.ui.errors import HostError, UsageError
 from infra.untrusted import NotPlain, parse, table, text, whole
 from trainer.secret import Secret
@@ -161,10 +162,7 @@ class Endpoint:
         if self.key is not None:
             # Unredirected, so that nothing in the library can send it on to anybody else.
             request.add_unredirected_header("Authorization", f"Bearer {self.key.reveal()}")
-        handlers: list[Any] = [_NoRedirects()]
-        if self.loopback:  # a proxy is another computer
-            handlers.append(urllib.request.ProxyHandler({}))
-        opener = urllib.request.build_opener(*handlers)
+        opener = make_opener(loopback=self.loopback)
         ends_s = self.clock() + self.answer_s_max
         with opener.open(request, timeout=self.timeout_s) as answer:
             parts: list[bytes] = []
@@ -257,13 +255,6 @@ class Endpoint:
 
     def _hidden(self, message: str) -> str:
         return message if self.key is None else self.key.hide_in(message)
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Makes an error of every redirect."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none."""
 
 
 def _choice(answer: dict[str, Any]) -> dict[str, Any]:
