@@ -90,6 +90,18 @@ def test_free_answers_do_not_borrow_the_gain_of_bound_ones() -> None:
         found[stage] |= {way: {"exact_match": {"value": value}} for way in ("bound", "free")}
 
     assert headline(found) == "exact match of answers held to the labels 0.60 → 0.65"
+    found["gain"]["decoding"] = "free"
+    assert headline(found) == "accuracy 0.20 → 0.90"
+
+
+def test_sets_of_labels_have_the_change_of_their_micro_f1() -> None:
+    """Beside the change of exact matches the result has that of the headline's own figure."""
+    found = scored(0.2, 0.7, (0.1, 0.3), metric="micro_f1")
+    found["gain"] |= {"metric": "exact_match"}
+    assert headline(found) == "no clear change in micro F1 (0.20 → 0.70)"
+
+    found["gain"]["headline"] = {"metric": "micro_f1", "value": 0.5, "low": 0.4, "high": 0.6}
+    assert headline(found) == "micro F1 0.20 → 0.70"
 
 
 @pytest.mark.parametrize(

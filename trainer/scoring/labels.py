@@ -161,8 +161,9 @@ def _count_candidates(eval_set: EvalSet) -> dict[str, int]:
 def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
     """Return how many more documents are wholly right, paired, with its interval.
 
-    Of sets of labels `headline` has the change of micro F1 as well. None if the two were not scored
-    on the same rows.
+    `decoding` says which answers it is of; in results of an earlier qft it is of bound ones. Of sets
+    of labels `headline` has the change of micro F1 as well. None if the two were not scored on the
+    same rows.
     """
     was, now = ({one["row"]: one for one in x.details["documents"]} for x in (before, after))
     if was.keys() != now.keys():
@@ -180,7 +181,8 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
         return {"metric": figure, **asdict(change)}
 
     hits = [(references == one).all(axis=1).tolist() for one in given]
-    found = {"metric": HEADLINE["label"], **asdict(paired_change(*hits))}
+    change = asdict(paired_change(*hits))
+    found = {"metric": HEADLINE["label"], "decoding": after.decoding, **change}
     if after.kind == "multilabel":
         found["headline"] = changed(HEADLINE["multilabel"])
     return found
