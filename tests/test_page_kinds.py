@@ -10,6 +10,7 @@ import pytest
 from support import tiny
 from support.page_runs import write_run
 from support.pages import read
+from support.scored_answers import CHAT_TEMPLATE
 
 from trainer.config import TrainerConfig
 from trainer.pages import report
@@ -17,7 +18,7 @@ from trainer.pages.run_files import build_report
 from trainer.scoring.evaluate import run
 
 STAGES: tuple[Literal["before", "after"], ...] = ("before", "after")
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token }}{% endfor %}"
+
 COLOURS = ("red", "green", "blue")
 WORDS = {"prompt": "{ask}: ", "completion": " {answer}"}
 ROWS: list[dict[str, Any]] = [
@@ -74,7 +75,7 @@ def test_what_a_scoring_writes_is_shown(kind: str, models: list[Any], tmp_path: 
          "data": {"train": "train.jsonl", "eval": "eval.jsonl", **data}}
     )  # fmt: skip
     tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = CHAT_TEMPLATE
     for stage, model in zip(STAGES, models, strict=True):
         run(run_dir, config, model, tokenizer, stage=stage, on_progress=lambda *_: None)
     found = build_report(run_dir, {"usd": 0.041})
@@ -88,3 +89,20 @@ def test_what_a_scoring_writes_is_shown(kind: str, models: list[Any], tmp_path: 
     assert "fine-tuned" in scores
     assert found["after"]["loss"]["figures"]["nats_per_token"]["value"] > 0
     assert "row 1, score" in page.text or "row 2, score" in page.text
+
+
+def test_the_page_says_why_there_is_only_a_loss(tmp_path: Path) -> None:
+    """Where nobody asked for answers and none could be generated, the reason stands below."""
+    run_dir = write_run(tmp_path / "run", [], steps=10)
+    figure = {"value": 2.0, "low": 1.5, "high": 2.5}
+    result = {
+        "version": 1, "stage": "after", "kind": "loss", "metric": "nats_per_token",
+        "decoding": "none", **figure, "n": 3, "better": "lower", "stop_rate": None,
+        "parse_failures": 0, "loss": {"figures": {"nats_per_token": figure}},
+        "details": {"documents": [], "not_answered": "no <b> turn to answer"},
+    }  # fmt: skip
+    (run_dir / "eval-after.json").write_text(json.dumps(result), encoding="utf-8")
+
+    page = read(report.as_page(build_report(run_dir, {}), run_dir, name="run"))
+
+    assert "there is only their loss: no <b> turn to answer" in page.text

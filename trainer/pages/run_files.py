@@ -196,6 +196,8 @@ def _headline(result: Json | None) -> Json | None:
             ways = {way: details[way]["figures"] for way in ("bound", "free")}
         else:
             ways = {"figures": table(details.get("figures"))}
+        if reason := _lines(details.get("not_answered")):
+            more["not_answered"] = reason
         return {key: result[key] for key in keys} | ways | more
     except MALFORMED:
         return None

@@ -132,6 +132,8 @@ def _note(stage: Mapping[str, Any]) -> Markup:
     if "bound" in stage:
         words += " Bound answers are held to the labels, free ones are what the model writes;"
         words += f" the bars are of {stage.get('decoding')} ones."
+    if reason := stage.get("not_answered"):
+        words += f" No answers were generated, so there is only their loss: {reason}"
     return html.note(words)
 
 

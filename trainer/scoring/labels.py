@@ -161,8 +161,8 @@ def _count_candidates(eval_set: EvalSet) -> dict[str, int]:
 def gain(before: EvalResult, after: EvalResult) -> dict[str, Any] | None:
     """Return how many more documents are wholly right, paired, with its interval.
 
-    `decoding` says which answers it is of; in results of an earlier qft it is of bound ones. Of sets
-    of labels `headline` has the change of micro F1 as well. None if the two were not scored on the
+    `decoding` says which answers it is of; results of an earlier qft are of bound ones. Of sets of
+    labels `headline` has the change of micro F1 as well. None if the two were not scored on the
     same rows.
     """
     was, now = ({one["row"]: one for one in x.details["documents"]} for x in (before, after))
