@@ -29,9 +29,10 @@ class VmTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    provider: Literal["local", "azure", "ssh"] = Field(
+    provider: Literal["local", "azure", "aws", "ssh"] = Field(
         default="local",
-        description="`local` plays a spot cloud on this computer, `azure` rents, `ssh` is yours.",
+        description="`local` plays a spot cloud on this computer, `azure` and `aws` rent, `ssh` is"
+        " yours.",
     )
     gpu: str = Field(default="T4", description="A GPU of the catalog, such as T4, A10, A100.")
     regions: list[str] = Field(
@@ -53,6 +54,7 @@ class VmTable(BaseModel):
     local: LocalTable = Field(default_factory=lambda: LocalTable())  # noqa: PLW0108  (defined below)
     ssh: SshTable | None = Field(default=None, description="Needed by `provider: ssh`.")
     azure: AzureTable = Field(default_factory=lambda: AzureTable())  # noqa: PLW0108  (defined below)
+    aws: AwsTable = Field(default_factory=lambda: AwsTable())  # noqa: PLW0108  (defined below)
 
     @field_validator("gpu")
     @classmethod
@@ -242,6 +244,28 @@ class AzureTable(BaseModel):
     @classmethod
     def _check_subscription(cls, value: str) -> str:
         return value and _require_valid(value, cloud_name_error)
+
+
+class AwsTable(BaseModel):
+    """Which account, network and image to use on AWS."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    needs_max_price: ClassVar[bool] = True
+
+    profile: str = Field(
+        default="", description="Profile of `~/.aws/config`; empty leaves it to AWS_PROFILE."
+    )
+    subnet: str = Field(
+        default="",
+        pattern="^(subnet-[0-9a-f]{8,17})?$",
+        description="Subnet for accounts without a default VPC; empty takes the default ones.",
+    )
+    image: str = Field(
+        default="",
+        pattern="^(ubuntu|ami-[0-9a-f]{8,17})?$",
+        description="`ubuntu` for plain Ubuntu, or an image's id `ami-…`; empty takes AWS's"
+        " deep-learning base image.",
+    )
 
 
 class BudgetTable(BaseModel):

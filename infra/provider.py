@@ -29,7 +29,7 @@ class Provider(ABC):
     """
 
     name: ClassVar[str]
-    """The value of `vm.provider` that selects this provider, such as `local` or `azure`."""
+    """The value of `vm.provider` that selects this provider, such as `local`, `azure` or `aws`."""
     traits: ClassVar[Traits]
     """How this provider differs from others, as data, so that nobody asks for its class."""
 
@@ -172,6 +172,9 @@ class Traits:
     """Whether `set_safeguards` can set anything: it is then called at each start, and renewed."""
     keeps_disk: bool = True
     """Whether a deallocated machine keeps its disk, so that `start` finds the last checkpoint."""
+    cap_changes: bool = True
+    """Whether the price cap of a machine that is deallocated can change; else another cap means
+    another machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +206,10 @@ class Offer:
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
     eviction_band: str = ""
-    """Evictions as the vendor publishes them, percent per hour such as `0-5`; empty if unknown."""
+    """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
+    """
+    eviction_period: str = "hour"
+    """The time that the band is about: `hour`, or `month` where the vendor counts by months."""
     placement_score: str = ""
     """The vendor's guess of being granted such a machine now, in its words; empty if unknown."""
     quota_left: int | None = None
@@ -311,6 +317,8 @@ class Vm:
     """The pinned key line it must present."""
     metadata_url: str = ""
     """Base of the instance-metadata service as seen from inside the machine; empty if none."""
+    metadata_api: str = "azure"
+    """The protocol in which that service gives notice of an eviction: `azure` or `aws`."""
     power: PowerState = PowerState.CREATING
     """As last seen by the call that returned this value."""
     created_at: str = ""

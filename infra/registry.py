@@ -54,9 +54,16 @@ def _azure() -> Registration:
     return AzureRegistration()
 
 
+def _aws() -> Registration:
+    from infra.aws.registration import AwsRegistration
+
+    return AwsRegistration()
+
+
 _ROWS: Mapping[str, Callable[[], Registration]] = {
     "local": LocalRegistration,
     "azure": _azure,
+    "aws": _aws,
     "ssh": SshRegistration,
 }
 NAMES = tuple(_ROWS)
