@@ -19,6 +19,7 @@ from infra.aws.request import (
     LaunchTarget,
     check_spec,
     difference_from,
+    disk_note,
     idle_usd_per_h,
     run_instances_body,
 )
@@ -186,9 +187,13 @@ def test_everything_that_is_made_carries_our_tag_at_birth() -> None:
 @pytest.mark.parametrize(("wanted_gb", "made_gb"), [(30, 75), (128, 128)])
 def test_disk_is_at_least_as_big_as_the_image(wanted_gb: int, made_gb: int) -> None:
     """A disk that would not hold the image is made bigger, before anything is asked for."""
-    (disk,) = body(spec(disk_gb=wanted_gb))["BlockDeviceMappings"]
+    wanted = spec(disk_gb=wanted_gb)
+
+    (disk,) = body(wanted)["BlockDeviceMappings"]
 
     assert disk["Ebs"]["VolumeSize"] == made_gb
+    note = disk_note(wanted, TARGET.image)
+    assert note.startswith("the disk has 75 GB instead of 30") == (wanted_gb != made_gb)
 
 
 def test_bigger_disk_costs_more_while_the_machine_is_stopped() -> None:

@@ -26,6 +26,7 @@ from infra.aws.request import (
     LaunchTarget,
     check_spec,
     disk_gb,
+    disk_note,
     idle_usd_per_h,
     run_instances_body,
 )
@@ -156,7 +157,7 @@ class VmCreator:
                 settings=self.context.settings,
             )
             if made is not None:
-                return made
+                return replace(made, note=disk_note(spec, target.image))
         raise NoCapacity(
             f"{ATTEMPTS_MAX} machines of this run have ended in {zone} before they were used",
             hint="another zone is tried; `vm.regions` names more of them",

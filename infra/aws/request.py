@@ -66,6 +66,17 @@ def disk_gb(spec: VmSpec, image: Image) -> int:
     return max(spec.disk_gb, image.size_gb)
 
 
+def disk_note(spec: VmSpec, image: Image) -> str:
+    """What to tell of a disk that is bigger than asked for; empty if it is not."""
+    made_gb = disk_gb(spec, image)
+    if made_gb == spec.disk_gb:
+        return ""
+    return (
+        f"the disk has {made_gb} GB instead of {spec.disk_gb}: the image `{image.id}` needs them"
+        f" (about {idle_usd_per_h(spec, made_gb):.4f} USD/h while the machine is stopped)"
+    )
+
+
 def idle_usd_per_h(spec: VmSpec, size_gb: int) -> float:
     """What a stopped machine costs per hour: its disk, since its address is given back."""
     if spec.offer.idle_usd_per_h > 0 and spec.disk_gb > 0:
