@@ -66,7 +66,7 @@ class VmCreator:
         the next call goes on from there.
         """
         check_spec(spec)
-        self._settle_pending_request(spec.run_id)
+        self._settle_pending_request(spec)
         existing = self._existing.find(spec)
         try:
             return self._acceptance.finish(spec, existing or self._rent(spec))
@@ -76,15 +76,18 @@ class VmCreator:
             self._give_up(spec, error)
             raise
 
-    def _settle_pending_request(self, run_id: str) -> None:
+    def _settle_pending_request(self, spec: VmSpec) -> None:
         """Send a request again whose answer was not seen: EC2 answers with the same machine.
 
         An older one needs no answer: what it made is in every list by now.
         """
-        record = self.context.record(run_id)
+        record = self.context.record(spec.run_id)
         if not record.pending_request:
             return
-        if 0 <= self.context.clock() - record.requested_at < NEW_S:
+        if record.generation != spec.generation:
+            self.deleter.remove(spec.run_id)
+            return
+        if self.context.clock() - record.requested_at < NEW_S:
             try:
                 self._send(record, record.pending_request)
             except (Transient, SignedOut):
@@ -147,7 +150,7 @@ class VmCreator:
             except TokenSpentError:
                 continue
             except TokenReusedError:  # by a process whose record is lost
-                if self._existing.appears(spec) and (vm := self._existing.find(spec)):
+                if self._existing.appears(spec, token=token) and (vm := self._existing.find(spec)):
                     return vm
                 continue
             made = vm_from_instance(

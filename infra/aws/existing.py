@@ -43,14 +43,18 @@ class ExistingMachines:
                 self._remove(spec.run_id, region)
         return None
 
-    def appears(self, spec: VmSpec) -> bool:
-        """Wait for what lists may not show yet of another process's create; whether it came."""
+    def appears(self, spec: VmSpec, *, token: str = "") -> bool:
+        """Wait for what lists may not show yet of another process's create; whether it came.
+
+        With `token`, that of a request which was sent before, a dead machine ends the wait, too.
+        """
         deadline = self.context.clock() + HIDDEN_S
         while True:
             found = self._inventories.of_run(spec.offer.region, spec.run_id)
             if found.live_instances or found.live_requests:
                 return True
-            if self.context.clock() >= deadline:
+            is_over = token and any(one.get("ClientToken") == token for one in found.instances)
+            if is_over or self.context.clock() >= deadline:
                 return False
             self.context.sleep(self.context.settings.polling_s)
 
@@ -58,7 +62,7 @@ class ExistingMachines:
         """List what a run has in a region; waits for a machine on record that is not shown yet."""
         record = self.context.record(run_id)
         ids = record.ids if record.ids.get("region") == region else {}
-        deadline = record.requested_at + NEW_S
+        deadline = min(record.requested_at, self.context.clock()) + NEW_S
         while True:
             found = self._inventories.of_run(region, run_id, ids)
             instance = ids.get("instance", "")
