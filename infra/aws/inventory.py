@@ -141,6 +141,10 @@ class Inventories:
         found = self._requests(region, [_filter(*by)], doing="look at the spot request")
         return max(found, key=lambda one: str(one.get("CreateTime") or ""), default=None)
 
+    def groups(self, region: str, run_id: str) -> list[Row]:
+        """The security groups of a run in a region."""
+        return self._groups(region, _filter(f"tag:{RUN}", run_id), "")
+
     def of_run(self, region: str, run_id: str, ids: Mapping[str, str] | None = None) -> Inventory:
         """Everything of one run in a region; `ids` as a record holds them are looked up, too."""
         recorded = dict(ids or {})
