@@ -75,7 +75,7 @@ class Deleter:
             return [record.ids["region"]]
         inventories = Inventories(context=self.context)
         regions = regions_to_ask(self.context)
-        answers = inventories.in_regions(regions, lambda one: inventories.of_run(one, run_id))
+        answers = inventories.in_regions(regions, lambda one: inventories.search(one, run_id))
         refused: list[ProviderError] = []
         found: list[str] = []
         for region, answer in zip(regions, answers, strict=True):

@@ -37,7 +37,7 @@ class Listing:
         account = self.context.account()
         inventories = Inventories(context=self.context)
         regions, recorded = regions_to_ask(self.context), recorded_regions(self.context.state_dir)
-        answers = inventories.in_regions(regions, inventories.of_account)
+        answers = inventories.in_regions(regions, inventories.search)
         found: list[Vm] = []
         refused: list[Exception] = []
         for region, answer in zip(regions, answers, strict=True):

@@ -50,6 +50,8 @@ class PowerControl:
             raise Gone(f"the machine `{vm.id}` is being terminated")
         if view.state == STOPPING or view.status_code == "marked-for-stop":
             raise _still_stopping(view)
+        if view.request_state and not view.is_request_live:
+            raise _request_ended(view)
         self.allow_caller_ip(vm)
         record = self._record(vm)
         before = replace(record)
@@ -260,6 +262,14 @@ def _still_stopping(view: MachineView) -> Transient:
         f"`{view.instance}` is still stopping; EC2 starts it when that is done",
         hint="the same call is safe to repeat",
         retry_after_s=BUSY_S,
+    )
+
+
+def _request_ended(view: MachineView) -> NoCapacity:
+    """The refusal to start what no spot request holds any more: its disk is all that is left."""
+    return NoCapacity(
+        f"EC2 starts `{view.instance}` no more: its spot request has ended ({view.status_code})",
+        hint="`qft run` moves to another machine, from the newest checkpoint that is at home",
     )
 
 
