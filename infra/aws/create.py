@@ -21,7 +21,7 @@ from infra.aws.image import ImageFinder
 from infra.aws.naming import TAG_NAME_CHARS_MAX, client_token, group_name
 from infra.aws.network import SubnetFinder
 from infra.aws.observe import VmObserver
-from infra.aws.removal import NEW_S
+from infra.aws.reading import NEW_S
 from infra.aws.request import (
     LaunchTarget,
     check_spec,

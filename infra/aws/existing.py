@@ -11,7 +11,7 @@ from infra.aws.delete import Deleter
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.machine_view import tags_of_answer
 from infra.aws.observe import VmObserver
-from infra.aws.removal import NEW_S
+from infra.aws.reading import NEW_S
 from infra.aws.request import difference_from
 from infra.aws.vm import as_seen, vm_from_instance
 from infra.provider import PowerState, Vm, VmSpec
