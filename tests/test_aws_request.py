@@ -19,12 +19,12 @@ from infra.aws.request import (
     LaunchTarget,
     check_spec,
     difference_from,
+    disk_note,
     idle_usd_per_h,
-    launch_failure,
     run_instances_body,
 )
 from infra.aws.user_data import USER_DATA_BYTES_MAX, user_data
-from infra.errors import BadRequest, NoCapacity, NotAllowed, OverQuota, ProviderError, Rejected
+from infra.errors import BadRequest
 from infra.provider import Offer, VmSpec
 from infra.renting.first_boot import one_file
 from infra.renting.tags import tags_of
@@ -187,9 +187,13 @@ def test_everything_that_is_made_carries_our_tag_at_birth() -> None:
 @pytest.mark.parametrize(("wanted_gb", "made_gb"), [(30, 75), (128, 128)])
 def test_disk_is_at_least_as_big_as_the_image(wanted_gb: int, made_gb: int) -> None:
     """A disk that would not hold the image is made bigger, before anything is asked for."""
-    (disk,) = body(spec(disk_gb=wanted_gb))["BlockDeviceMappings"]
+    wanted = spec(disk_gb=wanted_gb)
+
+    (disk,) = body(wanted)["BlockDeviceMappings"]
 
     assert disk["Ebs"]["VolumeSize"] == made_gb
+    note = disk_note(wanted, TARGET.image)
+    assert note.startswith("the disk has 75 GB instead of 30") == (wanted_gb != made_gb)
 
 
 def test_bigger_disk_costs_more_while_the_machine_is_stopped() -> None:
@@ -218,8 +222,8 @@ def test_user_data_fits_with_the_longest_keys_and_program() -> None:
 
 def test_user_data_that_outgrows_ec2_is_refused_here() -> None:
     """What EC2 would refuse as malformed is an error before anything is sent."""
-    with pytest.raises(ValueError, match="exceeds EC2's 16384"):
-        user_data(spec(public_key=f"ssh-rsa {'A' * 16384}"))
+    with pytest.raises(BadRequest, match="exceeds EC2's 16384"):
+        check_spec(spec(public_key=f"ssh-rsa {'A' * 16384}"))
 
 
 @pytest.mark.parametrize(
@@ -281,27 +285,3 @@ def test_machine_that_was_not_asked_for_is_noticed(
 ) -> None:
     """On demand, another size or zone, one-time, losing its disk, another cap: each in words."""
     assert words in difference_from(INSTANCE | instance, REQUEST | request_, spec())
-
-
-@pytest.mark.parametrize(
-    ("code", "words", "error"),
-    [
-        ("Server.SpotInstanceTermination", "Spot instance termination", NoCapacity),
-        ("Server.InsufficientInstanceCapacity", "no capacity", NoCapacity),
-        ("Server.InternalError", "an internal error", NoCapacity),
-        ("Client.InternalError", "Client error on launch", NotAllowed),
-        ("Client.VolumeLimitExceeded", "Volume limit exceeded", OverQuota),
-        ("Client.UserInitiatedShutdown", "User initiated shutdown", Rejected),
-        ("", "", NoCapacity),
-    ],
-)
-def test_machine_that_ends_before_it_runs_says_why(
-    code: str, words: str, error: type[ProviderError]
-) -> None:
-    """The reason that EC2 gives decides what is tried next, and is passed on in its words."""
-    instance = {"StateReason": {"Code": code, "Message": f"{code}: {words}"}} if code else {}
-
-    found = launch_failure(instance, region="us-east-1", doing="rent g4dn.xlarge")
-
-    assert type(found) is error
-    assert words in str(found)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from infra.aws.context import AwsContext
 from infra.aws.inventory import Inventories, Inventory
+from infra.aws.reading import NEW_S
 from infra.aws.regions import regions_to_ask
-from infra.aws.removal import AGAIN, NEW_S, RegionRemoval
+from infra.aws.removal import AGAIN, RegionRemoval
 from infra.aws.safeguards import AwsSafeguards
 from infra.errors import NotAllowed, ProviderError, SignedOut
 from infra.provider import OnMessage, Removed, ignore_message
@@ -74,7 +75,7 @@ class Deleter:
             return [record.ids["region"]]
         inventories = Inventories(context=self.context)
         regions = regions_to_ask(self.context)
-        answers = inventories.in_regions(regions, lambda one: inventories.of_run(one, run_id))
+        answers = inventories.in_regions(regions, lambda one: inventories.search(one, run_id))
         refused: list[ProviderError] = []
         found: list[str] = []
         for region, answer in zip(regions, answers, strict=True):
@@ -91,7 +92,7 @@ class Deleter:
 
 def _await_create(record: RunRecord, now_s: float) -> None:
     """Record until when a machine may appear that was requested and whose answer never came."""
-    unanswered = record.requested == "create" and not record.ids.get("instance")
-    if unanswered and not record.refusal and 0 <= now_s - record.requested_at < NEW_S:
+    unanswered = record.requested == "create" and bool(record.pending_request)
+    if unanswered and 0 <= now_s - record.requested_at < NEW_S:
         record.tokens["appears_until"] = format_utc(record.requested_at + NEW_S)
         record.save()

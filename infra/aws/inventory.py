@@ -25,6 +25,7 @@ from infra.aws.machine_view import (
     tags_of_answer,
     view_of,
 )
+from infra.errors import NotAllowed, SignedOut
 from infra.renting.tags import GENERATION, RUN
 
 WORKERS = 8
@@ -141,6 +142,10 @@ class Inventories:
         found = self._requests(region, [_filter(*by)], doing="look at the spot request")
         return max(found, key=lambda one: str(one.get("CreateTime") or ""), default=None)
 
+    def groups(self, region: str, run_id: str) -> list[Row]:
+        """The security groups of a run in a region."""
+        return self._groups(region, _filter(f"tag:{RUN}", run_id), "")
+
     def of_run(self, region: str, run_id: str, ids: Mapping[str, str] | None = None) -> Inventory:
         """Everything of one run in a region; `ids` as a record holds them are looked up, too."""
         recorded = dict(ids or {})
@@ -158,6 +163,31 @@ class Inventories:
     def of_account(self, region: str) -> Inventory:
         """Everything of ours in a region."""
         return self._inventory(region, _filter("tag-key", RUN), {})
+
+    def search(self, region: str, run_id: str = "") -> Inventory:
+        """Everything of ours in a region, or of one run: one request where there is nothing.
+
+        `DescribeTags` covers all kinds at once; without the right to it each kind is listed.
+        """
+        filters = [_filter("key", RUN)]
+        if run_id:
+            filters.append(_filter("value", run_id))
+        try:
+            tags = self.context.clients.pages(
+                "ec2",
+                region,
+                "describe_tags",
+                "Tags",
+                doing=f"look for what is ours in {region}",
+                Filters=filters,
+            )
+        except SignedOut:
+            raise
+        except NotAllowed:
+            tags = [{}]
+        if not tags:
+            return Inventory(region=region)
+        return self.of_run(region, run_id) if run_id else self.of_account(region)
 
     def in_regions(
         self, regions: Sequence[str], look: Callable[[str], Inventory]

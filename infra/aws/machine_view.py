@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from infra.renting.tags import RUN
+from infra.timestamps import parse_utc_s
 from infra.untrusted import number, table, text
 
 PENDING, RUNNING, STOPPING, STOPPED = "pending", "running", "stopping", "stopped"
@@ -136,10 +137,11 @@ def _changed_s(
     a status that speaks of an earlier stop is older than the launch.
     """
     found = _TRANSITION_DATE.search(str(text(instance.get("StateTransitionReason")) or ""))
-    times = [datetime.fromisoformat(f"{found[1]}+00:00").timestamp()] if found else []
+    ordered_s = parse_utc_s(f"{found[1]}+00:00") if found else None
     updated_s = seconds_of(status.get("UpdateTime"))
-    if updated_s is not None and _DOWN_STATUS.search(_word(status.get("Code"))):
-        times.append(updated_s)
+    if not _DOWN_STATUS.search(_word(status.get("Code"))):
+        updated_s = None
+    times = [at_s for at_s in (ordered_s, updated_s) if at_s is not None]
     return min((at_s for at_s in times if at_s >= (launched_s or 0.0)), default=None)
 
 

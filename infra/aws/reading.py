@@ -162,7 +162,7 @@ def is_new(orders: Orders, now_s: float) -> bool:
 
 def has_run(view: MachineView, orders: Orders) -> bool | None:
     """Whether a machine that is down ran since it was last created or started; None: unknown."""
-    if view.reason_code in NEVER_LAUNCHED:
+    if view.reason_code in NEVER_LAUNCHED or "error on launch" in view.reason_message.lower():
         return False
     if orders.ran or view.reason_code == INSIDE:
         return True

@@ -19,8 +19,6 @@ from infra.renting.run_record import RunRecord
 from infra.timestamps import format_utc, parse_utc_s
 
 AGAIN = "`qft down --delete` once more goes on, and tells when nothing is left"
-NEW_S = 300.0
-"""How long something that was requested may be missing in lists."""
 KINDS = {
     "requests": ("spot request", "SpotInstanceRequestId"),
     "instances": ("virtual machine", "InstanceId"),

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infra.aws.error_codes import AwsErrorKind, kind_by_code
-from infra.aws.errors import AwsErrorInfo, translate
 from infra.aws.image import Image
+from infra.aws.leftovers import GP3_USD_PER_GB_MONTH, HOURS_PER_MONTH
 from infra.aws.network import Subnet
 from infra.aws.security_group import specify
 from infra.aws.user_data import user_data
-from infra.errors import BadRequest, NoCapacity, NotAllowed, ProviderError, Rejected
+from infra.errors import BadRequest
 from infra.provider import VmSpec
 from infra.timestamps import format_utc
 from infra.untrusted import table, text
@@ -23,9 +22,6 @@ CAP_USD_MIN = 0.001
 CAP_STEP_USD = 1e-5
 VALID_AFTER_LIMIT_S = 3600.0
 """How long after the limit EC2 may still restart a machine by itself: the request ends then."""
-GP3_USD_PER_GB_MONTH = 0.08
-"""In us-east-1; other regions are up to a third dearer."""
-HOURS_PER_MONTH = 730.0
 TAGGED = ("instance", "volume", "network-interface", "spot-instances-request")
 """What one request makes, and tags at birth."""
 
@@ -49,6 +45,7 @@ def check_spec(spec: VmSpec) -> None:
     if "\n" in spec.public_key.strip() or not spec.public_key.strip():
         raise BadRequest("the user's public key is not one line of `authorized_keys`")
     max_price(spec)
+    user_data(spec)
 
 
 def max_price(spec: VmSpec) -> str | None:
@@ -67,6 +64,17 @@ def max_price(spec: VmSpec) -> str | None:
 def disk_gb(spec: VmSpec, image: Image) -> int:
     """How big the disk becomes, in GiB: as asked for, or what the image needs if that is more."""
     return max(spec.disk_gb, image.size_gb)
+
+
+def disk_note(spec: VmSpec, image: Image) -> str:
+    """What to tell of a disk that is bigger than asked for; empty if it is not."""
+    made_gb = disk_gb(spec, image)
+    if made_gb == spec.disk_gb:
+        return ""
+    return (
+        f"the disk has {made_gb} GB instead of {spec.disk_gb}: the image `{image.id}` needs them"
+        f" (about {idle_usd_per_h(spec, made_gb):.4f} USD/h while the machine is stopped)"
+    )
 
 
 def idle_usd_per_h(spec: VmSpec, size_gb: int) -> float:
@@ -168,35 +176,3 @@ def _request_difference(request: Mapping[str, Any], spec: VmSpec) -> str:
     except ValueError:
         is_wanted = False
     return "" if is_wanted else f"its price cap is {cap or 'none'} instead of {wanted} USD/h"
-
-
-def launch_failure(instance: Mapping[str, Any], *, region: str, doing: str) -> ProviderError:
-    """The error of a machine that EC2 accepted and ended before it ran, by its own reason."""
-    reason = table(instance.get("StateReason"))
-    code = text(reason.get("Code")) or ""
-    message = text(reason.get("Message")) or text(instance.get("StateTransitionReason")) or ""
-    words = message.removeprefix(f"{code}: ") or code or "without a reason"
-    short = code.partition(".")[2]
-    kind = kind_by_code(short, message)
-    found: ProviderError
-    if code == "Client.InternalError":
-        found = NotAllowed(
-            f"cannot {doing}: EC2 ended the machine at once ({words}), as it does where its disk"
-            " cannot be encrypted",
-            hint="the account encrypts disks by a KMS key of its own: grant that key to"
-            " AWSServiceRoleForEC2Spot (`aws kms create-grant`), or choose the default key with"
-            f" `aws ec2 reset-ebs-default-kms-key-id --region {region}`",
-        )
-    elif kind in {AwsErrorKind.LIMIT, AwsErrorKind.QUOTA}:
-        found = translate(AwsErrorInfo(code=short, message=words, region=region), doing=doing)
-    elif code in {"Client.UserInitiatedShutdown", "Client.InstanceInitiatedShutdown"}:
-        found = Rejected(
-            f"cannot {doing}: the machine was ended while it was being made ({words})",
-            hint="somebody or something in the account ended it",
-        )
-    else:
-        found = NoCapacity(
-            f"cannot {doing}: EC2 took the machine back before it ran ({words})",
-            hint="the next offer is tried; more regions under `vm.regions` help",
-        )
-    return found

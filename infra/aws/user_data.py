@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.errors import BadRequest
 from infra.provider import VmSpec
 from infra.renting.first_boot import cloud_config, one_file
 
@@ -14,7 +15,7 @@ def user_data(spec: VmSpec) -> str:
 
     Every process on the machine can read it from the metadata service, and so can whoever may call
     `DescribeInstanceAttribute`: the host key in it is throwaway, and there is nothing else in it
-    that is secret. Raises ValueError if the document outgrows EC2's limit.
+    that is secret. Raises `BadRequest` if the document outgrows EC2's limit.
     """
     data = cloud_config(
         host_private_key=spec.host_private_key,
@@ -25,6 +26,8 @@ def user_data(spec: VmSpec) -> str:
         self_release_arguments=["--home", f"/home/{spec.user}"],
     )
     if len(data) > USER_DATA_BYTES_MAX:
-        message = f"user data of {len(data)} bytes exceeds EC2's {USER_DATA_BYTES_MAX}"
-        raise ValueError(message)
+        raise BadRequest(
+            f"user data of {len(data)} bytes exceeds EC2's {USER_DATA_BYTES_MAX}",
+            hint="a key of the type ed25519 is shorter than one of RSA",
+        )
     return data.decode()
