@@ -14,12 +14,11 @@ from infra.aws.delete import Deleter
 from infra.aws.doctor import Doctor
 from infra.aws.listing import Listing
 from infra.aws.observe import VmObserver
-from infra.aws.offers import Offers
+from infra.aws.offers import Offers, quota_covers
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.settings import AwsSettings
 from infra.aws.start_stop import PowerControl
-from infra.catalog.vendors import quota_covers
-from infra.errors import NoCapacity, NotAllowed, OverQuota, PriceAboveCap, ProviderError, SignedOut
+from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
 from infra.provider import (
     Observation,
     Offer,
@@ -35,7 +34,7 @@ from infra.provider import (
 )
 from infra.renting.caller import public_address
 from infra.renting.checks import Check
-from infra.renting.refusal_cache import CachedRefusal, RefusalCache
+from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
     from infra.aws.sdk import AwsClients
@@ -126,13 +125,7 @@ class AwsProvider(Provider):
 
     def account_problem(self) -> ProviderError | None:
         """Return that nobody is signed in, or that the configuration cannot be used."""
-        try:
-            self.context.account()
-        except NotAllowed as error:
-            return error if isinstance(error, SignedOut) else None
-        except ProviderError:
-            return None
-        return None
+        return self._offers.account_problem()
 
     def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Return the cap in force: no API changes that of a spot request."""
@@ -177,7 +170,7 @@ class AwsProvider(Provider):
             path=self._state_dir / "refusals.json",
             clock=self._clock,
             ttl_s=REFUSALS_TTL_S,
-            quota_covers=_quota_covers,
+            quota_covers=quota_covers,
         )
 
     @cached_property
@@ -205,10 +198,3 @@ class AwsProvider(Provider):
             safeguards=self._safeguards,
             refusal_cache=self._refusal_cache,
         )
-
-
-def _quota_covers(refusal: CachedRefusal, size: str, quota_is_listed: bool) -> bool:  # noqa: FBT001  (a callback)
-    """Whether a refusal for quota still counts: all G and VT sizes of a region share one quota."""
-    if quota_is_listed:
-        return False
-    return quota_covers(refusal.why, provider="aws", refused=refusal.size, size=size)

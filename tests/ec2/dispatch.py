@@ -11,6 +11,7 @@ from typing import Any
 
 from ec2 import (
     account_calls,
+    group_calls,
     instance_calls,
     network_calls,
     place_calls,
@@ -31,6 +32,7 @@ EC2: Operations = {
     **power_calls.OPERATIONS,
     **spot_calls.OPERATIONS,
     **network_calls.OPERATIONS,
+    **group_calls.OPERATIONS,
     **place_calls.OPERATIONS,
     **tag_calls.OPERATIONS,
 }
