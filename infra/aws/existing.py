@@ -39,7 +39,7 @@ class ExistingMachines:
             vm = self._usable(spec, region, found)
             if vm is not None:
                 return vm
-            if found.live_instances or found.ending_instances or found.live_requests:
+            if _must_go(found) or (region != spec.offer.region and not found.is_empty):
                 self._remove(spec.run_id, region)
         return None
 
@@ -112,6 +112,16 @@ class ExistingMachines:
     @property
     def _inventories(self) -> Inventories:
         return Inventories(context=self.context)
+
+
+def _must_go(found: Inventory) -> bool:
+    """Whether something without a machine that serves bills, or may launch one."""
+    return bool(
+        found.live_instances
+        or found.ending_instances
+        or found.live_requests
+        or any(one.get("State") == "available" for one in found.volumes)
+    )
 
 
 def ids_of(row: Mapping[str, Any]) -> dict[str, str]:
