@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from infra.local.machine import Machine, MachinePower, MachineSpec, inherited_environ
-from infra.local.processes import MARK
+from infra.local.processes import MARK, machine_processes
 from metal.definition import Quirks, VmDefinition
 from metal.machine import Metal
 
@@ -145,6 +145,12 @@ class MachineHost(ABC, Generic[V]):
             state.hurry = list(arguments)
         argv = (str(metal.programs / "systemctl"), "restart", unit)
         metal.as_root(*argv, environ=self._environ(self.machines[id_]))
+
+    def processes(self, vm: V) -> int:
+        """How many processes run in a machine."""
+        machine = self.machines[self.id_of(vm)]
+        spec = machine.spec()
+        return len(machine_processes(spec.mark, machine.disk)) if spec else 0
 
     def _make(self, vm: V) -> Machine:
         definition = self.definition(vm)
