@@ -133,20 +133,20 @@ def test_a_page_of_another_make_gives_no_bands(page: Any) -> None:
     assert bands_in(page) == {}
 
 
-def test_bands_are_asked_for_once_a_day(tmp_path: Path) -> None:
+def test_the_page_of_bands_is_fetched_once_a_day(tmp_path: Path) -> None:
     """The page has a megabyte: its answer is kept, and an old one serves where none comes."""
-    clock, asked = Noon(), 0
+    clock, fetches = Noon(), 0
 
     def fetch(_: str) -> Any:
-        nonlocal asked
-        asked += 1
+        nonlocal fetches
+        fetches += 1
         return PAGE
 
     for hours in (0, 23, 2):
         clock.now_s += hours * 3600.0
         found = Advisor(context=context(tmp_path, clock), fetch=fetch).bands()
         assert found[("g5.xlarge", "us-east-1")] == "20+"
-    assert asked == 2
+    assert fetches == 2
 
     clock.now_s += 90 * 86400.0
     assert Advisor(context=context(tmp_path, clock)).kept() == found
@@ -154,7 +154,7 @@ def test_bands_are_asked_for_once_a_day(tmp_path: Path) -> None:
     assert Advisor(context=context(tmp_path, clock)).kept() is None
 
 
-def test_a_quota_of_nothing_is_told_in_vcpus_with_its_page() -> None:
+def test_a_quota_of_nothing_is_counted_in_vcpus() -> None:
     """A new account may run 0 vCPUs: how many are needed, and where to ask for them, is told."""
     quota = SpotQuota(region="eu-west-1", limit=0, used=0)
 

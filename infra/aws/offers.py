@@ -47,8 +47,8 @@ class Offers:
         """
         sizes = [one for one in AWS.matching(want.gpu) if one.gpu_count == 1]
         regions = regions_of(want.regions) or [*AWS.regions]
-        known = [one for one in regions if one in AWS.region_list.regions]
-        found = self._availability.gather([one.size for one in sizes], known)
+        existing = [one for one in regions if one in AWS.region_list.regions]
+        found = self._availability.gather([one.size for one in sizes], existing)
         self.met[:] = [found.error] if found.error else []
         offers = [self._offer(place, want, found) for place in _places(sizes, regions, found)]
         region_rank = {region: index for index, region in enumerate(regions)}
