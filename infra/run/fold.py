@@ -107,6 +107,7 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
         _vm_started(state, event),
         vm=Vm.from_json(event.data["vm"]),
+        latest_limit_s=None,
         pending=None,
         start_failures=0,
         unreachable=0,
@@ -244,6 +245,7 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
         safeguards_until_s=event.data["until_s"],
         safeguards=tuple(event.data["holding"]),
         safeguards_missing=tuple(event.data.get("missing", ())),
+        latest_limit_s=event.data.get("latest_limit_s"),
     )
 
 

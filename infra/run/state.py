@@ -158,6 +158,9 @@ class RunState:
     """Which of them are set, and what they do."""
     safeguards_missing: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
+    latest_limit_s: float | None = None
+    """The latest limit to which the machine can be held, in seconds since 1970: the run goes on
+    after it with another machine. None: any."""
     stopped_by_user: str = ""
     """Who stopped the machine on purpose while the run was driven; empty if nobody did."""
     unexplained_stop: UnexplainedStop | None = None

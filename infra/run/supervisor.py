@@ -23,7 +23,7 @@ from infra.run.journal import Kind, Outcome
 from infra.run.observer import Observer, StallDetector
 from infra.run.plan import RunPlan
 from infra.run.release import billed_until_s, release
-from infra.run.safeguards import set_safeguards
+from infra.run.safeguards import Limits, set_safeguards
 from infra.run.state import RunEnd, RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
@@ -180,10 +180,19 @@ class Supervisor:
         """Set what ends the bill without us, at the provider and on the machine."""
         context, until_s = self._context, self._until_s(plan, vm.price_usd_per_h)
         context.workload.set_time_limit(vm, until_s - context.clock())
-        cap = context.want.max_price_usd_per_h
-        done = set_safeguards(context.provider, vm, cap=cap, until_s=until_s, sleep=context.sleep)
+        limits = Limits(
+            cap=context.want.max_price_usd_per_h,
+            until_s=until_s,
+            disk_days=plan.budget.disk_days,
+        )
+        done = set_safeguards(context.provider, vm, limits, sleep=context.sleep)
+        latest = {} if done.latest_limit_s is None else {"latest_limit_s": done.latest_limit_s}
         self._record(
-            Kind.SAFEGUARDS_SET, until_s=until_s, holding=done.holding, missing=done.missing
+            Kind.SAFEGUARDS_SET,
+            until_s=until_s,
+            holding=done.holding,
+            missing=done.missing,
+            **latest,
         )
 
     def _until_s(self, plan: RunPlan, price_usd_per_h: float) -> float:
@@ -203,7 +212,8 @@ class Supervisor:
     def _create(self, offer: Offer, generation: int, plan: RunPlan) -> None:
         spec = self._context.make_spec(offer, generation)
         if plan.has_safeguards:
-            spec = replace(spec, until_s=self._until_s(plan, offer.spot_usd_per_h))
+            until_s = self._until_s(plan, offer.spot_usd_per_h)
+            spec = replace(spec, until_s=until_s, disk_days=plan.budget.disk_days)
         if self._state.pending is not Kind.CREATE_INTENDED:
             self._record(Kind.CREATE_INTENDED, generation=generation, offer=asdict(offer))
         try:
