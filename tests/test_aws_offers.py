@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from arm import Disruption, DisruptionKind
 from ec2.harness import A10G, T4, AwsHarness, aws, spec
+from ec2.ledger import ADDRESS_USD_PER_H
 
 from infra.aws.errors import AwsErrorInfo, translate
 from infra.aws.quota import read_quota
@@ -79,6 +80,14 @@ def test_a_stopped_machine_still_pays_for_its_disk(harness: AwsHarness) -> None:
     assert at(listed(harness, EAST, disk_gb=256), "us-east-1a").idle_usd_per_h == pytest.approx(
         0.028055, abs=1e-6
     )
+
+
+def test_an_address_is_paid_for_while_the_machine_runs(harness: AwsHarness) -> None:
+    """EC2 takes the public address back at each stop: it bills beside compute, and only then."""
+    offer = at(listed(harness, EAST), "us-east-1a")
+
+    assert offer.address_usd_per_h == ADDRESS_USD_PER_H
+    assert offer.beside_compute_usd_per_h == pytest.approx(0.014027 + ADDRESS_USD_PER_H)
 
 
 def test_one_card_is_offered_in_every_size_and_no_size_with_several(harness: AwsHarness) -> None:
