@@ -222,6 +222,8 @@ class Offer:
     on_demand_usd_per_h: float | None = None
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
+    address_usd_per_h: float = 0.0
+    """What the address costs per hour beside that, where it bills only while the machine runs."""
     eviction_band: str = ""
     """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
     """
@@ -239,6 +241,16 @@ class Offer:
     """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
     clears: bool = False
     """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.idle_usd_per_h + self.address_usd_per_h
+
+    @property
+    def running_usd_per_h(self) -> float:
+        """What a machine costs per hour in all while it runs."""
+        return self.spot_usd_per_h + self.beside_compute_usd_per_h
 
     @property
     def place(self) -> str:

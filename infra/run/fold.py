@@ -97,9 +97,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         generation=event.data["generation"],
         start_requested_s=event.at_s,
         deleted=False,
-        spans=open_span(
-            state.spans, event.at_s, offer.spot_usd_per_h + offer.idle_usd_per_h, compute=True
-        ),
+        spans=open_span(state.spans, event.at_s, offer.running_usd_per_h, compute=True),
     )
 
 
@@ -131,11 +129,12 @@ def _start_intended(state: RunState, event: Event) -> RunState:
     price = state.vm.price_usd_per_h if state.vm else 0.0
     if not price and state.offer is not None:
         price = state.offer.spot_usd_per_h
+    usd_per_h = price + state.beside_compute_usd_per_h
     return replace(
         state,
         pending=event.kind,
         start_requested_s=event.at_s,
-        spans=open_span(state.spans, event.at_s, price + state.idle_usd_per_h, compute=True),
+        spans=open_span(state.spans, event.at_s, usd_per_h, compute=True),
     )
 
 
@@ -234,7 +233,7 @@ def _price_seen(state: RunState, event: Event) -> RunState:
     """Bill the machine at the market price of now from here on."""
     price = float(event.data["usd_per_h"])
     vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
-    spans = reprice_span(state.spans, event.at_s, price + state.idle_usd_per_h)
+    spans = reprice_span(state.spans, event.at_s, price + state.beside_compute_usd_per_h)
     return replace(state, vm=vm, spans=spans)
 
 

@@ -170,8 +170,13 @@ class RunState:
 
     @property
     def idle_usd_per_h(self) -> float:
-        """What disk and address cost per hour: they bill at all times, compute or not."""
+        """What disk and address cost per hour while the machine does not run."""
         return self.offer.idle_usd_per_h if self.offer else 0.0
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.offer.beside_compute_usd_per_h if self.offer else 0.0
 
     @property
     def rejected(self) -> bool:
