@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -16,7 +16,7 @@ from pydantic import (
 
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver, UnknownGpu, resolve_gpu
-from infra.catalog.vendors import CATALOGS
+from infra.catalog.vendors import CATALOGS, resolve_gpu_at
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
 
@@ -140,7 +140,7 @@ class ImageTable(BaseModel):
     def note(self, gpu: str) -> str:
         """What set-up will do about the driver, where the image is known not to bring the right."""
         driver = image_facts(self.urn).driver if self.driver == "auto" else ImageDriver(self.driver)
-        grid = bool(gpu) and AZURE.matching(gpu)[0].driver is Driver.GRID
+        grid = bool(gpu) and any(one.driver is Driver.GRID for one in AZURE.matching(gpu))
         if driver is ImageDriver.NONE:
             return "`vm.image` brings no driver: set-up installs one and reboots, some ten minutes"
         if driver is ImageDriver.CUDA and grid:
@@ -150,6 +150,8 @@ class ImageTable(BaseModel):
     def check_fits(self, gpu: str) -> None:
         """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
         matching_sizes = AZURE.matching(gpu)
+        if not matching_sizes:  # told where the config is read
+            return
         generation = generation_of(self.urn)
         if generation and not any(
             generation in one.hypervisor_generations for one in matching_sizes
@@ -278,6 +280,20 @@ class BudgetTable(BaseModel):
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
 
 
+def gpu_faults(vm: object) -> list[str]:
+    """Return what is wrong with the GPU of a table `vm` as its user wrote it, with the key.
+
+    A GPU that the vendor does not rent out is found here without asking anybody. Like the regions
+    it is no part of the table's own check.
+    """
+    if not isinstance(vm, dict):
+        return []
+    catalog = CATALOGS.get(str(vm.get("provider")))
+    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default), vm)
+    problem = catalog.gpu_problem(gpu) if catalog and gpu else ""
+    return [f"vm.gpu: {problem}"] if problem else []
+
+
 def region_faults(vm: object) -> list[str]:
     """Return what is wrong with the regions of a table `vm` as its user wrote it, with the keys.
 
@@ -291,7 +307,7 @@ def region_faults(vm: object) -> list[str]:
     if catalog is None:
         return []
     regions, named = catalog.region_list, [one for one in vm["regions"] if isinstance(one, str)]
-    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default))
+    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default), vm)
     unknown = [regions.name_problem(one) for one in named]
     found = [problem for problem in unknown if problem]
     if not found and gpu and (unsold := regions.sale_problem(gpu, named)):
@@ -308,10 +324,12 @@ def _followed(problem: str, listing: str) -> str:
     return f"{problem}; {listing}"
 
 
-def _gpu_of(name: object) -> str:
-    """Return the catalog's name of a GPU, empty if there is none or it is not in the catalog."""
+def _gpu_of(name: object, vm: Mapping[str, object]) -> str:
+    """Return what a GPU's name means to the provider; empty if it is not in the catalog."""
+    if not isinstance(name, str) or not name:
+        return ""
     try:
-        return resolve_gpu(name).gpu.name if isinstance(name, str) and name else ""
+        return resolve_gpu_at(str(vm.get("provider")), name).gpu.name
     except UnknownGpu:  # told where the table itself is checked
         return ""
 

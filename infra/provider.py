@@ -335,6 +335,8 @@ class Vm:
     """The price it was rented at; 0 when it costs nothing."""
     idle_usd_per_h: float = 0.0
     """What its disk and address cost per hour while it is deallocated."""
+    note: str = ""
+    """What of it is not as the user asked, for people, such as a disk that had to be bigger."""
 
     @property
     def accepted_host_keys(self) -> list[str]:

@@ -46,7 +46,7 @@ from commands.runs.planning.ranking import (
 from commands.runs.planning.services import service_costs
 from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
-from infra.catalog.gpus import resolve_gpu
+from infra.catalog.vendors import resolve_gpu_at
 from infra.config import VmTable
 from infra.errors import ProviderError
 from infra.provider import Offer, Provider, Safeguard, Want
@@ -237,6 +237,6 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
 
 def notes_on_names(vm: VmTable) -> list[str]:
     """Return notes on names under `vm` that mean something else than they seem to."""
-    gpu = resolve_gpu(vm.gpu).note if vm.gpu else ""
+    gpu = resolve_gpu_at(vm.provider, vm.gpu).note if vm.gpu else ""
     is_rented = vm.provider not in {"local", "ssh"}
     return [gpu, vm.image.note(vm.gpu) if is_rented and vm.image else ""]
