@@ -116,6 +116,8 @@ class RunState:
     """When it was first seen running since then; 0 if it never was."""
     alive_s: float = 0.0
     """When the machine was last seen alive."""
+    host_key_kept: bool = False
+    """Whether its host key could not be changed on this boot; tried again on the next one."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
