@@ -8,7 +8,7 @@ from typing import Any
 
 from ec2 import iam
 from ec2.replies import ApiCall, AwsError
-from ec2.spot_life import EXPERIMENT, interrupt
+from ec2.spot_lifecycle import EXPERIMENT, interrupt
 from ec2.state import ACCOUNT
 from ec2.world import World
 
@@ -146,7 +146,7 @@ def _act(world: World, region: str, template: dict[str, Any], made: dict[str, An
             parameters={"InstanceIds": [one.id for one in running]},
             caller=role,
         )
-        if not world.rights[role](call):
+        if not world.permissions[role](call):
             reason = f"{role} is not authorized to perform: ec2:{RIGHT}"
             made["state"] = {"status": "failed", "reason": reason}
             return

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ec2 import iam
+from ec2.protocols import check_input
 from ec2.replies import ApiCall, AwsError
 from ec2.state import ACCOUNT
-from ec2.wire import check_input
 from ec2.world import World
 
 KEY = "scheduler"
