@@ -230,7 +230,7 @@ def check_schedule(world: World, call: ApiCall) -> None:
     _check_times(world, body)
     _check_target(call)
     role = body["Target"]["RoleArn"]
-    iam.check_pass_role(world, call, role)
+    iam.check_pass_role(world, call, role, "scheduler.amazonaws.com")
     if not _assumes(world, call.region, role):
         raise _invalid(
             "The execution role you provide must allow AWS EventBridge Scheduler to assume the "
