@@ -172,7 +172,11 @@ class AwsProvider(Provider):
 
     @cached_property
     def _observer(self) -> VmObserver:
-        return VmObserver(context=self.context, price_now=self._offers.price_now)
+        return VmObserver(
+            context=self.context,
+            price_now=self._offers.price_now,
+            safeguard_names=self._safeguards.leftovers,
+        )
 
     @cached_property
     def _refusal_cache(self) -> RefusalCache:
@@ -197,7 +201,9 @@ class AwsProvider(Provider):
 
     @cached_property
     def _power(self) -> PowerControl:
-        return PowerControl(context=self.context, observer=self._observer)
+        return PowerControl(
+            context=self.context, observer=self._observer, safeguards=self._safeguards
+        )
 
     @cached_property
     def _creator(self) -> VmCreator:
