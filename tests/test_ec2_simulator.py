@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ec2.harness import AwsHarness, aws
@@ -34,7 +35,7 @@ def only(harness: AwsHarness) -> Instance:
     return machine
 
 
-def stopped(harness: AwsHarness, user: Ec2User, **changes: object) -> str:
+def stopped(harness: AwsHarness, user: Ec2User, **changes: Any) -> str:
     """A machine that its user stopped, long enough ago to start it again."""
     made = user.running(**changes)
     user.call("stop_instances", InstanceIds=[made])

@@ -107,16 +107,21 @@ class AwsProvider(Provider):
         """Admit the caller's address of now to SSH; whether the rule had to change."""
         return self._power.allow_caller_ip(vm)
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
+    def set_safeguards(
+        self, vm: Vm, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Set what ends the bill when everything of ours is dead, and report which of it is set.
 
-        `until_s` is the limit in seconds since 1970. Call again within 23 hours.
+        `until_s` is the limit in seconds since 1970; `disk_days` after it the disk may go, too.
+        Call again when the limit changes.
         """
-        return self._safeguards.set_safeguards(vm, until_s=until_s)
+        return self._safeguards.set_safeguards(vm, until_s=until_s, disk_days=disk_days)
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
+    def preview_safeguards(
+        self, want: Want, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Preview which safeguards this account will be able to set; changes nothing."""
-        return self._safeguards.preview_safeguards(want, until_s=until_s)
+        return self._safeguards.preview_safeguards(want, until_s=until_s, disk_days=disk_days)
 
     def account_problem(self) -> ProviderError | None:
         """Return that nobody is signed in, or that the configuration cannot be used."""

@@ -105,6 +105,7 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
         _vm_started(state, event),
         vm=Vm.from_json(event.data["vm"]),
+        latest_limit_s=None,
         pending=None,
         start_failures=0,
         unreachable=0,
@@ -166,6 +167,26 @@ def _address_seen(state: RunState, event: Event) -> RunState:
         return state
     seen = {key: event.data[key] for key in ("host", "port", "metadata_url")}
     return replace(state, vm=replace(state.vm, **seen))
+
+
+def _host_key_intended(state: RunState, event: Event) -> RunState:
+    """Accept the new host key beside the present one."""
+    if state.vm is None:
+        return state
+    return replace(state, vm=replace(state.vm, next_host_public_key=event.data["public_key"]))
+
+
+def _host_key_changed(state: RunState, event: Event) -> RunState:
+    """Accept the new host key alone: it never left the machine."""
+    if state.vm is None:
+        return state
+    vm = replace(
+        state.vm,
+        host_public_key=event.data["public_key"],
+        next_host_public_key="",
+        host_key_is_readable=False,
+    )
+    return replace(state, vm=vm)
 
 
 def _stop_seen(state: RunState, event: Event) -> RunState:
@@ -243,6 +264,7 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
         safeguards_until_s=event.data["until_s"],
         safeguards=tuple(event.data["holding"]),
         safeguards_missing=tuple(event.data.get("missing", ())),
+        latest_limit_s=event.data.get("latest_limit_s"),
     )
 
 
@@ -344,6 +366,7 @@ def _vm_started(state: RunState, event: Event) -> RunState:
         running_s=0.0,
         prepared=False,
         launched=False,
+        host_key_kept=False,
         safeguards_set_at_s=0.0,
     )
 
@@ -363,6 +386,9 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.STOP_SEEN: _stop_seen,
     Kind.STOP_EXPLAINED: _stop_explained,
     Kind.PRICE_SEEN: _price_seen,
+    Kind.HOST_KEY_INTENDED: _host_key_intended,
+    Kind.HOST_KEY_CHANGED: _host_key_changed,
+    Kind.HOST_KEY_KEPT: lambda state, _: replace(state, host_key_kept=True),
     Kind.PREPARED: lambda state, _: replace(state, prepared=True),
     Kind.SAFEGUARDS_SET: _safeguards_set,
     Kind.LAUNCH_INTENDED: _intended,
