@@ -187,7 +187,9 @@ class AwsProvider(Provider):
 
     @cached_property
     def _power(self) -> PowerControl:
-        return PowerControl(context=self.context, observer=self._observer)
+        return PowerControl(
+            context=self.context, observer=self._observer, safeguards=self._safeguards
+        )
 
     @cached_property
     def _creator(self) -> VmCreator:

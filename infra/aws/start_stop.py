@@ -13,6 +13,7 @@ from infra.aws.machine_view import PENDING, RUNNING, SHUTTING_DOWN, STOPPED, STO
 from infra.aws.naming import MachineId
 from infra.aws.observe import VmObserver, orders_of
 from infra.aws.reading import LAG_S, read
+from infra.aws.safeguards import AwsSafeguards
 from infra.aws.security_group import SecurityGroups
 from infra.errors import (
     PASSING,
@@ -36,6 +37,7 @@ class PowerControl:
 
     context: AwsContext
     observer: VmObserver
+    safeguards: AwsSafeguards
 
     def start(self, vm: Vm) -> None:
         """Start a stopped machine under its old cap; silent if it runs or is starting.
@@ -51,6 +53,7 @@ class PowerControl:
         if view.request_state and not view.is_request_live:
             raise _request_ended(view)
         self.allow_caller_ip(vm)
+        self.safeguards.before_start(vm)
         record = self._record(vm)
         before = replace(record)
         record.note("start", self.context.clock())
