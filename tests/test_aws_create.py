@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ec2.harness import HOST_PRIVATE, AwsHarness, aws, spec
 
-from infra.aws.errors import NoDefaultVpcError
-from infra.errors import (
-    BadRequest,
-    NoCapacity,
-    NotAllowed,
-    OverQuota,
-    PriceAboveCap,
-    ProviderError,
-    Rejected,
-    SignedOut,
-    Transient,
-)
-from infra.provider import PowerState, Want
+from infra.provider import PowerState
 
 
 @pytest.fixture

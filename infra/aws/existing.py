@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.aws.context import AwsContext
@@ -87,7 +87,8 @@ class ExistingMachines:
             return seen if seen.power in UP else None
         if not is_same_key(vm.host_public_key, spec.host_public_key):
             return seen  # somebody else's, who knows its key: only reported
-        if difference_from(row, found.request_of(row), spec):  # such as a cap that was changed
+        here = replace(spec, offer=replace(spec.offer, zone=vm.zone))
+        if difference_from(row, found.request_of(row), here):  # such as a cap that was changed
             return None
         self._record(vm, row)
         return seen

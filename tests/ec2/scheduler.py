@@ -28,7 +28,7 @@ RETRY_S = 60.0
 EVENT_AGE_S = 86400
 ATTEMPTS = 185
 PAGE = 2
-"""Rows of a list in one answer where no number is asked for: few, so that clients must page."""
+"""Rows of a list in one answer where no number is given: few, so that clients must page."""
 TARGET = re.compile(r"arn:aws:scheduler:::aws-sdk:(?P<service>[a-z0-9]+):(?P<verb>[a-zA-Z]+)")
 AT = re.compile(r"at\((\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\)")
 RATE = re.compile(r"rate\(([1-9]\d*) (minute|hour|day)s?\)")
@@ -58,6 +58,11 @@ class Schedule:
         return str(self.body.get("GroupName", "default"))
 
     @property
+    def state(self) -> str:
+        """`ENABLED` or `DISABLED`."""
+        return str(self.body.get("State", "ENABLED"))
+
+    @property
     def arn(self) -> str:
         """Its ARN."""
         return f"arn:aws:scheduler:{self.region}:{ACCOUNT}:schedule/{self.group}/{self.name}"
@@ -68,7 +73,7 @@ class Schedule:
             "Arn": self.arn,
             "Name": self.name,
             "GroupName": self.group,
-            "State": self.body.get("State", "ENABLED"),
+            "State": self.state,
             "CreationDate": world.moment(self.created_s),
             "LastModificationDate": world.moment(self.changed_s),
             "Target": {"Arn": self.body["Target"]["Arn"]},
@@ -172,16 +177,16 @@ def delete_schedule(world: World, call: ApiCall) -> dict[str, Any]:
 
 def list_schedules(world: World, call: ApiCall) -> dict[str, Any]:
     """ListSchedules: of one region, by the beginning of their names, page by page."""
-    asked = call.parameters
+    wanted = call.parameters
     rows = [
         one
         for (region, _), one in sorted(scheduler(world).schedules.items())
         if region == call.region
-        and one.name.startswith(asked.get("NamePrefix", ""))
-        and one.group == asked.get("GroupName", one.group)
-        and one.body.get("State", "ENABLED") == asked.get("State", one.body.get("State", "ENABLED"))
+        and one.name.startswith(wanted.get("NamePrefix", ""))
+        and one.group == wanted.get("GroupName", one.group)
+        and one.state == wanted.get("State", one.state)
     ]
-    start, count = int(asked.get("NextToken") or 0), int(asked.get("MaxResults", PAGE))
+    start, count = int(wanted.get("NextToken") or 0), int(wanted.get("MaxResults", PAGE))
     answer: dict[str, Any] = {
         "Schedules": [one.summary(world) for one in rows[start : start + count]]
     }
@@ -321,7 +326,7 @@ def _invoke_at(world: World, schedule: Schedule, at_s: float, every_s: float | N
     def happen() -> None:
         if not _is_current(world, schedule):
             return
-        if schedule.body.get("State", "ENABLED") == "ENABLED" and scheduler(world).works:
+        if schedule.state == "ENABLED" and scheduler(world).works:
             _invoke(world, schedule, began_s=at_s, attempt=0)
         following = None if every_s is None else _next_s(schedule, every_s, at_s + 1.0)
         if following is not None:
