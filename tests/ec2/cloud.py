@@ -171,6 +171,11 @@ class Ec2Cloud:
         """Give back rights that `deny` took."""
         self.world.denied -= set(actions)
 
+    def forget_spot_role(self) -> None:
+        """Play an account that never used spot machines, for a user who may not make their role."""
+        self.world.has_spot_role = False
+        self.deny("iam:CreateServiceLinkedRole")
+
     def expire_credentials(self) -> None:
         """End the session whose keys are in the environment."""
         self.world.expired_keys.add(KEY_ID)
