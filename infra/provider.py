@@ -91,14 +91,28 @@ class Provider(ABC):
 
     # ---- optional ----
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+    def set_safeguards(
+        self,
+        vm: Vm,  # noqa: ARG002
+        *,
+        until_s: float,  # noqa: ARG002
+        disk_days: float | None = None,  # noqa: ARG002
+    ) -> list[Safeguard]:
         """Set every safeguard that may be set, to end compute soon after `until_s` (since 1970).
 
-        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
+        With `disk_days`, the machine and its disk are removed that long after the limit, where the
+        vendor can do so by itself. Never raises for one that cannot be set. Call again within 23
+        hours for a later limit.
         """
         return []
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+    def preview_safeguards(
+        self,
+        want: Want,  # noqa: ARG002
+        *,
+        until_s: float,  # noqa: ARG002
+        disk_days: float | None = None,  # noqa: ARG002
+    ) -> list[Safeguard]:
         """Predict what `set_safeguards` can set for such a machine; never raises."""
         return []
 
@@ -156,6 +170,9 @@ class Safeguard:
     """How to get one that could not be set; empty if it is set or nobody knows."""
     stops_at_s: float | None = None
     """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
+    latest_limit_s: float | None = None
+    """The latest limit to which this machine can be held, in seconds since 1970: for a later one it
+    takes another machine. None: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +222,8 @@ class Offer:
     on_demand_usd_per_h: float | None = None
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
+    address_usd_per_h: float = 0.0
+    """What the address costs per hour beside that, where it bills only while the machine runs."""
     eviction_band: str = ""
     """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
     """
@@ -222,6 +241,16 @@ class Offer:
     """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
     clears: bool = False
     """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.idle_usd_per_h + self.address_usd_per_h
+
+    @property
+    def running_usd_per_h(self) -> float:
+        """What a machine costs per hour in all while it runs."""
+        return self.spot_usd_per_h + self.beside_compute_usd_per_h
 
     @property
     def place(self) -> str:
@@ -257,6 +286,8 @@ class VmSpec:
     """When the budget ends at this price, in seconds since 1970: safeguards that end the bill
     without us are set for it as soon as there is a machine, not only when it answers. None sets
     none."""
+    disk_days: float | None = None
+    """How long after that limit the disk may be removed, too; None keeps it."""
     labels: dict[str, str] = field(default_factory=dict)
     """Further tags for people, such as the run's name; no secrets."""
 
@@ -315,10 +346,18 @@ class Vm:
     port: int = 22
     host_public_key: str = ""
     """The pinned key line it must present."""
+    next_host_public_key: str = ""
+    """The line that is about to replace it: while that is not empty, either is accepted."""
+    host_key_is_readable: bool = False
+    """Whether others can read the host key that it was made with, as the user data of EC2 can be
+    read: a new one is then made there over the first connection."""
     metadata_url: str = ""
     """Base of the instance-metadata service as seen from inside the machine; empty if none."""
     metadata_api: str = "azure"
     """The protocol in which that service gives notice of an eviction: `azure` or `aws`."""
+    interruption_is_free: bool = False
+    """Whether the vendor does not bill a first hour that it cuts short itself, as EC2: after a
+    notice nothing of ours stops the machine, unless the vendor does not come."""
     power: PowerState = PowerState.CREATING
     """As last seen by the call that returned this value."""
     created_at: str = ""
@@ -329,6 +368,11 @@ class Vm:
     """What its disk and address cost per hour while it is deallocated."""
     note: str = ""
     """What of it is not as the user asked, for people, such as a disk that had to be bigger."""
+
+    @property
+    def accepted_host_keys(self) -> list[str]:
+        """The lines of the host keys that it may present, the pinned one first."""
+        return [one for one in (self.host_public_key, self.next_host_public_key) if one]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Vm:

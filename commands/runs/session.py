@@ -92,7 +92,12 @@ class Session:
         budget = config.budget
         return RunPlan(
             goal=self.request.goal,
-            budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
+            budget=Budget(
+                usd=budget.usd,
+                hours=budget.hours,
+                evictions=budget.evictions,
+                disk_days=budget.disk_days,
+            ),
             policy=policy_of(self.request.loaded),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,

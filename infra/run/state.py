@@ -116,6 +116,8 @@ class RunState:
     """When it was first seen running since then; 0 if it never was."""
     alive_s: float = 0.0
     """When the machine was last seen alive."""
+    host_key_kept: bool = False
+    """Whether its host key could not be changed on this boot; tried again on the next one."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
@@ -158,6 +160,9 @@ class RunState:
     """Which of them are set, and what they do."""
     safeguards_missing: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
+    latest_limit_s: float | None = None
+    """The latest limit to which the machine can be held, in seconds since 1970: the run goes on
+    after it with another machine. None: any."""
     stopped_by_user: str = ""
     """Who stopped the machine on purpose while the run was driven; empty if nobody did."""
     unexplained_stop: UnexplainedStop | None = None
@@ -167,8 +172,13 @@ class RunState:
 
     @property
     def idle_usd_per_h(self) -> float:
-        """What disk and address cost per hour: they bill at all times, compute or not."""
+        """What disk and address cost per hour while the machine does not run."""
         return self.offer.idle_usd_per_h if self.offer else 0.0
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.offer.beside_compute_usd_per_h if self.offer else 0.0
 
     @property
     def rejected(self) -> bool:

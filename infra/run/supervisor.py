@@ -19,11 +19,13 @@ from infra.run.budget import bill, budget_end_s
 from infra.run.context import RunContext, TurnReport
 from infra.run.decide import Seen, decide, end_after_refusal
 from infra.run.fold import apply, fold
+from infra.run.host_key import change_host_key
+from infra.run.interruption import is_announced, wait_until_taken
 from infra.run.journal import Kind, Outcome
 from infra.run.observer import Observer, StallDetector
 from infra.run.plan import RunPlan
 from infra.run.release import billed_until_s, release
-from infra.run.safeguards import set_safeguards
+from infra.run.safeguards import Limits, set_safeguards
 from infra.run.state import RunEnd, RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
@@ -157,6 +159,10 @@ class Supervisor:
         match action:
             case act.SetSafeguards():
                 self._set_safeguards(vm, plan)
+            case act.ChangeHostKey():
+                problem = change_host_key(workload, self._machine, self._record)
+                if problem:
+                    self._report_progress(problem)
             case act.Prepare():
                 sent_s = workload.prepare(vm)
                 sent = {} if sent_s is None else {"sent_s": round(sent_s, 3)}
@@ -180,10 +186,19 @@ class Supervisor:
         """Set what ends the bill without us, at the provider and on the machine."""
         context, until_s = self._context, self._until_s(plan, vm.price_usd_per_h)
         context.workload.set_time_limit(vm, until_s - context.clock())
-        cap = context.want.max_price_usd_per_h
-        done = set_safeguards(context.provider, vm, cap=cap, until_s=until_s, sleep=context.sleep)
+        limits = Limits(
+            cap=context.want.max_price_usd_per_h,
+            until_s=until_s,
+            disk_days=plan.budget.disk_days,
+        )
+        done = set_safeguards(context.provider, vm, limits, sleep=context.sleep)
+        latest = {} if done.latest_limit_s is None else {"latest_limit_s": done.latest_limit_s}
         self._record(
-            Kind.SAFEGUARDS_SET, until_s=until_s, holding=done.holding, missing=done.missing
+            Kind.SAFEGUARDS_SET,
+            until_s=until_s,
+            holding=done.holding,
+            missing=done.missing,
+            **latest,
         )
 
     def _until_s(self, plan: RunPlan, price_usd_per_h: float) -> float:
@@ -203,7 +218,8 @@ class Supervisor:
     def _create(self, offer: Offer, generation: int, plan: RunPlan) -> None:
         spec = self._context.make_spec(offer, generation)
         if plan.has_safeguards:
-            spec = replace(spec, until_s=self._until_s(plan, offer.spot_usd_per_h))
+            until_s = self._until_s(plan, offer.spot_usd_per_h)
+            spec = replace(spec, until_s=until_s, disk_days=plan.budget.disk_days)
         if self._state.pending is not Kind.CREATE_INTENDED:
             self._record(Kind.CREATE_INTENDED, generation=generation, offer=asdict(offer))
         try:
@@ -245,6 +261,13 @@ class Supervisor:
             except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
                 # The machine goes either way; what is at home is what remains of it.
                 reason = f"{reason}; its newest checkpoint could not be copied ({error})"
+        if self._state.prepared and is_announced(vm, self._context.workload.job_status):
+            wait_until_taken(
+                self._context.provider,
+                vm,
+                sleep=self._context.sleep,
+                on_message=self._report_progress,
+            )
         self._context.workload.disconnect()
         self._record(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:
