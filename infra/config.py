@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -16,12 +18,22 @@ from pydantic import (
 
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver, UnknownGpu, resolve_gpu
+from infra.catalog.regions import RegionList
 from infra.catalog.vendors import CATALOGS
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
+ANY = "any"
+ProviderName = Literal["local", "azure", "aws", "ssh"]
+CloudName = Literal["azure", "aws"]
+"""The providers that rent, so that a run may take whichever is cheapest."""
+CLOUDS: tuple[str, ...] = get_args(CloudName)
+
+
+def _branch(value: object) -> str:
+    return "kind several" if isinstance(value, list | tuple) else "kind one"
 
 
 class VmTable(BaseModel):
@@ -29,12 +41,24 @@ class VmTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    provider: Literal["local", "azure", "aws", "ssh"] = Field(
+    provider: Annotated[
+        Annotated[ProviderName, Tag("kind one")]
+        | Annotated[list[CloudName], Field(min_length=1), Tag("kind several")],
+        Discriminator(_branch),
+    ] = Field(
         default="local",
         description="`local` plays a spot cloud on this computer, `azure` and `aws` rent, `ssh` is"
-        " yours.",
+        " yours. A list such as `[azure, aws]`, or `any`, takes the cheapest place of several.",
     )
-    gpu: str = Field(default="T4", description="A GPU of the catalog, such as T4, A10, A100.")
+    gpu: Annotated[
+        Annotated[str, Tag("kind one")]
+        | Annotated[list[str], Field(min_length=1), Tag("kind several")],
+        Discriminator(_branch),
+    ] = Field(
+        default="T4",
+        description="A GPU of the catalog, such as T4, A10, A100; a list of them, or `any`, lets a"
+        " run move to another card.",
+    )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."
     )
@@ -56,21 +80,38 @@ class VmTable(BaseModel):
     azure: AzureTable = Field(default_factory=lambda: AzureTable())  # noqa: PLW0108  (defined below)
     aws: AwsTable = Field(default_factory=lambda: AwsTable())  # noqa: PLW0108  (defined below)
 
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _provider_of_one(cls, value: object) -> object:
+        """Take `any` for every cloud, and a list of one for that one."""
+        return _without_list([*CLOUDS] if value == ANY else value)
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _gpu_of_one(cls, value: object) -> object:
+        """Take `any` for no card in particular, and a list of one for that one."""
+        return _without_list("" if value == ANY else value)
+
+    @field_validator("provider")
+    @classmethod
+    def _check_provider(cls, value: str | list[str]) -> str | list[str]:
+        return _each_once(value)
+
     @field_validator("gpu")
     @classmethod
-    def _check_gpu(cls, value: str) -> str:
+    def _check_gpu(cls, value: str | list[str]) -> str | list[str]:
         try:
-            if value:
-                resolve_gpu(value)
+            for name in _listed(value):
+                resolve_gpu(name)
         except UnknownGpu as error:
             raise ValueError(_followed(str(error), error.hint)) from error
-        return value
+        return _each_once(value)
 
     @field_validator("regions")
     @classmethod
     def _check_regions(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        catalog = CATALOGS.get(str(info.data.get("provider")))
-        codes = value if catalog is None else map(catalog.region_list.code, value)
+        lists = _region_lists(_listed(info.data.get("provider")))
+        codes = [_region_code(lists, name) for name in value]
         return [_require_valid(region, cloud_name_error) for region in codes]
 
     @field_validator("max_price")
@@ -97,20 +138,39 @@ class VmTable(BaseModel):
             raise ValueError(
                 "`image` is for machines that are rented; yours has its system already"
             )
-        if self.gpu:
-            self.image.check_fits(self.gpu)
+        if self.card:
+            self.image.check_fits(self.card)
         return self
 
     @model_validator(mode="after")
     def _check_provider_table(self) -> VmTable:
         if self.provider == "ssh" and self.ssh is None:
             raise ValueError("`provider: ssh` needs a table `ssh`: host, user, key, host_key")
-        table = getattr(self, self.provider)
-        if getattr(table, "needs_max_price", False) and self.max_price is None:
-            raise ValueError(
-                f"`provider: {self.provider}` needs `max_price`, the hard cap in USD per hour"
-            )
+        tables = [getattr(self, name) for name in self.providers]
+        if any(getattr(one, "needs_max_price", False) for one in tables) and self.max_price is None:
+            named = self.provider if isinstance(self.provider, str) else ", ".join(self.providers)
+            shown = named if isinstance(self.provider, str) else f"[{named}]"
+            raise ValueError(f"`provider: {shown}` needs `max_price`, the hard cap in USD per hour")
         return self
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that may be used, in the order of run.yaml."""
+        return tuple(_listed(self.provider))
+
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """The GPUs that may be used, as run.yaml spells them; empty for any."""
+        return tuple(_listed(self.gpu))
+
+    @property
+    def card(self) -> str:
+        """The one GPU that may be used; empty if there are several, or any will do."""
+        return self.gpu if isinstance(self.gpu, str) else ""
+
+    def at(self, provider: str) -> VmTable:
+        """Return the table as it would be with that provider alone."""
+        return self.model_copy(update={"provider": provider})
 
 
 class ImageTable(BaseModel):
@@ -287,11 +347,13 @@ def region_faults(vm: object) -> list[str]:
     """
     if not isinstance(vm, dict) or not isinstance(vm.get("regions"), list):
         return []
-    catalog = CATALOGS.get(str(vm.get("provider")))
-    if catalog is None:
-        return []
-    regions, named = catalog.region_list, [one for one in vm["regions"] if isinstance(one, str)]
+    provider = vm.get("provider")
+    lists = _region_lists([*CLOUDS] if provider == ANY else _listed(provider))
+    named = [one for one in vm["regions"] if isinstance(one, str)]
     gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default))
+    if len(lists) != 1:
+        return [f"vm.regions: {problem}" for problem in _faults_in_several(lists, named, gpu)]
+    (regions,) = lists
     unknown = [regions.name_problem(one) for one in named]
     found = [problem for problem in unknown if problem]
     if not found and gpu and (unsold := regions.sale_problem(gpu, named)):
@@ -299,6 +361,56 @@ def region_faults(vm: object) -> list[str]:
     if found:
         found[-1] = _followed(found[-1], regions.where(gpu))
     return [f"vm.regions: {problem}" for problem in found]
+
+
+def _faults_in_several(lists: Sequence[RegionList], named: Sequence[str], gpu: str) -> list[str]:
+    """Return the faults of regions that may be those of several vendors.
+
+    A name is right if any of them has it; a card that one of them does not sell there is had of
+    another.
+    """
+    found = []
+    for name in named if lists else ():
+        problems = [one.name_problem(name) for one in lists]
+        if all(problems):
+            found.append("; ".join(problems))
+    unsold = [
+        one.sale_problem(gpu, there)
+        for one in lists
+        if (there := [name for name in named if not one.name_problem(name)])
+    ]
+    return found or (unsold if gpu and unsold and all(unsold) else [])
+
+
+def _region_lists(providers: Sequence[str]) -> list[RegionList]:
+    """Return what is known of the regions of those providers that have any."""
+    return [CATALOGS[name].region_list for name in providers if name in CATALOGS]
+
+
+def _region_code(lists: Sequence[RegionList], name: str) -> str:
+    """Return a region's code as the vendor spells it that has the region; as written if none."""
+    codes = [(one, one.code(name)) for one in lists]
+    spelled = [code for one, code in codes if code in one.regions]
+    return (spelled or [code for _, code in codes] or [name])[0]
+
+
+def _listed(value: object) -> list[str]:
+    """Return one name, or several, as a list without what is no name."""
+    some = value if isinstance(value, list | tuple) else [value]
+    return [one for one in some if isinstance(one, str) and one]
+
+
+def _without_list(value: object) -> object:
+    """Return the entry of a list that has only one."""
+    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+def _each_once(value: str | list[str]) -> str | list[str]:
+    """Return the value; raises `ValueError` for a list that names the same twice."""
+    twice = [one for one in _listed(value) if _listed(value).count(one) > 1]
+    if twice:
+        raise ValueError(f"`{twice[0]}` is listed twice")
+    return value
 
 
 def _followed(problem: str, listing: str) -> str:

@@ -14,7 +14,8 @@ import pytest
 from commands import doctor
 from commands.ui.options import ProviderName
 from infra.azure import AzureProvider
-from infra.config import VmTable
+from infra.config import CLOUDS, VmTable
+from infra.config import ProviderName as ProviderNameInConfig
 from infra.provider import Provider
 from infra.registry import NAMES, registration, registrations
 
@@ -23,15 +24,17 @@ SSH = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 AAAA"}
 TABLES = {
     "local": {"provider": "local"},
     "azure": {"provider": "azure", "max_price": 0.25, "azure": {"subscription": SUBSCRIPTION}},
+    "aws": {"provider": "aws", "max_price": 0.25},
     "ssh": {"provider": "ssh", "ssh": SSH},
 }
 
 
 def test_registry_and_config_name_the_same_providers() -> None:
     """What run.yaml may name has a row, and every row can be named."""
-    named = typing.get_args(VmTable.model_fields["provider"].annotation)
+    named = typing.get_args(ProviderNameInConfig)
 
     assert set(named) == set(NAMES) == set(TABLES)
+    assert set(CLOUDS) <= set(NAMES)
     assert [one.name for one in registrations()] == list(NAMES)
 
 

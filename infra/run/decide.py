@@ -169,10 +169,11 @@ def find_refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) ->
     a high price clears by itself, so it is forgotten within minutes.
     """
     ttl_s = {
-        ErrorKind.NO_CAPACITY: policy.capacity_ttl_s,
+        ErrorKind.NO_CAPACITY: policy.capacity_ttl_of(offer.provider),
         ErrorKind.PRICE_ABOVE_CAP: policy.price_ttl_s,
         ErrorKind.OVER_QUOTA: policy.quota_ttl_s,
         ErrorKind.REJECTED: policy.quota_ttl_s,
+        ErrorKind.NOT_ALLOWED: policy.quota_ttl_s,
     }
     for refusal in state.refusals:
         age_s = now_s - refusal.at_s
@@ -196,9 +197,11 @@ def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> b
 def explain_refusals(state: RunState, offers: tuple[Offer, ...]) -> str:
     """Write one line per offer: where it is, and why it cannot be had."""
     lines = []
+    several = len({o.provider for o in offers}) > 1
     for o in offers:
         reasons = [str(one) for one in state.refusals if one.rules_out(o)] or ["not tried yet"]
-        lines.append(f"{o.place} {o.size}: {o.blocked_by or reasons[-1]}")
+        where = f"{o.provider} {o.place}" if several else o.place
+        lines.append(f"{where} {o.size}: {o.blocked_by or reasons[-1]}")
     return "no offer can be taken now\n  " + "\n  ".join(lines)
 
 
@@ -240,8 +243,9 @@ def _recover(
 
 
 def _is_elsewhere_and_free(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
-    mine = state.offer is not None and (state.offer.place, state.offer.size)
-    elsewhere = (offer.place, offer.size) != mine
+    own = state.offer
+    mine = own is not None and (own.provider, own.place, own.size)
+    elsewhere = (offer.provider, offer.place, offer.size) != mine
     return elsewhere and _is_free(state, offer, policy, now_s)
 
 

@@ -20,6 +20,7 @@ REJECTIONS_MAX = 3
 class Refusal:
     """A refusal by the provider, remembered so that a place is not tried again and again."""
 
+    provider: str = ""
     place: str
     size: str
     kind: ErrorKind
@@ -33,10 +34,17 @@ class Refusal:
     @property
     def needs_human(self) -> bool:
         """Whether it lasts until a person has asked the provider for more."""
-        return self.kind in {ErrorKind.OVER_QUOTA, ErrorKind.REJECTED}
+        return self.kind in {ErrorKind.OVER_QUOTA, ErrorKind.REJECTED, ErrorKind.NOT_ALLOWED}
 
     def rules_out(self, offer: Offer) -> bool:
-        """Whether it also rules out that offer: quota is a pool of the region, zones and all."""
+        """Whether it also rules out that offer: quota is a pool of the region, zones and all.
+
+        What an account may not do at all, it may do nowhere at that provider.
+        """
+        if self.provider and self.provider != offer.provider:
+            return False
+        if self.kind is ErrorKind.NOT_ALLOWED:
+            return True
         if self.kind is ErrorKind.OVER_QUOTA:
             there = self.place.partition("/")[0] == offer.region
             return there and quota_covers(

@@ -100,9 +100,15 @@ def with_refusal(state: RunState, event: Event, *, kind: ErrorKind, message: str
     if offer is None:
         return state
     refusal = Refusal(
-        place=offer.place, size=offer.size, kind=kind, message=message, at_s=event.at_s
+        provider=offer.provider,
+        place=offer.place,
+        size=offer.size,
+        kind=kind,
+        message=message,
+        at_s=event.at_s,
     )
-    others = tuple(f for f in state.refusals if (f.place, f.size) != (offer.place, offer.size))
+    here = (offer.provider, offer.place, offer.size)
+    others = tuple(f for f in state.refusals if (f.provider, f.place, f.size) != here)
     return replace(state, refusals=(*others, refusal))
 
 

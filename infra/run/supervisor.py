@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from infra.errors import PASSING, Gone, ProviderError, SignedOut, Transient
+from infra.errors import PASSING, Gone, NotAllowed, ProviderError, SignedOut, Transient
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
@@ -193,6 +193,8 @@ class Supervisor:
 
     def _find_offers(self) -> RunEnd | None:
         found = self._with_retries(lambda: self._context.provider.offers(self._context.want))
+        for name, error in self._context.provider.unanswered().items():
+            self._report_progress(f"{name} could not be asked for offers: {error}")
         self._offers = tuple(self._context.order(found))
         self._offers_s = self._context.clock()
         if self._offers:
@@ -209,7 +211,7 @@ class Supervisor:
         try:
             vm = self._with_retries(lambda: self._context.provider.create(spec))
         except ProviderError as error:
-            self._refused(Kind.CREATE_FAILED, error)
+            self._refused(Kind.CREATE_FAILED, error, passing=_passing_at_create(plan))
             return
         self._record(Kind.CREATE_ACCEPTED, vm=asdict(vm))
 
@@ -228,13 +230,19 @@ class Supervisor:
         else:
             self._record(Kind.START_ACCEPTED)
 
-    def _refused(self, kind: Kind, error: ProviderError) -> None:
+    def _refused(
+        self,
+        kind: Kind,
+        error: ProviderError,
+        *,
+        passing: tuple[type[ProviderError], ...] = PASSING,
+    ) -> None:
         """Record a refusal; raise what only a human or a developer can fix."""
         stays = error.unfinished and not isinstance(error, PASSING)
         if stays or isinstance(error, Transient | SignedOut):
             raise error  # nothing is known of the act: its intent stays pending
         self._record(kind, error=error.kind, message=str(error), hint=error.hint)
-        if not isinstance(error, PASSING):
+        if not isinstance(error, passing):
             raise error
 
     def _deallocate(self, reason: str, *, save: bool) -> None:
@@ -327,3 +335,11 @@ class Supervisor:
 
     def _with_retries(self, call: Callable[[], Result]) -> Result:
         return with_retries(call, self._context.sleep)
+
+
+def _passing_at_create(plan: RunPlan) -> tuple[type[ProviderError], ...]:
+    """Return the refusals of a machine that another offer can get around.
+
+    Rights that are missing at one provider are no obstacle at another.
+    """
+    return (*PASSING, NotAllowed) if plan.several_providers else PASSING

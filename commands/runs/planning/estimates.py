@@ -47,7 +47,7 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     From the base's own description, the catalog and the first rows. The keys are those of
     `trainer.estimate.training.estimate_training`, and `usual_tokens`, of a row.
     """
-    gpu = loaded.config.vm.gpu
+    gpu = loaded.config.vm.card
     card = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
     return None if card is None else _estimate(loaded, _tables(loaded), card)
 
@@ -87,7 +87,7 @@ def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None])
     vm = loaded.config.vm
     if vm.provider == "ssh":  # which card it has, set-up sees
         return
-    if note := resolve_gpu(vm.gpu).note if vm.gpu else "":
+    if note := resolve_gpu(vm.card).note if vm.card else "":
         on_message(f"note: {note}")
     warn_if_too_large(loaded, on_message)
 
@@ -208,7 +208,7 @@ def rows_estimate(
     To count takes seconds, too many for every card of a catalog.
     """
     found = estimate_rows(tables, shape, rows, gpu=gpu)
-    named = loaded.config.vm.gpu
+    named = loaded.config.vm.card
     try:
         card = resolve_gpu(named).gpu if named else None
     except UnknownGpu:
