@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,22 +18,25 @@ from pydantic import (
 
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver, UnknownGpu, resolve_gpu
-from infra.catalog.regions import RegionList
-from infra.catalog.vendors import CATALOGS
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
+from infra.vm_choices import (
+    ANY,
+    CLOUDS,
+    DEFAULT_GPU,
+    CloudName,
+    ProviderName,
+    branch_of,
+    card_notes,
+    each_once,
+    followed,
+    listed,
+    region_code,
+    without_list,
+)
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
-ANY = "any"
-ProviderName = Literal["local", "azure", "aws", "ssh"]
-CloudName = Literal["azure", "aws"]
-"""The providers that rent, so that a run may take whichever is cheapest."""
-CLOUDS: tuple[str, ...] = get_args(CloudName)
-
-
-def _branch(value: object) -> str:
-    return "kind several" if isinstance(value, list | tuple) else "kind one"
 
 
 class VmTable(BaseModel):
@@ -44,7 +47,7 @@ class VmTable(BaseModel):
     provider: Annotated[
         Annotated[ProviderName, Tag("kind one")]
         | Annotated[list[CloudName], Field(min_length=1), Tag("kind several")],
-        Discriminator(_branch),
+        Discriminator(branch_of),
     ] = Field(
         default="local",
         description="`local` plays a spot cloud on this computer, `azure` and `aws` rent, `ssh` is"
@@ -53,9 +56,9 @@ class VmTable(BaseModel):
     gpu: Annotated[
         Annotated[str, Tag("kind one")]
         | Annotated[list[str], Field(min_length=1), Tag("kind several")],
-        Discriminator(_branch),
+        Discriminator(branch_of),
     ] = Field(
-        default="T4",
+        default=DEFAULT_GPU,
         description="A GPU of the catalog, such as T4, A10, A100; a list of them, or `any`, lets a"
         " run move to another card.",
     )
@@ -84,34 +87,33 @@ class VmTable(BaseModel):
     @classmethod
     def _provider_of_one(cls, value: object) -> object:
         """Take `any` for every cloud, and a list of one for that one."""
-        return _without_list([*CLOUDS] if value == ANY else value)
+        return without_list([*CLOUDS] if value == ANY else value)
 
     @field_validator("gpu", mode="before")
     @classmethod
     def _gpu_of_one(cls, value: object) -> object:
         """Take `any` for no card in particular, and a list of one for that one."""
-        return _without_list("" if value == ANY else value)
+        return without_list("" if value == ANY else value)
 
     @field_validator("provider")
     @classmethod
     def _check_provider(cls, value: str | list[str]) -> str | list[str]:
-        return _each_once(value)
+        return each_once(value)
 
     @field_validator("gpu")
     @classmethod
     def _check_gpu(cls, value: str | list[str]) -> str | list[str]:
         try:
-            for name in _listed(value):
+            for name in listed(value):
                 resolve_gpu(name)
         except UnknownGpu as error:
-            raise ValueError(_followed(str(error), error.hint)) from error
-        return _each_once(value)
+            raise ValueError(followed(str(error), error.hint)) from error
+        return each_once(value)
 
     @field_validator("regions")
     @classmethod
     def _check_regions(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        lists = _region_lists(_listed(info.data.get("provider")))
-        codes = [_region_code(lists, name) for name in value]
+        codes = [region_code(name, info.data.get("provider")) for name in value]
         return [_require_valid(region, cloud_name_error) for region in codes]
 
     @field_validator("max_price")
@@ -156,17 +158,22 @@ class VmTable(BaseModel):
     @property
     def providers(self) -> tuple[str, ...]:
         """The providers that may be used, in the order of run.yaml."""
-        return tuple(_listed(self.provider))
+        return tuple(listed(self.provider))
 
     @property
     def cards(self) -> tuple[str, ...]:
         """The GPUs that may be used, as run.yaml spells them; empty for any."""
-        return tuple(_listed(self.gpu))
+        return tuple(listed(self.gpu))
 
     @property
     def card(self) -> str:
         """The one GPU that may be used; empty if there are several, or any will do."""
         return self.gpu if isinstance(self.gpu, str) else ""
+
+    @property
+    def card_notes(self) -> list[str]:
+        """What to say of the cards' names where a provider rents out another card for one."""
+        return [note for card in self.cards for note in card_notes(self.providers, card)]
 
     def at(self, provider: str) -> VmTable:
         """Return the table as it would be with that provider alone."""
@@ -200,7 +207,7 @@ class ImageTable(BaseModel):
     def note(self, gpu: str) -> str:
         """What set-up will do about the driver, where the image is known not to bring the right."""
         driver = image_facts(self.urn).driver if self.driver == "auto" else ImageDriver(self.driver)
-        grid = bool(gpu) and AZURE.matching(gpu)[0].driver is Driver.GRID
+        grid = bool(gpu) and any(one.driver is Driver.GRID for one in AZURE.matching(gpu))
         if driver is ImageDriver.NONE:
             return "`vm.image` brings no driver: set-up installs one and reboots, some ten minutes"
         if driver is ImageDriver.CUDA and grid:
@@ -210,6 +217,8 @@ class ImageTable(BaseModel):
     def check_fits(self, gpu: str) -> None:
         """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
         matching_sizes = AZURE.matching(gpu)
+        if not matching_sizes:  # told where the config is read
+            return
         generation = generation_of(self.urn)
         if generation and not any(
             generation in one.hypervisor_generations for one in matching_sizes
@@ -336,96 +345,6 @@ class BudgetTable(BaseModel):
     usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
     hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
-
-
-def region_faults(vm: object) -> list[str]:
-    """Return what is wrong with the regions of a table `vm` as its user wrote it, with the keys.
-
-    A region that the vendor does not have, or where it sells no machine with the GPU, is found
-    here without asking anybody. It is no part of the table's own check, since a run that rents
-    already must be read again whatever its regions are called.
-    """
-    if not isinstance(vm, dict) or not isinstance(vm.get("regions"), list):
-        return []
-    provider = vm.get("provider")
-    lists = _region_lists([*CLOUDS] if provider == ANY else _listed(provider))
-    named = [one for one in vm["regions"] if isinstance(one, str)]
-    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default))
-    if len(lists) != 1:
-        return [f"vm.regions: {problem}" for problem in _faults_in_several(lists, named, gpu)]
-    (regions,) = lists
-    unknown = [regions.name_problem(one) for one in named]
-    found = [problem for problem in unknown if problem]
-    if not found and gpu and (unsold := regions.sale_problem(gpu, named)):
-        found = [unsold]
-    if found:
-        found[-1] = _followed(found[-1], regions.where(gpu))
-    return [f"vm.regions: {problem}" for problem in found]
-
-
-def _faults_in_several(lists: Sequence[RegionList], named: Sequence[str], gpu: str) -> list[str]:
-    """Return the faults of regions that may be those of several vendors.
-
-    A name is right if any of them has it; a card that one of them does not sell there is had of
-    another.
-    """
-    found = []
-    for name in named if lists else ():
-        problems = [one.name_problem(name) for one in lists]
-        if all(problems):
-            found.append("; ".join(problems))
-    unsold = [
-        one.sale_problem(gpu, there)
-        for one in lists
-        if (there := [name for name in named if not one.name_problem(name)])
-    ]
-    return found or (unsold if gpu and unsold and all(unsold) else [])
-
-
-def _region_lists(providers: Sequence[str]) -> list[RegionList]:
-    """Return what is known of the regions of those providers that have any."""
-    return [CATALOGS[name].region_list for name in providers if name in CATALOGS]
-
-
-def _region_code(lists: Sequence[RegionList], name: str) -> str:
-    """Return a region's code as the vendor spells it that has the region; as written if none."""
-    codes = [(one, one.code(name)) for one in lists]
-    spelled = [code for one, code in codes if code in one.regions]
-    return (spelled or [code for _, code in codes] or [name])[0]
-
-
-def _listed(value: object) -> list[str]:
-    """Return one name, or several, as a list without what is no name."""
-    some = value if isinstance(value, list | tuple) else [value]
-    return [one for one in some if isinstance(one, str) and one]
-
-
-def _without_list(value: object) -> object:
-    """Return the entry of a list that has only one."""
-    return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
-
-
-def _each_once(value: str | list[str]) -> str | list[str]:
-    """Return the value; raises `ValueError` for a list that names the same twice."""
-    twice = [one for one in _listed(value) if _listed(value).count(one) > 1]
-    if twice:
-        raise ValueError(f"`{twice[0]}` is listed twice")
-    return value
-
-
-def _followed(problem: str, listing: str) -> str:
-    """Return a problem with a list behind it; after a question that begins a sentence."""
-    if problem.endswith("?"):
-        return f"{problem} {listing[:1].upper()}{listing[1:]}"
-    return f"{problem}; {listing}"
-
-
-def _gpu_of(name: object) -> str:
-    """Return the catalog's name of a GPU, empty if there is none or it is not in the catalog."""
-    try:
-        return resolve_gpu(name).gpu.name if isinstance(name, str) and name else ""
-    except UnknownGpu:  # told where the table itself is checked
-        return ""
 
 
 def _require_valid(value: str, find_error: Callable[[str], str]) -> str:

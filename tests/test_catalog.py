@@ -13,6 +13,7 @@ from infra.catalog.vendors import (
     quota_covers,
     reference_on_demand_usd_per_h,
     reference_spot_usd_per_h,
+    resolve_gpu_at,
 )
 from infra.errors import BadRequest
 
@@ -28,16 +29,17 @@ def test_spellings_of_one_gpu_are_one_gpu(name: str, gpu: str) -> None:
     assert (resolved.gpu.name, resolved.note) == (gpu, "")
 
 
-def test_a10g_means_a10_and_says_so() -> None:
+def test_a10g_means_a10_on_azure_and_says_so() -> None:
     """The card that only AWS has is answered with its sibling and a note."""
-    resolved = resolve_gpu("A10G")
+    resolved = resolve_gpu_at("azure", "A10G")
 
     assert resolved.gpu.name == "A10"
     assert "only AWS" in resolved.note
+    assert resolve_gpu_at("aws", "A10G") == resolve_gpu("A10G")
 
 
 @pytest.mark.parametrize(
-    ("name", "candidates"), [("A10X", ["A10", "A100"]), ("T44", ["T4"]), ("teapot", [])]
+    ("name", "candidates"), [("A10X", ["A10", "A10G", "A100"]), ("T44", ["T4"]), ("teapot", [])]
 )
 def test_unknown_gpu_lists_candidates(name: str, candidates: list[str]) -> None:
     """An unknown name is refused with the likeliest and all known names."""

@@ -85,7 +85,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "gpu": (
         {"vm": {**RENTED, "gpu": "A1000"}},
         ("vm.gpu: no GPU called `A1000` is in the catalog: did you mean `A100` or `A10` or `H100`? "
-         "Known: T4, A10, A100, H100"),
+         "Known: T4, A10, A10G, L4, A100, H100"),
     ),
     "price as text": (
         {"vm": {**RENTED, "max_price": "$0,20"}},

@@ -89,10 +89,10 @@ def test_offers_name_the_gpu_and_mark_simulated_prices(cloud: LocalHarness) -> N
     offers = provider.offers(Want(gpu="A10G"))
 
     assert [(one.region, one.size, one.gpu) for one in offers] == [
-        ("local-1", "local-gpu", "A10"),
-        ("local-2", "local-gpu", "A10"),
+        ("local-1", "local-gpu", "A10G"),
+        ("local-2", "local-gpu", "A10G"),
     ]
-    assert {one.spot_usd_per_h for one in offers} == {0.59136}
+    assert {one.spot_usd_per_h for one in offers} == {0.503}
     assert {one.price_source for one in offers} == {"catalog, simulated"}
     assert provider.traits.simulated_prices
 

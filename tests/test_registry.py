@@ -14,10 +14,11 @@ import pytest
 from commands import doctor
 from commands.ui.options import ProviderName
 from infra.azure import AzureProvider
-from infra.config import CLOUDS, VmTable
-from infra.config import ProviderName as ProviderNameInConfig
+from infra.config import VmTable
 from infra.provider import Provider
 from infra.registry import NAMES, registration, registrations
+from infra.vm_choices import CLOUDS
+from infra.vm_choices import ProviderName as ProviderNameInConfig
 
 SUBSCRIPTION = "00000000-1111-2222-3333-444444444444"
 SSH = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 AAAA"}

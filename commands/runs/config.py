@@ -28,7 +28,8 @@ from commands.runs.track_table import TrackTable
 from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
-from infra.config import BudgetTable, VmTable, region_faults
+from infra.config import BudgetTable, VmTable
+from infra.vm_choices import gpu_faults, region_faults
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub
@@ -150,7 +151,8 @@ def load(path: Path) -> LoadedConfig:
     """Read and check a `run.yaml`. Raises UsageError with every fault at once."""
     content = read_tables(path)
     # The way may lead through a folder that goes later; the file itself may be a link.
-    faults = [*content.faults, *region_faults(content.tables.get("vm"))]
+    vm = content.tables.get("vm")
+    faults = [*content.faults, *gpu_faults(vm), *region_faults(vm)]
     return check(content.tables, path.parent.resolve() / path.name, faults=faults)
 
 

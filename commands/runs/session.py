@@ -50,6 +50,7 @@ from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import Provider
+from infra.renting.eviction_rate import hourly_band
 from infra.run.budget import Budget
 from infra.run.context import RunContext, TurnReport
 from infra.run.fold import fold
@@ -279,10 +280,10 @@ def build_workload(
 
 
 def _band(folder: RunFolder) -> str:
-    """The eviction band of the offer that was taken; empty if the vendor tells none."""
+    """The hourly eviction band of the offer that was taken; empty if the vendor tells none."""
     offer = fold(read(folder.journal)).offer
-    bands = {str(band) for band in EvictionBand}
-    return offer.eviction_band if offer and offer.eviction_band in bands else ""
+    band = hourly_band(offer.eviction_band, offer.eviction_period) if offer else ""
+    return band if band in {str(one) for one in EvictionBand} else ""
 
 
 def is_over(state: RunState) -> bool:

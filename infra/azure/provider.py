@@ -144,7 +144,8 @@ class AzureProvider(Provider):
 
     def checks(self, want: Want) -> list[Check]:
         """Make the checks of `qft doctor`, in the order of mending; changes nothing."""
-        size = next(one for one in AZURE.matching(want.gpu) if one.gpu_count == 1)
+        sizes = AZURE.matching(want.gpu) or AZURE.matching()  # of a GPU that Azure does not have
+        size = next(one for one in sizes if one.gpu_count == 1)
         regions = places_of(want.regions) or AZURE.regions[:3]
         return Doctor(context=self.context).checks(regions, size)
 

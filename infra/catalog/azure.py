@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.catalog import azure_regions
-from infra.catalog.gpus import GPUS, Driver
+from infra.catalog.gpus import GPUS, Driver, Substitute
 from infra.catalog.regions import RegionList
 from infra.catalog.vendor import GpuSize, VendorCatalog
 
@@ -109,4 +109,10 @@ AZURE = VendorCatalog(
     spot_source="Azure retail prices API",
     spot_share=0.3,  # the ones seen: T4 28 %, A10 18 %
     family_word="family",
+    substitutes={
+        "A10G": Substitute(
+            gpu="A10",
+            note="A10G is the name of a card that only AWS rents out; here it means the A10",
+        )
+    },
 )

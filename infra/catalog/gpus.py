@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -29,11 +30,20 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedGpu:
-    """The GPU that a name stands for."""
+    """The GPU that a name stands for at one vendor."""
 
     gpu: Gpu
     note: str = ""
     """A message for the user where it is not literally what was named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Substitute:
+    """The GPU that one vendor rents out in place of another, which it does not have."""
+
+    gpu: str
+    note: str
+    """The message that says so."""
 
 
 class UnknownGpu(BadRequest, ValueError):  # noqa: N818  (the seam's vocabulary)
@@ -57,29 +67,31 @@ GPUS = {
     for gpu in (
         Gpu(name="T4", memory_gb=16, compute_capability=(7, 5)),
         Gpu(name="A10", memory_gb=24, compute_capability=(8, 6)),
+        Gpu(name="A10G", memory_gb=24, compute_capability=(8, 6)),
+        Gpu(name="L4", memory_gb=24, compute_capability=(8, 9)),
         Gpu(name="A100", memory_gb=80, compute_capability=(8, 0)),
         Gpu(name="H100", memory_gb=94, compute_capability=(9, 0)),
     )
 }
-_FOREIGN_NAMES = {
-    "A10G": ("A10", "A10G is the name of a card that only AWS rents out; here it means the A10"),
-    "TESLAT4": ("T4", ""),
-    "A100-80GB": ("A100", ""),
-    "A10080GB": ("A100", ""),
-    "H100NVL": ("H100", ""),
+_OTHER_NAMES = {
+    "TESLAT4": "T4",
+    "A100-80GB": "A100",
+    "A10080GB": "A100",
+    "H100NVL": "H100",
 }
 
 
-def resolve_gpu(name: str) -> ResolvedGpu:
+def resolve_gpu(name: str, substitutes: Mapping[str, Substitute] | None = None) -> ResolvedGpu:
     """Find a GPU by any spelling of its name; raises `UnknownGpu` with candidates.
 
-    `A10G`, asked of a vendor that has none, means the A10, and the note says so.
+    `substitutes` are those of one vendor, by the name of the GPU that it does not have.
     """
     key = name.strip().upper().removeprefix("NVIDIA").replace("_", "-").replace(" ", "").strip("-")
-    if key in GPUS:
-        return ResolvedGpu(gpu=GPUS[key])
-    if key in _FOREIGN_NAMES:
-        ours, note = _FOREIGN_NAMES[key]
-        return ResolvedGpu(gpu=GPUS[ours], note=note)
-    candidates = difflib.get_close_matches(key, GPUS, n=3, cutoff=0.6)
-    raise UnknownGpu(name, candidates=candidates, names=list(GPUS))
+    found = GPUS.get(_OTHER_NAMES.get(key, key))
+    if found is None:
+        candidates = difflib.get_close_matches(key, GPUS, n=3, cutoff=0.6)
+        raise UnknownGpu(name, candidates=candidates, names=list(GPUS))
+    substitute = (substitutes or {}).get(found.name)
+    if substitute is None:
+        return ResolvedGpu(gpu=found)
+    return ResolvedGpu(gpu=GPUS[substitute.gpu], note=substitute.note)

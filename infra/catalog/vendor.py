@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infra.catalog.gpus import Driver, resolve_gpu
+from infra.catalog.gpus import Driver, ResolvedGpu, Substitute, resolve_gpu
 from infra.catalog.regions import RegionList
 
 
@@ -65,16 +65,40 @@ class VendorCatalog:
     spot_source: str
     spot_share: float
     """Spot price as a share of on demand where none was seen, rounded towards caution."""
-    family_word: str
-    """What a refusal for quota contains if it is about one family of sizes, in lower case."""
+    family_word: str = ""
+    """What a refusal for quota contains if it is about one family of sizes, in lower case; empty
+    where every quota is for all sizes of a region."""
+    substitutes: Mapping[str, Substitute] = field(default_factory=dict)
+    """What is rented in place of GPUs that this vendor does not have, by their names."""
+
+    def resolve(self, gpu: str) -> ResolvedGpu:
+        """Find what a GPU's name means to this vendor. Raises `UnknownGpu`."""
+        return resolve_gpu(gpu, self.substitutes)
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs of which it rents out at least a whole card, in the order of its table."""
+        return tuple(dict.fromkeys(one.gpu for one in self.sizes if one.whole_card))
+
+    def gpu_problem(self, gpu: str) -> str:
+        """Return why a GPU cannot be had from this vendor at all; empty if it can.
+
+        Raises `UnknownGpu`.
+        """
+        wanted = self.resolve(gpu).gpu.name
+        if wanted in self.gpus:
+            return ""
+        vendor = self.region_list.vendor
+        names = ", ".join(self.gpus)
+        return f"{vendor} rents out no machine with one {wanted}; name one of {names}"
 
     def matching(self, gpu: str = "", *, whole_cards: bool = True) -> list[GpuSize]:
         """List sizes, cheapest first by reference price; all GPUs if `gpu` is empty.
 
         Slices of a card are left out unless `whole_cards` is false: 4 GB train nothing of interest.
-        Raises `UnknownGpu`.
+        None for a GPU that this vendor does not have. Raises `UnknownGpu`.
         """
-        wanted = resolve_gpu(gpu).gpu.name if gpu else ""
+        wanted = self.resolve(gpu).gpu.name if gpu else ""
         found = [
             one
             for one in self.sizes
@@ -106,7 +130,9 @@ class VendorCatalog:
 
         The quota of a family is for its sizes only; every other one is for all of its region.
         """
-        if self.family_word not in message.lower() or size.lower() == refused.lower():
+        if not self.family_word or self.family_word not in message.lower():
+            return True
+        if size.lower() == refused.lower():
             return True
         listed = self.find(size)
         return listed is not None and folded(listed.quota_family) in folded(message)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from infra.catalog.aws import AWS
 from infra.catalog.azure import AZURE
+from infra.catalog.gpus import ResolvedGpu, resolve_gpu
 from infra.catalog.vendor import GpuSize, VendorCatalog
 
-CATALOGS: Mapping[str, VendorCatalog] = {one.provider: one for one in (AZURE,)}
+CATALOGS: Mapping[str, VendorCatalog] = {one.provider: one for one in (AZURE, AWS)}
+
+
+def resolve_gpu_at(provider: str, gpu: str) -> ResolvedGpu:
+    """Find what a GPU's name means to a provider: a vendor without that card has a substitute.
+
+    Without a catalog, as on this computer, the name means itself. Raises `UnknownGpu`.
+    """
+    catalog = CATALOGS.get(provider)
+    return catalog.resolve(gpu) if catalog else resolve_gpu(gpu)
 
 
 def find_size(size: str, *, provider: str) -> GpuSize | None:
@@ -27,10 +38,12 @@ def cheapest_size(gpu: str) -> tuple[VendorCatalog, GpuSize]:
 
     Raises `UnknownGpu`.
     """
+    wanted = resolve_gpu(gpu).gpu.name  # itself: no vendor's substitute
     found = [
         (one.reference_spot(size), one.provider, size)
         for one in CATALOGS.values()
-        for size in one.matching(gpu)[:1]
+        for size in one.matching(wanted)[:1]
+        if size.gpu == wanted
     ]
     _, provider, size = min(found, key=lambda row: row[:2])
     return CATALOGS[provider], size

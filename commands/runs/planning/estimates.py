@@ -19,7 +19,8 @@ from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.job_parts import job_parts, machine_of, notes_on
 from commands.runs.planning.row_lengths import RowLengths
 from commands.ui.errors import UsageError
-from infra.catalog.gpus import UnknownGpu, resolve_gpu
+from infra.catalog.gpus import UnknownGpu
+from infra.catalog.vendors import resolve_gpu_at
 from infra.provider import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
@@ -47,8 +48,8 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     From the base's own description, the catalog and the first rows. The keys are those of
     `trainer.estimate.training.estimate_training`, and `usual_tokens`, of a row.
     """
-    gpu = loaded.config.vm.card
-    card = GPUS.get(resolve_gpu(gpu).gpu.name) if gpu else None
+    vm = loaded.config.vm
+    card = GPUS.get(resolve_gpu_at(vm.providers[0], vm.card).gpu.name) if vm.card else None
     return None if card is None else _estimate(loaded, _tables(loaded), card)
 
 
@@ -87,7 +88,7 @@ def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None])
     vm = loaded.config.vm
     if vm.provider == "ssh":  # which card it has, set-up sees
         return
-    if note := resolve_gpu(vm.card).note if vm.card else "":
+    for note in dict.fromkeys(vm.card_notes):
         on_message(f"note: {note}")
     warn_if_too_large(loaded, on_message)
 
@@ -208,9 +209,9 @@ def rows_estimate(
     To count takes seconds, too many for every card of a catalog.
     """
     found = estimate_rows(tables, shape, rows, gpu=gpu)
-    named = loaded.config.vm.card
+    vm = loaded.config.vm
     try:
-        card = resolve_gpu(named).gpu if named else None
+        card = resolve_gpu_at(vm.providers[0], vm.card).gpu if vm.card else None
     except UnknownGpu:
         card = None
     if card is None or card.name != gpu.name:
@@ -300,6 +301,6 @@ def find_gpu(loaded: LoadedConfig, card: str) -> TrainingGpu | None:
     if card in GPUS:
         return GPUS[card]
     try:
-        return GPUS.get(resolve_gpu(card).gpu.name)
+        return GPUS.get(resolve_gpu_at(loaded.config.vm.providers[0], card).gpu.name)
     except UnknownGpu:
         return None

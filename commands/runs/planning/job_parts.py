@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from commands.runs.planning.scoring_hours import ScoringWork, seconds_of_scoring
 from infra.catalog.gpus import Driver
 from infra.catalog.vendors import find_size
 from infra.provider import Offer
+from infra.renting.eviction_rate import HOUR, NO_BAND, evictions_per_h, hourly_band
 from trainer.config import EvictionBand
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.span import NOTHING, Span
@@ -45,9 +45,6 @@ LOAD_SOURCE = "assumed: 40 to 400 MB/s from the hub, 0.1 to 1 GB/s from the disk
 SAVE_BYTES_PER_S = 70e6
 """Our own: 480 MB were durable after 5 to 7 s (docs/benchmarks.md, 2026-11-22)."""
 FETCH_H = Span(low=0.2, likely=0.7, high=3.0) * MINUTE_H
-OPEN_BAND_H = 0.25
-"""Of machines an hour, where a band has no upper end."""
-NO_BAND = Span(low=0.0, likely=0.05, high=OPEN_BAND_H)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +58,8 @@ class Machine:
     evicted_per_h: Span = NOTHING
     """Share of such machines that are evicted within an hour."""
     band: EvictionBand | None = None
+    published: str = ""
+    """What the vendor publishes about evictions, for people; empty if nothing."""
     rehearsed: int = 0
     """Evictions that run.yaml asks for, beside those."""
 
@@ -78,6 +77,7 @@ def machine_of(loaded: LoadedConfig, offer: Offer | None, *, here: bool) -> Mach
         installs_driver=rented and installs_driver(loaded, offer),
         evicted_per_h=evicted_per_h(offer) if rented else NOTHING,
         band=_band(offer) if rented else None,
+        published=_published(offer) if rented else "",
         rehearsed=rehearsed,
     )
 
@@ -93,12 +93,9 @@ def installs_driver(loaded: LoadedConfig, offer: Offer | None) -> bool:
 
 def evicted_per_h(offer: Offer | None) -> Span:
     """Return the share of an offer's machines that is evicted within an hour, by its band."""
-    found = re.fullmatch(r"(\d+)(?:-(\d+)|\+)", offer.eviction_band if offer is not None else "")
-    if found is None:
-        return NO_BAND
-    low = int(found[1]) / 100
-    high = int(found[2]) / 100 if found[2] else OPEN_BAND_H
-    return Span(low=low, likely=(low + high) / 2, high=max(low, high))
+    band, period = (offer.eviction_band, offer.eviction_period) if offer is not None else ("", "")
+    rate = evictions_per_h(band, period)
+    return Span(low=rate.low_per_h, likely=rate.per_h, high=rate.high_per_h)
 
 
 def at_rate(amount: float, per_s: Span) -> Span:
@@ -258,7 +255,7 @@ def _evictions_source(number: Span, machine: Machine) -> str:
         expected = f"{expected}, {machine.rehearsed} of them rehearsed"
     if not machine.rented:
         return expected
-    where = f"the published {machine.band} % an hour" if machine.band else "no band is published"
+    where = f"the published {machine.published}" if machine.published else "no band is published"
     return f"{expected}: {where}"
 
 
@@ -273,8 +270,20 @@ def _interval_s(inputs: JobInputs, step_s: float, machine: Machine) -> float:
 
 def _band(offer: Offer | None) -> EvictionBand | None:
     """Return the published band as the trainer gets it; None if it is none of the known ones."""
-    name = offer.eviction_band if offer is not None else ""
+    name = hourly_band(offer.eviction_band, offer.eviction_period) if offer is not None else ""
     return next((band for band in EVICTED_PER_H if band.value == name), None)
+
+
+def _published(offer: Offer | None) -> str:
+    """Return an offer's band with its unit; empty if it has none that can be read."""
+    if offer is None:
+        return ""
+    rate = evictions_per_h(offer.eviction_band, offer.eviction_period)
+    if rate == NO_BAND:
+        return ""
+    if offer.eviction_period == HOUR:
+        return f"{offer.eviction_band} % an hour"
+    return f"{offer.eviction_band} % a {offer.eviction_period}, a rough guide to hours"
 
 
 def notes_on(inputs: JobInputs, gpu: TrainingGpu) -> tuple[str, ...]:

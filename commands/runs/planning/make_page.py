@@ -50,7 +50,6 @@ from commands.runs.planning.ranking import (
 from commands.runs.planning.services import service_costs
 from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
-from infra.catalog.gpus import resolve_gpu
 from infra.config import VmTable
 from infra.errors import ProviderError
 from infra.provider import Offer, Provider, Safeguard, Want
@@ -245,6 +244,6 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
 
 def notes_on_names(vm: VmTable) -> list[str]:
     """Return notes on names under `vm` that mean something else than they seem to."""
-    gpu = resolve_gpu(vm.card).note if vm.card else ""
+    gpu = "; ".join(vm.card_notes)
     is_rented = vm.provider not in {"local", "ssh"}
     return [gpu, vm.image.note(vm.card) if is_rented and vm.image else ""]

@@ -9,6 +9,7 @@ from commands.runs.planning.figures import dollars, hours
 from commands.runs.planning.ranking import GUESSED, JobOffer
 from commands.ui.wrap import cells, padded, wrapped
 from infra.provider import Offer
+from infra.renting.eviction_rate import HOUR
 from infra.timestamps import parse_utc_s
 
 SHOWN = 3
@@ -48,7 +49,8 @@ def _per_h(price: float | None) -> str:
 
 
 def _evicted(offer: Offer) -> str:
-    return f"{offer.eviction_band} %/h" if offer.eviction_band else ""
+    unit = "h" if offer.eviction_period == HOUR else offer.eviction_period
+    return f"{offer.eviction_band} %/{unit}" if offer.eviction_band else ""
 
 
 def _count(number: int | None) -> str:
