@@ -192,6 +192,8 @@ class Traits:
     cap_changes: bool = True
     """Whether the price cap of a machine that is deallocated can change; else another cap means
     another machine."""
+    restarts_itself: bool = False
+    """Whether the provider starts a machine again by itself after it has taken it away."""
     capacity_ttl_s: float | None = None
     """For how long a place without capacity is passed over; None leaves it to the policy."""
 

@@ -71,6 +71,7 @@ class AwsProvider(Provider):
         evicts=True,
         has_safeguards=True,
         cap_changes=False,
+        restarts_itself=True,
         capacity_ttl_s=REFUSALS_TTL_S[NoCapacity],
     )
 

@@ -25,6 +25,10 @@ class Create:
 class Start:
     """Start the deallocated machine again."""
 
+    running_since_s: float | None = None
+    """Since when it bills already, seconds since 1970, if it runs although nobody here started it.
+    """
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordStop:

@@ -36,6 +36,7 @@ from infra.run.journal import RELEASE_INTENTS, Kind, Outcome
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import Refusal, RunEnd, RunState
 from infra.run.workload import JobOutcome, JobPhase, JobView
+from infra.timestamps import parse_utc_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,8 @@ def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
         return _rent(state, seen, plan, now_s)
     if not is_up(seen.machine):
         return _recover(state, seen, seen.machine, plan, now_s)
-    if not state.up:
-        return Start()  # it runs although nobody wrote that down: starting twice is harmless
+    if not state.up:  # it runs although nobody wrote that down: starting twice is harmless
+        return Start(running_since_s=_running_since_s(state, seen.machine))
     return _work(state, seen, seen.machine, plan, now_s)
 
 
@@ -95,11 +96,28 @@ def is_up(machine: Observation) -> bool:
     return machine.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
 
 
+def _running_since_s(state: RunState, machine: Observation) -> float | None:
+    """Return since when a machine bills that this run has not asked to start; None if it has."""
+    if state.pending is Kind.START_INTENDED:
+        return None
+    return parse_utc_s(machine.bills_since)
+
+
 def _went_down(state: RunState, machine: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
     down = not is_up(machine) and machine.power is not PowerState.STOPPING
     counts = state.up or (state.pending is Kind.START_INTENDED and machine.refusal is not None)
+    counts = counts or _is_replaced(state, machine)
     return state.vm is not None and down and counts and state.pending is not Kind.DELETE_INTENDED
+
+
+def _is_replaced(state: RunState, machine: Observation) -> bool:
+    """Whether the vendor launched another machine in its place, whose compute is not counted yet.
+
+    It is not of use, since its disk is empty, and bills until it is removed.
+    """
+    counted = bool(state.spans) and state.spans[-1].end_s is None and state.spans[-1].compute
+    return machine.power is PowerState.FAILED and bool(machine.bills_since) and not counted
 
 
 def _wind_down(state: RunState, plan: RunPlan) -> Action:

@@ -27,6 +27,7 @@ def is_eviction(reason: object) -> bool:
 
 def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> dict[str, Any]:
     """Return what the journal holds of a stop that was just seen."""
+    replaced_s = parse_utc_s(seen.bills_since) if seen.power is PowerState.FAILED else None
     return {
         "power": seen.power,
         "reason": reason,
@@ -36,6 +37,7 @@ def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> d
         "step": state.step,
         "ran": bool(state.running_s or state.prepared or seen.ran),
         "refused": seen.refusal.kind if seen.refusal else "",
+        **({} if replaced_s is None else {"replaced_s": replaced_s}),
     }
 
 

@@ -131,8 +131,8 @@ class Supervisor:
                 return self._find_offers()
             case act.Create(offer=offer, generation=generation):
                 self._create(offer, generation, plan)
-            case act.Start():
-                self._start()
+            case act.Start(running_since_s=since_s):
+                self._start(since_s)
             case act.Deallocate(reason=reason):
                 self._deallocate(reason, save=True)
             case act.Delete(reason=reason):
@@ -215,9 +215,10 @@ class Supervisor:
             return
         self._record(Kind.CREATE_ACCEPTED, vm=asdict(vm))
 
-    def _start(self) -> None:
+    def _start(self, running_since_s: float | None) -> None:
         vm, provider = self._machine(), self._context.provider
-        self._record(Kind.START_INTENDED)
+        since = {} if running_since_s is None else {"since_s": running_since_s}
+        self._record(Kind.START_INTENDED, **since)
         try:
             cap = self._context.want.max_price_usd_per_h
             self._with_retries(lambda: provider.update_max_price(vm, cap))
