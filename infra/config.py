@@ -345,6 +345,13 @@ class BudgetTable(BaseModel):
     usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
     hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
+    disk_days: float | None = Field(
+        default=None,
+        ge=0,
+        le=365,
+        description="Days after the budget's end until AWS removes the machine with its disk, if"
+        " nobody comes back; without it the disk stays, and bills.",
+    )
 
 
 def _require_valid(value: str, find_error: Callable[[str], str]) -> str:

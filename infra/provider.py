@@ -108,14 +108,28 @@ class Provider(ABC):
         """Return which providers could not be asked at the last `offers`, and why; asks nothing."""
         return {}
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+    def set_safeguards(
+        self,
+        vm: Vm,  # noqa: ARG002
+        *,
+        until_s: float,  # noqa: ARG002
+        disk_days: float | None = None,  # noqa: ARG002
+    ) -> list[Safeguard]:
         """Set every safeguard that may be set, to end compute soon after `until_s` (since 1970).
 
-        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
+        With `disk_days`, the machine and its disk are removed that long after the limit, where the
+        vendor can do so by itself. Never raises for one that cannot be set. Call again within 23
+        hours for a later limit.
         """
         return []
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+    def preview_safeguards(
+        self,
+        want: Want,  # noqa: ARG002
+        *,
+        until_s: float,  # noqa: ARG002
+        disk_days: float | None = None,  # noqa: ARG002
+    ) -> list[Safeguard]:
         """Predict what `set_safeguards` can set for such a machine; never raises."""
         return []
 
@@ -173,6 +187,9 @@ class Safeguard:
     """How to get one that could not be set; empty if it is set or nobody knows."""
     stops_at_s: float | None = None
     """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
+    latest_limit_s: float | None = None
+    """The latest limit to which this machine can be held, in seconds since 1970: for a later one it
+    takes another machine. None: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +297,8 @@ class VmSpec:
     """When the budget ends at this price, in seconds since 1970: safeguards that end the bill
     without us are set for it as soon as there is a machine, not only when it answers. None sets
     none."""
+    disk_days: float | None = None
+    """How long after that limit the disk may be removed, too; None keeps it."""
     labels: dict[str, str] = field(default_factory=dict)
     """Further tags for people, such as the run's name; no secrets."""
 
@@ -350,6 +369,8 @@ class Vm:
     """The price it was rented at; 0 when it costs nothing."""
     idle_usd_per_h: float = 0.0
     """What its disk and address cost per hour while it is deallocated."""
+    note: str = ""
+    """What of it is not as the user asked, for people, such as a disk that had to be bigger."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Vm:

@@ -149,17 +149,23 @@ class SeveralProviders(Provider):
             ttls_s |= member.capacity_ttls_s()
         return ttls_s
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
+    def set_safeguards(
+        self, vm: Vm, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Set every safeguard that the machine's provider has."""
-        return self._of(vm).set_safeguards(vm, until_s=until_s)
+        return self._of(vm).set_safeguards(vm, until_s=until_s, disk_days=disk_days)
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
+    def preview_safeguards(
+        self, want: Want, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Predict the safeguards at each provider that could be asked, named with it."""
         return [
             replace(one, name=f"{one.name} ({name})")
             for name, member in self._members.items()
             if name not in self._unanswered
-            for one in member.preview_safeguards(_want_of(want, name), until_s=until_s)
+            for one in member.preview_safeguards(
+                _want_of(want, name), until_s=until_s, disk_days=disk_days
+            )
         ]
 
     def account_problem(self) -> ProviderError | None:

@@ -6,6 +6,7 @@ import io
 import re
 
 from commands.ui.console import AnnouncingConsole, PlainConsole
+from infra.provider import Vm
 from infra.run import actions as act
 from infra.run.billing_spans import Span
 from infra.run.budget import bill
@@ -50,3 +51,27 @@ def test_hours_that_were_not_billed_are_taken_off_in_print() -> None:
 
     assert sums == [0.006, 2.16, 0.006]
     assert "the cost is $0.0060, not $2.1600" in printed
+
+
+def test_what_of_a_new_machine_is_not_as_asked_is_printed_once() -> None:
+    """A bigger disk is told when its machine is new, and not again by a later process."""
+    words = "the disk has 75 GB instead of 30"
+    vm = Vm(provider="aws", run_id="run-1", id="a/b/c", region="b", size="s", note=words)
+
+    first = reported(RunState(run_id="run-1"), *[RunState(run_id="run-1", vm=vm)] * 2)
+    later = reported(*[RunState(run_id="run-1", vm=vm)] * 2)
+
+    assert first.count(f"note: {words}") == 1
+    assert words not in later
+
+
+def reported(*states: RunState) -> str:
+    """All that is printed of some states of a run, one after the other."""
+    stream = io.StringIO()
+    console = AnnouncingConsole(PlainConsole(stream, simulated=False, clock=lambda: 0.0))
+    for state in states:
+        wait = act.Wait(wait_s=1.0, reason="look")
+        console.report(
+            TurnReport(state=state, seen=Seen(), action=wait, bill=bill(state, 0.0), now_s=0.0)
+        )
+    return stream.getvalue()

@@ -10,7 +10,8 @@ from unittest import mock
 
 import pytest
 from arm import Cloud, LocalHypervisor
-from metal.machine import Metal, Quirks
+from metal.definition import Quirks
+from metal.machine import Metal
 from support.runs import Project, make_project, wait_until
 
 from infra.run.journal import Kind

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from arm import LocalHypervisor
 from arm.harness import T4, azure, spec
-from metal.machine import Metal, Quirks
+from metal.definition import Quirks
+from metal.machine import Metal
 from metal.state import VENV
 from support.azure_login import enter
 

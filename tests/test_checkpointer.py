@@ -79,6 +79,22 @@ def checkpointer(
     return made, state, messages
 
 
+class BusySaver:
+    """A saver that is at work until somebody says otherwise, and notes what it starts."""
+
+    def __init__(self) -> None:
+        self.busy = True
+        self.started: list[int] = []
+
+    def start(self, snapshot: Any) -> None:
+        """Note the step of a save."""
+        self.started.append(snapshot.step)
+
+    def collect(self, *, wait: bool) -> None:
+        """Have no result."""
+        del wait
+
+
 def advance(made: Checkpointer, state: FakeState, *, collect: bool = True) -> None:
     """Do one step, and wait for a save that it started."""
     state.counters.step += 1
@@ -96,6 +112,31 @@ def test_saves_come_every_so_many_steps(tmp_path: Path) -> None:
         seen.append(made.heartbeat.status.checkpoint_step)
 
     assert seen == [None, None, 3, 3, 3, 6, 6, 6, 9, 9]
+
+
+def test_a_requested_save_is_made_once(tmp_path: Path) -> None:
+    """One save begins after the request, however young the last one is, and no second one."""
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
+    seen = []
+    for step in range(1, 7):
+        made.save_requested = lambda at=step: at >= 3
+        advance(made, state)
+        seen.append(made.heartbeat.status.checkpoint_step)
+
+    assert seen == [None, None, 3, 3, 3, 3]
+
+
+def test_a_requested_save_waits_for_one_under_way(tmp_path: Path) -> None:
+    """A save that began before the request does not count for it."""
+    made, state, _ = checkpointer(tmp_path, CheckpointTable(every=100), clock=Clock())
+    made.saver = busy = BusySaver()  # type: ignore[assignment] # as much as is used
+    made.save_requested = lambda: True
+    advance(made, state, collect=False)
+    busy.busy = False
+    advance(made, state, collect=False)
+    advance(made, state, collect=False)
+
+    assert busy.started == [2]
 
 
 def test_saves_come_every_so_many_seconds(tmp_path: Path) -> None:

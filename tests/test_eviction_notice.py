@@ -17,18 +17,12 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.imdsv2 import INTERRUPTION_PATH, REBALANCE_PATH, Imds, serving
 from support.runs import wait_until
 
 from trainer.__main__ import main
-from trainer.eviction import (
-    NOTICE_S,
-    NOTICE_S_MAX,
-    MetadataPoll,
-    PreemptionFlag,
-    fetch_events,
-    on_signals,
-    preemption_in,
-)
+from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
+from trainer.notices.azure import NOTICE_S, NOTICE_S_MAX, fetch_events, preemption_in
 from trainer.saving.checkpointer import Checkpointer
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -156,11 +150,11 @@ def test_nobody_at_the_address_is_survived(monkeypatch: pytest.MonkeyPatch) -> N
     messages: list[str] = []
     tried: list[str] = []
 
-    def fetch(url: str, *, timeout_s: float) -> object:
+    def fetch(url: str, timeout_s: float) -> object:
         tried.append(url)
-        return fetch_events(url, timeout_s=timeout_s)
+        return fetch_events(url, timeout_s)
 
-    monkeypatch.setattr("trainer.eviction.fetch_events", fetch)
+    monkeypatch.setattr("trainer.notices.azure.fetch_events", fetch)
     flag = on_signal("http://127.0.0.1:1", enough=lambda: len(tried) > 3, messages=messages)
 
     assert flag.notice is None
@@ -298,5 +292,54 @@ def test_a_notice_of_any_length_ends_well(
         "stopped by eviction notice, state saved",
     )
     assert 1 <= status["checkpoint_step"] == status["step"] <= 7
+    assert tiny.losses(undisturbed) == tiny.losses(run)
+    assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)
+
+
+def test_a_recommendation_costs_one_checkpoint_and_the_notice_ends_well(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recommendation is one extra save, the notice ends with 75, and the bits are the same."""
+    run = tmp_path / "run"
+    run.mkdir()
+    config = json.loads((undisturbed / "config.json").read_text())
+    config["checkpoint"] = {"every": 1000}
+    (run / "config.json").write_text(json.dumps(config))
+    polls: list[MetadataPoll] = []
+    saved: list[int] = []
+    after, began = Checkpointer.after_step, Checkpointer._start
+
+    def poll(**given: Any) -> MetadataPoll:
+        polls.append(MetadataPoll(**given, poll_s=0.01))
+        return polls[-1]
+
+    def start(checkpointer: Checkpointer) -> None:
+        saved.append(checkpointer.state.counters.step)
+        began(checkpointer)
+
+    with serving(Imds()) as imds:
+
+        def after_step(checkpointer: Checkpointer, record: dict[str, Any]) -> None:
+            if record["step"] == 4:
+                imds.documents[REBALANCE_PATH] = {"noticeTime": "2026-11-29T08:19:00Z"}
+                wait_until(lambda: polls[0].flag.save_requested)
+            after(checkpointer, record)
+            if record["step"] == 7:
+                when = f"{datetime.now(UTC) + timedelta(seconds=120):%Y-%m-%dT%H:%M:%SZ}"
+                imds.documents[INTERRUPTION_PATH] = {"action": "stop", "time": when}
+                wait_until(lambda: polls[0].flag.notice is not None)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("trainer.job.job.MetadataPoll", poll)
+            patch.setattr(Checkpointer, "after_step", after_step)
+            patch.setattr(Checkpointer, "_start", start)
+            argv = ["train", "--run-dir", str(run), "--metadata-url", imds.url]
+            code = main([*argv, "--metadata-api", "aws"])
+    status = json.loads((run / "status.json").read_text())
+    again = main(["train", "--run-dir", str(run)])
+
+    assert (code, again) == (75, 0)
+    assert saved == [4, 7]
+    assert status["message"] == "stopped by eviction notice, state saved"
     assert tiny.losses(undisturbed) == tiny.losses(run)
     assert tiny.adapter_bytes(undisturbed) == tiny.adapter_bytes(run)

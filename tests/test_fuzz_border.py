@@ -47,7 +47,8 @@ from remote.ssh import Host
 from remote.sync import manifest, replies
 from trainer.adapters.settings import read_settings
 from trainer.errors import ConfigError
-from trainer.eviction import preemption_in
+from trainer.notices.aws import interruption_in, recommends_rebalance
+from trainer.notices.azure import preemption_in
 from trainer.rundir.status import last_step
 from trainer.saving.manifest import (
     ADAPTER,
@@ -314,7 +315,10 @@ def test_any_result_that_came_home_is_read_or_refused(
         {
             "Events": [
                 {"EventType": "Preempt", "EventStatus": "Scheduled", "NotBefore": "Mon, 1 Jan"}
-            ]
+            ],
+            "action": "stop",
+            "time": "2026-11-29T08:22:00Z",
+            "noticeTime": "2026-11-29T08:20:00Z",
         }
     )
 )
@@ -323,8 +327,10 @@ def test_any_answer_of_a_metadata_service_is_a_notice_or_none(printed: bytes) ->
     from datetime import UTC, datetime
 
     with suppress(NotPlain):
-        left_s = preemption_in(parse(printed, bytes_max=1 << 20), datetime.now(UTC))
-        assert left_s is None or 0 <= left_s <= 3600
+        document, now = parse(printed, bytes_max=1 << 20), datetime.now(UTC)
+        for left_s in (preemption_in(document, now), interruption_in(document, now)):
+            assert left_s is None or 0 <= left_s <= 3600
+        assert recommends_rebalance(document) in {True, False}
 
 
 @FUZZED

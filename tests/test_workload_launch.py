@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,8 @@ TIMEOUT_S = 60.0
 TRAINER = """import json, os, sys
 import numpy
 with open("../run/seen.json", "w") as file:
-    json.dump({"path": sys.path, "numpy": numpy.WORD, "environ": dict(os.environ)}, file)
+    json.dump({"path": sys.path, "numpy": numpy.WORD, "environ": dict(os.environ),
+               "argv": sys.argv}, file)
 """
 
 
@@ -100,10 +103,23 @@ def ended(work: SshWorkload, vm: Vm) -> None:
         time.sleep(0.05)
 
 
+def test_trainer_is_given_the_metadata_service_and_whose_it_is(server: sshd.Sshd) -> None:
+    """The machine's record names the API in which its vendor gives notice."""
+    base = shipped(server)
+    work, vm = workload(server)
+    vm = replace(vm, metadata_url="http://169.254.169.254", metadata_api="aws")
+
+    work.launch(vm)
+    ended(work, vm)
+    argv = json.loads((base / "run" / "seen.json").read_text())["argv"]
+    work.disconnect()
+
+    assert argv[argv.index("--metadata-url") + 1] == "http://169.254.169.254"
+    assert argv[argv.index("--metadata-api") + 1] == "aws"
+
+
 def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) -> None:
     """It imports its own numpy, sees no launcher's names, and keeps the choice of a card."""
-    import json
-
     base = shipped(server)
     work, vm = workload(server)
 

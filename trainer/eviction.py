@@ -1,7 +1,7 @@
 """Sets a flag with a deadline when the machine is about to be taken away.
 
-Two sources: Azure's scheduled events, polled once a second, and SIGTERM. Neither stops anything by
-itself: the loop reads the flag where the state is whole.
+Two sources: the vendor's metadata service, polled once a second, and SIGTERM. Neither stops
+anything by itself: the loop reads the flag where the state is whole.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import http.client
 import signal
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from datetime import datetime
+from types import MappingProxyType
 
-from trainer.untrusted import parse
+from trainer.notices.aws import AwsNotices
+from trainer.notices.azure import AzureNotices
+from trainer.notices.metadata import NoticeApi
 
-EVENTS_PATH = "/metadata/scheduledevents?api-version=2020-07-01"
 POLL_S = 1.0
-FIRST_CALL_S_MAX = 150.0  # Azure switches the service on at the first call; documented: 2 minutes
 CALL_S_MAX = 10.0
-NOTICE_S = 30.0  # Azure's documented minimum, assumed when the event tells no time
-NOTICE_S_MAX = 900.0
 SIGTERM_S = 10.0  # what service managers usually leave before SIGKILL
-ANSWER_BYTES_MAX = 1 << 20
+NOTICE_APIS: Mapping[str, Callable[[str], NoticeApi]] = MappingProxyType(
+    {"azure": AzureNotices, "aws": AwsNotices}
+)
+"""How each vendor announces evictions, by what `--metadata-api` names; made from a base URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,7 @@ class PreemptionFlag:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
         self._notice: Notice | None = None
+        self._save_requested = False
 
     @property
     def notice(self) -> Notice | None:
@@ -53,6 +53,15 @@ class PreemptionFlag:
     def seconds_left(self) -> float:
         """Seconds until the announced end, infinite without a notice, possibly negative."""
         return self._notice.deadline_s - self.clock() if self._notice else float("inf")
+
+    @property
+    def save_requested(self) -> bool:
+        """Whether one extra checkpoint is wanted, because the machine may go away soon."""
+        return self._save_requested
+
+    def request_save(self) -> None:
+        """Request one extra checkpoint; training goes on."""
+        self._save_requested = True
 
     def set(self, *, seconds_left: float, reason: str) -> None:
         """Announce the end. Takes no lock, so a signal handler may call it."""
@@ -88,8 +97,9 @@ class MetadataPoll:
     flag: PreemptionFlag
     now: Callable[[], datetime]
     on_message: Callable[[str], None]  # hears when the service falls silent
+    api: str = "azure"  # a key of `NOTICE_APIS`
     poll_s: float = POLL_S
-    first_call_s_max: float = FIRST_CALL_S_MAX
+    first_call_s_max: float | None = None  # None: as long as the vendor needs
 
     _closed: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -102,62 +112,20 @@ class MetadataPoll:
         self._closed.set()
 
     def _run(self) -> None:
-        timeout_s, silent = self.first_call_s_max, False
+        api, silent = NOTICE_APIS[self.api](self.url), False
+        timeout_s = self.first_call_s_max or api.first_call_s_max
         while not self._closed.is_set() and self.flag.notice is None:
             try:
-                events = fetch_events(self.url.rstrip("/") + EVENTS_PATH, timeout_s=timeout_s)
+                announced = api.announced(self.now(), timeout_s=timeout_s)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if not silent:
                     self.on_message(f"eviction notices cannot be heard: {error}; asking on")
                 silent = True
             else:
                 timeout_s, silent = CALL_S_MAX, False
-                seconds_left = preemption_in(events, self.now())
-                if seconds_left is not None:
-                    self.flag.set(seconds_left=seconds_left, reason="eviction notice")
+                if announced.seconds_left is not None:
+                    self.flag.set(seconds_left=announced.seconds_left, reason="eviction notice")
+                elif announced.rebalance and not self.flag.save_requested:
+                    self.on_message("this machine may be taken away soon: saving a checkpoint")
+                    self.flag.request_save()
             self._closed.wait(self.poll_s)
-
-
-def fetch_events(url: str, *, timeout_s: float) -> object:
-    """Ask the metadata service for its document, never through a proxy.
-
-    Raises OSError (also a time-out or a refusing status), HTTPException or ValueError (no JSON, or
-    more, or deeper, than such a document).
-    """
-    request = urllib.request.Request(url, headers={"Metadata": "true"})  # noqa: S310 - link-local
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=timeout_s) as answer:
-        return parse(answer.read(ANSWER_BYTES_MAX), bytes_max=ANSWER_BYTES_MAX)
-
-
-def preemption_in(document: object, now: datetime) -> float | None:
-    """Return the seconds until the earliest announced end of the machine, or None if there is none.
-
-    It ends by preemption, or by a deletion that was announced. A freeze is short, and before a
-    reboot comes SIGTERM.
-    The service of a virtual machine lists events of that machine only, so any named resource
-    counts. A missing or unreadable time is taken as Azure's minimum, one in the past as zero, and
-    a far one is bounded, because the clock of the machine may be wrong.
-    """
-    events = document.get("Events") if isinstance(document, Mapping) else None
-    if not isinstance(events, list):
-        return None
-    times = [
-        _seconds_until(event, now)
-        for event in events
-        if isinstance(event, Mapping) and str(event.get("EventType")) in {"Preempt", "Terminate"}
-    ]
-    return min(times, default=None)
-
-
-def _seconds_until(event: Mapping[str, Any], now: datetime) -> float:
-    """Return the seconds from `now` to the event's NotBefore, within 0 and the longest notice."""
-    if event.get("EventStatus") == "Started":
-        return 0.0
-    try:
-        moment = parsedate_to_datetime(str(event.get("NotBefore")))
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        left_s = (aware - now).total_seconds()
-    except (TypeError, ValueError, OverflowError):
-        return NOTICE_S
-    return min(max(0.0, left_s), NOTICE_S_MAX)

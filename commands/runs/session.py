@@ -92,7 +92,12 @@ class Session:
         budget = config.budget
         return RunPlan(
             goal=self.request.goal,
-            budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
+            budget=Budget(
+                usd=budget.usd,
+                hours=budget.hours,
+                evictions=budget.evictions,
+                disk_days=budget.disk_days,
+            ),
             policy=replace(
                 policy_of(self.request.loaded), capacity_ttl_s_at=self.provider.capacity_ttls_s()
             ),

@@ -153,7 +153,7 @@ class SshWorkload:
         config = self._config
         argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
         if vm.metadata_url:
-            argv += ["--metadata-url", vm.metadata_url]
+            argv += ["--metadata-url", vm.metadata_url, "--metadata-api", vm.metadata_api]
         band = config.eviction_band()
         if band:
             argv += ["--eviction-band", band]

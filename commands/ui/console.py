@@ -14,6 +14,7 @@ from typing import Any, Protocol, TextIO
 
 from commands.ui.output import clean, write_line
 from commands.ui.snapshot import RunSnapshot, take_snapshot
+from infra.provider import Vm
 from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.context import TurnReport
@@ -149,6 +150,7 @@ class AnnouncingConsole:
     """The most that the run can cost, in words; empty if nothing limits it."""
     _refusals_shown: set[Refusal] | None = None
     _safeguards_shown_s: float = 0.0
+    _machine_shown: str = ""
     _warning: str = ""
     _shown_usd: float = 0.0
     _usd_per_h_max: float = 0.0
@@ -163,6 +165,8 @@ class AnnouncingConsole:
         if self._refusals_shown is None:
             self._refusals_shown = refusals
             self._safeguards_shown_s = report.state.safeguards_set_at_s
+            self._machine_shown = report.state.vm.id if report.state.vm else ""
+        self._show_note(report.state.vm)
         for one in report.state.refusals:
             if one not in self._refusals_shown:
                 self.log(f"refused: {one.size} in {one.place}: {one}")
@@ -179,6 +183,14 @@ class AnnouncingConsole:
             if self.most:
                 self.log(f"worst case of the whole run: {self.most}")
         self.console.report(replace(report, bill=self._never_falling(report.bill)))
+
+    def _show_note(self, vm: Vm | None) -> None:
+        """Print what of a new machine is not as the user asked."""
+        if vm is None or vm.id == self._machine_shown:
+            return
+        self._machine_shown = vm.id
+        if vm.note:
+            self.log(f"note: {vm.note}")
 
     def _never_falling(self, used: Bill) -> Bill:
         """Return the bill with a sum that a late observation does not lower by a little.

@@ -1,15 +1,51 @@
-"""Creates one persistent spot machine under a hard cap, or nothing that bills."""
+"""Creates one persistent spot machine under a hard cap, or nothing that bills.
+
+The order in which nothing can be lost: the record names the place before anything is made; the
+security group comes first, because its name is unique and so tells a second computer that somebody
+was here before; the exact request is on disk before it is sent, so that after a kill it can be sent
+again and is answered with the same machine.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from infra.aws.acceptance import Acceptance
 from infra.aws.context import AwsContext
 from infra.aws.delete import Deleter
+from infra.aws.errors import TokenReusedError, TokenSpentError
+from infra.aws.existing import ExistingMachines, ids_of
+from infra.aws.image import ImageFinder
+from infra.aws.naming import TAG_NAME_CHARS_MAX, client_token, group_name
+from infra.aws.network import SubnetFinder
 from infra.aws.observe import VmObserver
+from infra.aws.reading import NEW_S
+from infra.aws.request import (
+    LaunchTarget,
+    check_spec,
+    disk_gb,
+    disk_note,
+    idle_usd_per_h,
+    run_instances_body,
+)
 from infra.aws.safeguards import AwsSafeguards
+from infra.aws.security_group import SecurityGroups, specify
+from infra.aws.vm import vm_from_instance
+from infra.errors import NoCapacity, PriceAboveCap, ProviderError, SignedOut, Transient
 from infra.provider import Vm, VmSpec
+from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
+from infra.renting.run_record import RunRecord
+from infra.renting.tags import tags_of
+from infra.timestamps import format_utc
+from infra.untrusted import table
+
+ATTEMPTS_MAX = 20
+"""Machines of one generation that may have died in a zone before something else must be wrong."""
+REFUSED_REQUEST_S = 10.0
+"""When lists show a spot request that a refused call left open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +59,162 @@ class VmCreator:
     refusal_cache: RefusalCache
 
     def create(self, spec: VmSpec) -> Vm:
-        """Create the machine of `spec`, or return the one that exists.
+        """Create the machine of `spec`, or return the one that exists; on errors nothing is left.
 
-        On errors nothing that bills is left.
+        Returns when the machine runs, or when EC2 has accepted it and not taken it back for
+        `accept_wait_s`. A `Transient` or `SignedOut` error leaves a half-made machine on purpose:
+        the next call goes on from there.
         """
-        raise NotImplementedError
+        check_spec(spec)
+        self._settle_pending_request(spec)
+        existing = self._existing.find(spec)
+        try:
+            return self._acceptance.finish(spec, existing or self._rent(spec))
+        except (Transient, SignedOut):
+            raise
+        except ProviderError as error:
+            self._give_up(spec, error)
+            raise
+
+    def _settle_pending_request(self, spec: VmSpec) -> None:
+        """Send a request again whose answer was not seen: EC2 answers with the same machine.
+
+        An older one needs no answer: what it made is in every list by now.
+        """
+        record = self.context.record(spec.run_id)
+        if not record.pending_request:
+            return
+        if record.generation != spec.generation:
+            self.deleter.remove(spec.run_id)
+            return
+        if self.context.clock() - record.requested_at < NEW_S:
+            try:
+                self._send(record, record.pending_request)
+            except (Transient, SignedOut):
+                raise
+            except ProviderError as error:  # there is no machine: a new request says why again
+                self._note_refusal(record, error)
+        record.pending_request = {}
+        record.save()
+
+    def _rent(self, spec: VmSpec) -> Vm:
+        """Make what a machine needs, then ask for it; returns as soon as EC2 has accepted it."""
+        region = spec.offer.region
+        record = self._begin_record(spec)
+        image = ImageFinder(context=self.context).find(region, pinned=record.ids.get("image", ""))
+        subnet = SubnetFinder(context=self.context).find(region, spec.offer.zone)
+        tags = tags_of(
+            replace(spec, offer=replace(spec.offer, zone=subnet.zone)),
+            created_at=format_utc(self.context.clock()),
+            idle_usd_per_h=idle_usd_per_h(spec, disk_gb(spec, image)),
+            name_chars_max=TAG_NAME_CHARS_MAX,
+        )
+        source = source_prefix(self.context.caller())
+        is_resumed = "group_name" in record.ids
+        record.ids |= {"image": image.id, "zone": subnet.zone}
+        record.ids["group_name"] = name = group_name(spec.run_id, spec.generation)
+        record.save()
+        groups = SecurityGroups(context=self.context)
+        group, is_new = groups.create(region, subnet.vpc, name=name, run_id=spec.run_id, tags=tags)
+        record.ids["group"] = group
+        record.caller, record.caller_at = source, self.context.clock()
+        record.save()
+        if not is_new and not is_resumed and self._existing.appears(spec):
+            return self._existing.find(spec) or self._rent(spec)
+        groups.admit(region, group, source)
+        return self._launch(
+            spec, record, LaunchTarget(image=image, subnet=subnet, group=group), tags
+        )
+
+    def _begin_record(self, spec: VmSpec) -> RunRecord:
+        """The record of this create; what it says of another machine or place is dropped."""
+        record, region = self.context.record(spec.run_id), spec.offer.region
+        if record.generation != spec.generation or record.ids.get("region") != region:
+            record = RunRecord(path=record.path, generation=spec.generation)
+        record.ids |= {"account": self.context.account(), "region": region}
+        for key in ("instance", "request"):
+            record.ids.pop(key, None)
+        record.save()
+        return record
+
+    def _launch(
+        self, spec: VmSpec, record: RunRecord, target: LaunchTarget, tags: Mapping[str, str]
+    ) -> Vm:
+        """Ask for the machine, with the first token whose machine is not dead."""
+        zone = target.subnet.zone
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            token = client_token(spec.run_id, spec.generation, zone, attempt)
+            body = run_instances_body(spec, target, tags=tags, token=token)
+            try:
+                row = self._send(record, body)
+            except TokenSpentError:
+                continue
+            except TokenReusedError:  # by a process whose record is lost
+                if self._existing.appears(spec, token=token) and (vm := self._existing.find(spec)):
+                    return vm
+                continue
+            made = vm_from_instance(
+                {**row, **specify(tags, "instance")},
+                account=self.context.account(),
+                region=spec.offer.region,
+                settings=self.context.settings,
+            )
+            if made is not None:
+                return replace(made, note=disk_note(spec, target.image))
+        raise NoCapacity(
+            f"{ATTEMPTS_MAX} machines of this run have ended in {zone} before they were used",
+            hint="another zone is tried; `vm.regions` names more of them",
+        )
+
+    def _send(self, record: RunRecord, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send the request, recorded before and after; return the machine that EC2 describes."""
+        record.pending_request = dict(body)
+        record.note("create", self.context.clock())
+        doing = f"rent {body['InstanceType']} in {record.ids.get('zone')}"
+        answer = self.context.clients.call(
+            "ec2", record.ids["region"], "run_instances", doing=doing, once=True, **body
+        )
+        rows = answer.get("Instances") or []
+        if not rows:
+            raise Transient(f"cannot {doing} just now: EC2 answered without a machine")
+        record.ids |= ids_of(rows[0])
+        record.pending_request = {}
+        record.save()
+        return table(rows[0])
+
+    def _give_up(self, spec: VmSpec, error: ProviderError) -> None:
+        """Remove what a failed create made; a failure of that is added to the first one."""
+        if isinstance(error, PriceAboveCap) and error.current_usd_per_h is None:
+            offer = spec.offer
+            error.current_usd_per_h = self.observer.price_now(offer.size, offer.region, offer.zone)
+        self.refusal_cache.note(spec.offer, error)
+        record = self.context.record(spec.run_id)
+        if not {"group_name", "instance"} & set(record.ids):
+            record.delete()
+            return
+        if record.pending_request:
+            self._note_refusal(record, error)
+        try:
+            self.deleter.remove(spec.run_id)
+        except ProviderError as second:
+            error.unfinished = True
+            error.add_note(f"removing what had been made failed too: {second}")
+            error.hint = f"{error.hint}; `qft down --delete` removes what is left".lstrip("; ")
+
+    def _note_refusal(self, record: RunRecord, error: ProviderError) -> None:
+        """Record that a request made no machine, and wait until a spot request it left is shown.
+
+        AWS says that a request whose price is too low remains open.
+        """
+        record.pending_request = {}
+        record.refusal = [error.kind, str(error), error.hint]
+        record.save()
+        self.context.sleep(REFUSED_REQUEST_S)
+
+    @property
+    def _existing(self) -> ExistingMachines:
+        return ExistingMachines(context=self.context, observer=self.observer, deleter=self.deleter)
+
+    @property
+    def _acceptance(self) -> Acceptance:
+        return Acceptance(context=self.context, observer=self.observer, safeguards=self.safeguards)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from infra.aws.context import AwsContext
-from infra.aws.observe import VmObserver
-from infra.provider import Vm
+from infra.aws.context import AwsContext, recorded_regions
+from infra.aws.inventory import Inventories, Inventory
+from infra.aws.leftovers import idle_usd_per_h
+from infra.aws.machine_view import SHUTTING_DOWN, MachineView, tags_of_answer, view_of
+from infra.aws.naming import MachineId
+from infra.aws.observe import VmObserver, orders_of
+from infra.aws.reading import read
+from infra.aws.regions import regions_to_ask
+from infra.errors import NotAllowed, SignedOut
+from infra.provider import PowerState, Vm
+from infra.renting.run_record import RunRecord, records
+from infra.renting.tags import RUN, vm_from_tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,5 +27,106 @@ class Listing:
     observer: VmObserver
 
     def list_all(self) -> list[Vm]:
-        """List every machine with our tag, newest first."""
-        raise NotImplementedError
+        """List every machine with our tag, newest first, whoever made it, and remnants.
+
+        Asks every region that the account has enabled, and those in which this computer has made
+        something, at once. A region that an organisation closes to these credentials is left out,
+        unless this computer has something there. Lists lag: what is on record and not listed is
+        looked up by its id.
+        """
+        account = self.context.account()
+        inventories = Inventories(context=self.context)
+        regions, recorded = regions_to_ask(self.context), recorded_regions(self.context.state_dir)
+        answers = inventories.in_regions(regions, inventories.search)
+        found: list[Vm] = []
+        refused: list[Exception] = []
+        for region, answer in zip(regions, answers, strict=True):
+            if isinstance(answer, Inventory):
+                found += self._in_region(answer, account)
+            elif region not in recorded and _is_closed(answer):
+                refused.append(answer)
+            else:
+                raise answer
+        if len(refused) == len(regions):
+            raise refused[0]
+        found += self._unlisted(account, {vm.run_id for vm in found})
+        return sorted(found, key=lambda vm: vm.created_at, reverse=True)
+
+    def _in_region(self, found: Inventory, account: str) -> Iterator[Vm]:
+        for run_id in found.runs():
+            part = found.of_run(run_id)
+            if not part.is_empty:
+                yield from self._of_run(part, account)
+
+    def _of_run(self, found: Inventory, account: str) -> Iterator[Vm]:
+        """The machines of a run that somebody has yet to terminate; else what is left of it."""
+        there = [one for one in found.views() if one.is_live]
+        there = there or [one for one in found.views() if one.state == SHUTTING_DOWN]
+        if not there:
+            vm = self._vm(found, MachineView(), account)
+            if vm is not None:
+                yield replace(vm, power=PowerState.REMNANTS, idle_usd_per_h=idle_usd_per_h(found))
+        for view in there:
+            vm = self._vm(found, view, account)
+            if vm is not None:
+                yield self._as_seen(vm, view)
+
+    def _vm(self, found: Inventory, view: MachineView, account: str) -> Vm | None:
+        """The machine that tags describe: its own, or those of what it belongs to."""
+        id_ = MachineId(account=account, region=found.region, instance=view.instance)
+        rows = [*found.requests, *found.instances, *found.volumes, *found.groups]
+        mine = [one for one in rows if one.get("SpotInstanceRequestId") == view.request]
+        tagged = [tags for one in [*mine, *rows] if RUN in (tags := tags_of_answer(one))]
+        tags = dict(view.tags) if RUN in view.tags else next(iter(tagged), {})
+        vm = vm_from_tags(
+            tags,
+            provider="aws",
+            id_of=lambda _run_id, _generation: str(id_),
+            default_idle_usd_per_h=idle_usd_per_h(found),
+        )
+        if vm is None:
+            return None
+        return replace(
+            vm,
+            region=found.region,
+            zone=view.zone or vm.zone,
+            size=view.size or vm.size,
+            port=self.context.settings.ssh_port,
+            metadata_url=self.context.settings.metadata_url,
+            metadata_api="aws",
+        )
+
+    def _as_seen(self, vm: Vm, view: MachineView) -> Vm:
+        orders = orders_of(RunRecord.load(self.context.state_dir, vm.run_id), vm)
+        seen = read(view, orders, now_s=self.context.clock())
+        return replace(vm, power=seen.power, host=seen.host)
+
+    def _unlisted(self, account: str, listed: set[str]) -> Iterator[Vm]:
+        """What this computer recorded in the account and no list by tag shows."""
+        inventories = Inventories(context=self.context)
+        for record in records(self.context.state_dir):
+            run_id, region = record.path.stem, record.ids.get("region", "")
+            mine = record.ids.get("account") == account and region
+            if run_id in listed or not mine:
+                continue
+            found = inventories.of_run(region, run_id, record.ids)
+            for row in found.untagged:
+                view = view_of(row)
+                vm = Vm(
+                    provider="aws",
+                    run_id=run_id,
+                    id=str(MachineId(account=account, region=region, instance=view.instance)),
+                    region=region,
+                    size=view.size,
+                    zone=view.zone,
+                    generation=record.generation,
+                    metadata_api="aws",
+                )
+                yield self._as_seen(vm, view)
+            if not replace(found, untagged=[]).is_empty:
+                yield from self._of_run(found, account)
+
+
+def _is_closed(error: Exception) -> bool:
+    """Whether a region refuses these credentials, so that nothing can be rented there either."""
+    return isinstance(error, NotAllowed) and not isinstance(error, SignedOut)

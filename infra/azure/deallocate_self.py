@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import urllib.request
 from http.client import HTTPException
@@ -21,7 +22,11 @@ API_VERSION = "@api-version@"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add where the metadata service and Resource Manager are, and for whom a token is."""
+    """Add where the metadata service and Resource Manager are, and for whom a token is.
+
+    Azure starts no deallocated machine by itself, so a limit from before a boot is over.
+    """
+    parser.set_defaults(old_limit_s=math.inf)
     parser.add_argument("--imds", default="http://169.254.169.254")
     parser.add_argument("--arm", default="https://management.azure.com")
     parser.add_argument("--audience", default="https://management.azure.com/")

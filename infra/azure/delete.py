@@ -11,11 +11,7 @@ from infra.azure.errors import ConflictError
 from infra.azure.leftovers import Leftovers
 from infra.azure.naming import KINDS, VM, Names, check_subscription
 from infra.azure.permissions import revoke_role_assignments
-from infra.azure.release_compute import (
-    REPORT_EVERY_S,
-    ComputeRelease,
-    ProgressReporter,
-)
+from infra.azure.release_compute import ComputeRelease
 from infra.azure.resources import Parts
 from infra.errors import (
     BadRequest,
@@ -27,6 +23,7 @@ from infra.errors import (
     Transient,
 )
 from infra.provider import OnMessage, Removed, ignore_message
+from infra.renting.progress import REPORT_EVERY_S, ProgressReporter
 from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION, is_of_run, lower_case_names
 from infra.timestamps import format_utc

@@ -11,19 +11,22 @@ from typing import Any
 from infra.renting import self_release
 
 
-def cloud_config(
+def cloud_config(  # noqa: PLR0913  (each is one part of the document)
     *,
     host_private_key: str,
     host_public_key: str,
     boot_commands: Sequence[str] = (),
     self_release_text: str = "",
     self_release_arguments: Sequence[str] = (),
+    user: str = "",
+    public_key: str = "",
 ) -> bytes:
     """Build the document that makes cloud-init install exactly this ed25519 host key.
 
     The key is throwaway: it dies with the machine. JSON is YAML, so the document needs no YAML
     writer and nothing in a key can break out of it. With `self_release_text`, a program of
-    `one_file`, the machine also runs that with those arguments.
+    `one_file`, the machine also runs that with those arguments. With `user`, for vendors that make
+    no user themselves, it has exactly that one, who logs in with `public_key` and may use sudo.
     """
     document: dict[str, Any] = {
         "ssh_deletekeys": True,
@@ -37,6 +40,8 @@ def cloud_config(
         "bootcmd": list(boot_commands),
         "write_files": [_SSHD],
     }
+    if user:
+        document["users"] = [_user(user, public_key)]
     if self_release_text:
         document["write_files"] += _service_files(self_release_text, self_release_arguments)
         document["runcmd"] = [["systemctl", "enable", "--now", "qft-watch.service"]]
@@ -56,6 +61,17 @@ def one_file(release: Path | None = None) -> str:
     lines = release.read_text(encoding="utf-8").splitlines()
     kept = [one for one in lines if not one.startswith(("from __future__ ", "from infra."))]
     return program + "\n\n" + "\n".join(kept) + "\n"
+
+
+def _user(name: str, public_key: str) -> dict[str, Any]:
+    """Describe the only user: without the word `default` beside it, the image's own gets no key."""
+    return {
+        "name": name,
+        "shell": "/bin/bash",
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+        "lock_passwd": True,
+        "ssh_authorized_keys": [public_key.strip()],
+    }
 
 
 def _service_files(text: str, arguments: Sequence[str]) -> list[dict[str, Any]]:

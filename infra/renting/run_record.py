@@ -45,6 +45,9 @@ class RunRecord:
     """Full ids of what exists or may exist, by name; written before each is asked for."""
     tokens: dict[str, str] = field(default_factory=dict)
     """Continuation tokens of operations that were accepted and not seen to end."""
+    pending_request: dict[str, Any] = field(default_factory=dict)
+    """A request whose answer was not seen, to be sent again exactly. It may hold the throwaway host
+    key of a machine, so that it goes as soon as there is an answer."""
     address: str = ""
     """The machine's public address."""
     caller: str = ""

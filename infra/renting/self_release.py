@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -19,6 +20,14 @@ from pathlib import Path
 CHECK_EVERY_S = 60.0
 RELEASED_EVERY_S = 600.0
 """Pauses between checks, before and after the machine has been released."""
+OLD_LIMIT_S = 240.0
+"""How long after a boot a limit from before it holds again: by then, whoever started the machine on
+purpose has written a new one. A cloud that starts machines by itself, as EC2 does after an
+interruption, writes none, and nobody else need be there to end its bill."""
+OLD_LIMIT_VISITED_S = 900.0
+"""The same while somebody is connected, who may be about to write a new one."""
+CUT_S = 60.0
+"""How long a visitor who is gone still counts there: connections are cut, and made anew."""
 
 
 def main(
@@ -38,20 +47,26 @@ def main(
     parser.add_argument("--every-s", type=float, default=CHECK_EVERY_S, help="how often to look")
     parser.add_argument("--ssh-port", type=int, default=22)
     parser.add_argument("--boot-at", type=float, default=booted_s(Path("/proc/uptime")))
+    parser.add_argument("--old-limit-s", type=float, default=OLD_LIMIT_S)
+    parser.add_argument("--old-limit-visited-s", type=float, default=OLD_LIMIT_VISITED_S)
     parser.add_argument("--once", action="store_true")
     if add_arguments is not None:
         add_arguments(parser)
     chosen = parser.parse_args(arguments)
-    visited_s = time.time()  # boot counts as a visit
+    visited_s, seen_s = time.time(), -math.inf  # boot counts as a visit, but nobody was seen yet
     while True:
         now_s = time.time()
         if any(ssh_sessions(Path("/proc/net") / name, chosen.ssh_port) for name in ("tcp", "tcp6")):
-            visited_s = now_s
+            visited_s = seen_s = now_s
+        old_from_s = old_limit_from_s(
+            chosen.boot_at, seen_s, chosen.old_limit_s, chosen.old_limit_visited_s
+        )
+        limit_s = limit_of(chosen.home, chosen.boot_at, old_from_s=old_from_s)
         silence_s = min(chosen.done_s, chosen.idle_s) if is_over(chosen.home) else chosen.idle_s
         reason = why_end(
             now_s=now_s,
             active_s=last_activity_s(chosen.home, visited_s),
-            limit_s=limit_of(chosen.home, chosen.boot_at),
+            limit_s=limit_s,
             idle_s=silence_s,
         )
         if reason:
@@ -59,7 +74,8 @@ def main(
         released = bool(reason) and (release or shut_down)(chosen)
         if chosen.once:
             return 0 if released or not reason else 1
-        time.sleep(max(RELEASED_EVERY_S, chosen.every_s) if released else chosen.every_s)
+        pause_s = next_check_s(now_s, limit_s, chosen.every_s)
+        time.sleep(max(RELEASED_EVERY_S, chosen.every_s) if released else pause_s)
 
 
 def why_end(*, now_s: float, active_s: float, limit_s: float | None, idle_s: float) -> str:
@@ -96,17 +112,38 @@ def last_activity_s(home: Path, visited_s: float) -> float:
     return max(times)
 
 
-def limit_of(home: Path, boot_s: float) -> float | None:
-    """The end of the budget in seconds since 1970, as the laptop wrote it; None if it did not.
+def limit_of(home: Path, boot_s: float, *, old_from_s: float = math.inf) -> float | None:
+    """When the machine must be released, in seconds since 1970, by the limit that was written.
 
-    One from before the last boot has been kept already: whoever started the machine again has more
-    to spend, and will write down how much. Until then silence counts, as without a limit.
+    None if none was. One from before the last boot holds from `old_from_s` on: whoever started the
+    machine again has more to spend, and writes down how much before then. Until then silence
+    counts, as without a limit.
     """
     path = home / "qft" / "limit"
     try:
-        return float(path.read_text(encoding="ascii")) if path.stat().st_mtime > boot_s else None
+        limit_s = float(path.read_text(encoding="ascii"))
+        old = path.stat().st_mtime <= boot_s
     except (OSError, ValueError):
         return None
+    limit_s = max(limit_s, old_from_s) if old else limit_s
+    return limit_s if math.isfinite(limit_s) else None
+
+
+def old_limit_from_s(
+    boot_s: float, visitor_s: float, old_limit_s: float, visited_s_max: float
+) -> float:
+    """From when on, in seconds since 1970, a limit from before the boot at `boot_s` holds again.
+
+    A visitor who was last seen at `visitor_s` puts it off, to `visited_s_max` after boot at most.
+    """
+    from_s = max(boot_s + old_limit_s, visitor_s + CUT_S)
+    return min(from_s, boot_s + max(old_limit_s, visited_s_max))
+
+
+def next_check_s(now_s: float, limit_s: float | None, every_s: float) -> float:
+    """How many seconds to pause: `every_s`, or until the limit if that comes sooner."""
+    left_s = every_s if limit_s is None else limit_s - now_s
+    return min(every_s, left_s) if left_s > 0 else every_s
 
 
 def booted_s(uptime: Path) -> float:

@@ -107,6 +107,13 @@ class Deallocate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replace:
+    """Bring the newest checkpoint home and remove the machine, to rent another one."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delete:
     """Remove everything of the run from the cloud."""
 
@@ -144,6 +151,7 @@ Action = (
     | Fetch
     | Deallocate
     | Delete
+    | Replace
     | Wait
     | Finish
 )

@@ -26,6 +26,7 @@ from infra.run.actions import (
     RecordStop,
     RecordTrained,
     RehearseEviction,
+    Replace,
     SetSafeguards,
     Start,
     StopHung,
@@ -34,6 +35,7 @@ from infra.run.actions import (
 from infra.run.budget import limit_reached, renewal_age_s
 from infra.run.journal import RELEASE_INTENTS, Kind, Outcome
 from infra.run.plan import Goal, Policy, RunPlan
+from infra.run.replacement import reason_for_another
 from infra.run.state import Refusal, RunEnd, RunState
 from infra.run.workload import JobOutcome, JobPhase, JobView
 from infra.timestamps import parse_utc_s
@@ -284,6 +286,10 @@ def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_
         state.safeguards_set_at_s, state.safeguards_until_s, policy.safeguards_every_s
     ):
         return SetSafeguards()
+    stays = state.trained or plan.goal is Goal.FETCH or not plan.has_safeguards
+    another = "" if stays else reason_for_another(state, now_s)
+    if another and (state.prepared or state.disk_step <= state.home_step):
+        return Replace(reason=another)
     if not state.prepared:
         return Prepare()
     if plan.goal is Goal.UP:

@@ -112,6 +112,8 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
         _vm_started(state, event),
         vm=Vm.from_json(event.data["vm"]),
+        latest_limit_s=None,
+        other_cap="",
         pending=None,
         start_failures=0,
         unreachable=0,
@@ -287,17 +289,32 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
         safeguards_until_s=event.data["until_s"],
         safeguards=tuple(event.data["holding"]),
         safeguards_missing=tuple(event.data.get("missing", ())),
+        latest_limit_s=event.data.get("latest_limit_s"),
+        other_cap=event.data.get("other_cap", ""),
     )
 
 
 def _progress(state: RunState, event: Event) -> RunState:
     step, steps = event.data["step"], event.data["steps"]
-    return replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
+    done = replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
+    return _with_card(done, step)
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
     """Reset the count of silent boots: new work was copied to this computer."""
-    return replace(state, home_step=max(state.home_step, event.data["step"]), unreachable=0)
+    step = event.data["step"]
+    return _with_card(replace(state, home_step=max(state.home_step, step), unreachable=0), step)
+
+
+def _with_card(state: RunState, step: int) -> RunState:
+    """Return the state with the card that came as far as a step."""
+    card = state.offer.gpu if state.offer is not None else ""
+    last = state.cards[-1] if state.cards else ""
+    return (
+        state
+        if not card or not step or card == last
+        else replace(state, cards=(*state.cards, card))
+    )
 
 
 def _evict_requested(state: RunState, event: Event) -> RunState:

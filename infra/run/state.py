@@ -133,6 +133,8 @@ class RunState:
     """The furthest step seen on this machine: its disk may hold it."""
     home_step: int = 0
     """Step of the newest verified checkpoint at home; 0 if none."""
+    cards: tuple[str, ...] = ()
+    """The GPUs on which work was seen, each time it moved to another one."""
     evictions: int = 0
     stops: int = 0
     start_failures: int = 0
@@ -166,6 +168,11 @@ class RunState:
     """Which of them are set, and what they do."""
     safeguards_missing: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
+    latest_limit_s: float | None = None
+    """The latest limit to which the machine can be held, in seconds since 1970: the run goes on
+    after it with another machine. None: any."""
+    other_cap: str = ""
+    """Why the price cap that is asked for now takes another machine; empty if this one has it."""
     stopped_by_user: str = ""
     """Who stopped the machine on purpose while the run was driven; empty if nobody did."""
     unexplained_stop: UnexplainedStop | None = None

@@ -6,11 +6,13 @@ What cloud-init would only warn about, in a log that nobody reads, is an error h
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +25,112 @@ SUPPORTED_KEYS: dict[str, type] = {
     "bootcmd": list,
     "disable_root": bool,
     "runcmd": list,
+    "ssh_authorized_keys": list,
     "ssh_deletekeys": bool,
     "ssh_genkeytypes": list,
     "ssh_keys": dict,
     "ssh_pwauth": bool,
+    "users": list,
     "write_files": list,
 }
 """Of cloud-init's many keys, those that are played."""
+USER_KEYS: dict[str, tuple[type, ...]] = {
+    "gecos": (str,),
+    "groups": (str, list),
+    "lock_passwd": (bool,),
+    "name": (str,),
+    "shell": (str,),
+    "ssh_authorized_keys": (list,),
+    "sudo": (str, list),
+}
+"""Of the many facts about one user, those that are played."""
+DEFAULT_USER = "ubuntu"
+"""The image's own, made unless `users` is there without the word `default`."""
 KEY = re.compile(r"(rsa|ecdsa|ed25519)_(private|public)")
 SCRIPTS = "var/lib/cloud/instance/scripts"
 FAILED = "('scripts_user', RuntimeError('Runparts: 1 failures (runcmd) in 1 attempted commands'))"
 
 
 def parsed(custom_data: str) -> dict[str, Any]:
-    """The cloud-config in `customData`; raises ValueError if Azure or cloud-init would not take it.
+    """The cloud-config in `customData`; raises ValueError for what Azure would not take."""
+    return document_of(base64.b64decode(custom_data, validate=True), bytes_max=BYTES_MAX)
+
+
+def document_of(data: bytes, *, bytes_max: int) -> dict[str, Any]:
+    """The cloud-config in first-boot data, plain or compressed by gzip; raises ValueError if not.
 
     Keys that are not played are refused too: nothing may rest on what no test has seen work.
     """
     import yaml  # only here: the machine's own programs start without it
 
-    data = base64.b64decode(custom_data, validate=True)
-    if len(data) > BYTES_MAX:
-        raise ValueError(f"{len(data)} bytes are more than Azure's {BYTES_MAX}")
-    text = data.decode()
+    if len(data) > bytes_max:
+        raise ValueError(f"{len(data)} bytes are more than the cloud's {bytes_max}")
+    text = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).decode()
     if not text.startswith(HEAD):
         raise ValueError(f"the first line is not `{HEAD.strip()}`, so it is no cloud-config")
     document = yaml.safe_load(text)
     if not isinstance(document, dict):
         raise ValueError("a cloud-config is a mapping")  # noqa: TRY004  (of its text)
+    if offences := offences_of(document):
+        raise ValueError("; ".join(offences))
+    return document
+
+
+def offences_of(document: dict[str, Any]) -> list[str]:
+    """What cloud-init would ignore, or what is not played."""
     offences = [
         f"`{key}` is not known, or not a {SUPPORTED_KEYS.get(key, dict).__name__}"
         for key, value in document.items()
         if not isinstance(value, SUPPORTED_KEYS.get(key, type(None)))
     ]
+    if offences:
+        return offences
     offences += [f"`{one}` is no command" for one in commands(document) if not is_command(one)]
     offences += [
         f"`{one}` is no file" for one in document.get("write_files", []) if not is_file(one)
     ]
+    offences += [f"`{one}` is no user" for one in document.get("users", []) if not is_user(one)]
     keys = document.get("ssh_keys", {})
     offences += [f"`{key}` is no host key" for key in keys if not KEY.fullmatch(key)]
-    if offences:
-        raise ValueError("; ".join(offences))
-    return document
+    return offences
 
 
-def commands(document: dict[str, Any]) -> list[Any]:
+def login_of(document: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """Who may log in, with which key, and whether as root, too; raises ValueError for several.
+
+    The key is empty where nobody may: cloud-init makes no user with a password here.
+    """
+    keys = list(document.get("ssh_authorized_keys", []))
+    users = document.get("users", ["default"])
+    logins = [(DEFAULT_USER, keys, True)] if "default" in users else []
+    logins += [
+        (one["name"], one.get("ssh_authorized_keys", []), "NOPASSWD:" in str(one.get("sudo", "")))
+        for one in users
+        if one != "default"
+    ]
+    able = [one for one in logins if one[1]] or logins[:1] or [(DEFAULT_USER, [], True)]
+    if len(able) > 1:
+        raise ValueError(f"several users who may log in are not played: {[one[0] for one in able]}")
+    ((name, listed, sudo),) = able
+    return name, "\n".join(listed), sudo
+
+
+def is_user(one: object) -> bool:
+    """Whether it is the word `default`, or a user with a name and public keys in full lines."""
+    if one == "default":
+        return True
+    return (
+        isinstance(one, dict)
+        and bool(one.get("name"))
+        and all(isinstance(value, USER_KEYS.get(key, ())) for key, value in one.items())
+        and all(
+            isinstance(key, str) and key.startswith(("ssh-", "ecdsa-", "sk-")) and "\n" not in key
+            for key in one.get("ssh_authorized_keys", [])
+        )
+    )
+
+
+def commands(document: Mapping[str, Any]) -> list[Any]:
     """All commands of a cloud-config."""
     return [*document.get("bootcmd", []), *document.get("runcmd", [])]
 
@@ -90,7 +153,7 @@ def is_file(one: object) -> bool:
     )
 
 
-def install(directory: Path, document: dict[str, Any]) -> None:
+def install(directory: Path, document: Mapping[str, Any]) -> None:
     """The stage before SSH: files and host keys, each with its permissions; keeps the rest."""
     root = directory / "root"
     for one in document.get("write_files", []):

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from metal.state import KERNEL, State, Store
+from metal.state import State, Store
 
-CUDA_OF_BRANCH = {470: "11.4", 525: "12.0", 535: "12.2", 550: "12.4", 570: "12.8", 580: "13.0"}
+CUDA_OF_BRANCH = {
+    470: "11.4",
+    525: "12.0",
+    535: "12.2",
+    550: "12.4",
+    570: "12.8",
+    580: "13.0",
+    595: "13.2",
+}
 DRIVER_MIN = {12: (525, 60), 13: (580, 65)}
 """What each generation of CUDA needs; within one, older minor drivers do."""
 VGPU_BRANCH = 570
@@ -127,7 +135,7 @@ def installer(store: Store, arguments: list[str]) -> int:
     grid = name.endswith("-grid-azure")
     version = name.removesuffix("-grid-azure").rpartition("-")[2]
     with store.change() as state:
-        missing = {"build-essential", f"linux-headers-{KERNEL}"} - set(state.packages)
+        missing = {"build-essential", f"linux-headers-{state.kernel}"} - set(state.packages)
         if missing:
             sys.stdout.write(f"ERROR: Unable to find the kernel source tree: {sorted(missing)}\n")
             return 1

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from metal.state import KERNEL, VENV, State, Store
+from metal.state import VENV, State, Store
 from metal.system import is_root
 
 DRIVER = "580.126.09"
@@ -16,8 +16,8 @@ DRIVER_PACKAGES = (
     "nvidia-utils-580",
     "nvidia-kernel-common-580",
     "libnvidia-compute-580",
-    f"linux-modules-nvidia-580-{KERNEL}",
 )
+"""Beside the modules for the kernel that runs."""
 PIN = "nvidia-driver-pinning-580.173.02"
 """Holds every package of NVIDIA's own repository at that version, above the distribution's."""
 OPEN_PACKAGES = (
@@ -42,21 +42,12 @@ CONFLICTS = {
 }
 CUT = "var/lib/dpkg/updates/0001"
 """What dpkg leaves when it is cut in the middle: a note that was not yet merged."""
-ARCHIVE = frozenset(
-    {
-        VENV,
-        "ubuntu-drivers-common",
-        f"linux-headers-{KERNEL}",
-        "build-essential",
-        "curl",
-        *DRIVER_PACKAGES,
-    }
-)
+ARCHIVE = frozenset({VENV, "ubuntu-drivers-common", "build-essential", "curl", *DRIVER_PACKAGES})
+"""Beside what belongs to one kernel."""
 FRONTEND = "/var/lib/dpkg/lock-frontend"
 LISTS = "/var/lib/apt/lists/lock"
 PID = 1187
 """Of who holds the lock for installing."""
-MIRROR = "azure.archive.ubuntu.com"
 
 
 def apt_get(store: Store, arguments: list[str]) -> int:
@@ -79,7 +70,7 @@ def apt_get(store: Store, arguments: list[str]) -> int:
     if verb == "check":
         return 0
     with store.change() as state:
-        offered = set(ARCHIVE)
+        offered = {*ARCHIVE, f"linux-headers-{state.kernel}", *driver_packages(state)}
         if PIN in state.packages:
             offered |= DEPENDS.keys() | CONFLICTS.keys()
         unknown = [name for name in names if name not in offered | set(state.packages)]
@@ -121,10 +112,10 @@ def update(store: Store) -> int:
         return 100
     if not state.outbound:
         store.nap(30)
-        sys.stdout.write(f"Ign:1 http://{MIRROR}/ubuntu noble InRelease\n")
+        sys.stdout.write(f"Ign:1 http://{state.mirror}/ubuntu noble InRelease\n")
         sys.stderr.write(
-            f"W: Failed to fetch http://{MIRROR}/ubuntu/dists/noble/InRelease  Could not connect to"
-            f" {MIRROR}:80 (20.53.0.1), connection timed out\n"
+            f"W: Failed to fetch http://{state.mirror}/ubuntu/dists/noble/InRelease  Could not"
+            f" connect to {state.mirror}:80 (20.53.0.1), connection timed out\n"
             "W: Some index files failed to download. They have been ignored, or old ones used"
             " instead.\n"
         )
@@ -177,8 +168,8 @@ def install(state: State, names: list[str]) -> int:
     if fresh and not state.outbound:
         sys.stderr.write(
             "".join(
-                f"E: Failed to fetch http://{MIRROR}/ubuntu/pool/{name}.deb  Could not connect to"
-                f" {MIRROR}:80 (20.53.0.1), connection timed out\n"
+                f"E: Failed to fetch http://{state.mirror}/ubuntu/pool/{name}.deb  Could not"
+                f" connect to {state.mirror}:80 (20.53.0.1), connection timed out\n"
                 for name in fresh
             )
             + "E: Unable to fetch some archives, maybe run apt-get update or try with"
@@ -282,6 +273,11 @@ def dpkg_query(store: Store, arguments: list[str]) -> int:
     return code
 
 
+def driver_packages(state: State) -> list[str]:
+    """What the distribution installs as its driver for the kernel that runs."""
+    return [*DRIVER_PACKAGES, f"linux-modules-nvidia-580-{state.kernel}"]
+
+
 def ubuntu_drivers(store: Store, arguments: list[str]) -> int:
     """Install the distribution's driver, over whatever an installer of NVIDIA's left there."""
     if "ubuntu-drivers-common" not in store.read().packages:
@@ -300,10 +296,10 @@ def ubuntu_drivers(store: Store, arguments: list[str]) -> int:
         )
         return 1
     with store.change() as state:
-        if set(DRIVER_PACKAGES) <= set(state.packages):
+        if set(driver_packages(state)) <= set(state.packages):
             sys.stdout.write("All the available drivers are already installed.\n")
             return 0
-        code = install(state, list(DRIVER_PACKAGES))
+        code = install(state, driver_packages(state))
         if code == 0:
             state.stray = state.by_file
             state.driver, state.grid, state.by_file, state.signed = DRIVER, False, False, True

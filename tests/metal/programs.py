@@ -24,8 +24,10 @@ PROGRAMS = {
     "nvidia-smi": "gpu.nvidia_smi",
     "nvidia-uninstall": "gpu.uninstall",
     "pip": "pythons.pip",
+    "poweroff": "system.poweroff",
     "reboot": "system.reboot",
     "script": "system.script",
+    "shutdown": "system.shutdown",
     "sleep": "system.sleep",
     "systemctl": "system.systemctl",
     "ubuntu-drivers": "packages.ubuntu_drivers",
@@ -48,6 +50,8 @@ case "$1" in
 esac""",
 }
 """Those that are needed most, written for speed as shell scripts."""
+NO_SUDO = "echo 'sudo: a password is required' >&2; exit 1"
+"""`sudo` of a user who may not become root without a password."""
 
 
 def main(arguments: list[str]) -> int:

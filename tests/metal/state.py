@@ -43,8 +43,13 @@ class State:
     disk_gb: float = 128.0
     used_gb: float = 3.0
     button: int = 0
-    """The port behind which somebody restarts the machine when told its name."""
+    """The port behind which a line `BUTTON ID` restarts the machine, or switches it off."""
     name: str = ""
+    """The cloud's id of the machine."""
+    kernel: str = KERNEL
+    mirror: str = "azure.archive.ubuntu.com"
+    datasource: str = ""
+    """Where cloud-init found what it was given."""
     pip_s: float = 0.0
     """How long an environment takes to be filled."""
 

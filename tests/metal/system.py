@@ -53,8 +53,8 @@ def systemctl(store: Store, arguments: list[str]) -> int:
             f"Failed to {verb} {' '.join(units)}: Interactive authentication required\n"
         )
         return 1
-    if verb == "reboot":
-        return reboot(store, [])
+    if verb in {"reboot", "poweroff"}:
+        return press(store, verb)
     if not set(units) & set(UNITS):
         from metal import units as written
 
@@ -76,13 +76,35 @@ def systemctl(store: Store, arguments: list[str]) -> int:
 
 
 def reboot(store: Store, _arguments: list[str]) -> int:
-    """Press the button: whoever holds the other end of the line restarts the machine."""
+    """Restart the machine."""
+    return press(store, "reboot")
+
+
+def poweroff(store: Store, _arguments: list[str]) -> int:
+    """Switch the machine off."""
+    return press(store, "poweroff")
+
+
+def shutdown(store: Store, arguments: list[str]) -> int:
+    """`-h now`, `-P now`, `-r now`; times other than now are not played."""
+    flags = {one for one in arguments if one.startswith("-")}
+    if "now" not in arguments or not flags <= {"-h", "-P", "-r"}:
+        sys.stderr.write(f"shutdown: not played: {' '.join(arguments)}\n")
+        return 2
+    return press(store, "reboot" if "-r" in flags else "poweroff")
+
+
+def press(store: Store, button: str) -> int:
+    """Press a button: whoever holds the other end of the line acts on the machine."""
     import socket
 
+    if not is_root():
+        sys.stderr.write(f"Failed to {button} system: Interactive authentication required.\n")
+        return 1
     with store.change() as state:
-        state.done.append("reboot")
+        state.done.append(button)
     with socket.create_connection(("127.0.0.1", state.button), timeout=5) as line:
-        line.sendall(f"{state.name}\n".encode())
+        line.sendall(f"{button} {state.name}\n".encode())
     return 0
 
 
@@ -98,7 +120,7 @@ def cloud_init(store: Store, arguments: list[str]) -> int:
         errors = f"\n\t- {state.cloud_init_error}" if word == "error" else " []"
         sys.stdout.write(
             f"extended_status: {'error - done' if word == 'error' else word}\n"
-            "boot_status_code: enabled-by-generator\ndetail: DataSourceAzure [seed=/dev/sr0]\n"
+            "boot_status_code: enabled-by-generator\ndetail: {state.datasource}\n"
             f"errors:{errors}\nrecoverable_errors: {{}}\n"
         )
     return 1 if word == "error" else 0

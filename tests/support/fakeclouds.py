@@ -73,14 +73,16 @@ class TwoCloudStory(Story):
             provider=self.provider(),
             workload=self.work,
             journal=journal,
-            make_spec=spec_of,
+            make_spec=lambda offer, generation: replace(
+                spec_of(offer, generation), max_price_usd_per_h=self.want.max_price_usd_per_h
+            ),
             want=self.want,
             clock=self.world.clock,
             sleep=self.world.sleep,
             on_turn=self.on_turn,
             order=by_price,
         )
-        plan = replace(self.plan, policy=self.policy, several_providers=True)
+        plan = replace(self.plan, policy=self.policy, several_providers=len(self.order) > 1)
         return Supervisor(context).run(plan)
 
     @property

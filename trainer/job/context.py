@@ -23,6 +23,8 @@ class JobOptions:
 
     run_dir: Path
     metadata_url: str | None = None
+    metadata_api: str = "azure"
+    """Whose metadata service that is: a key of `trainer.eviction.NOTICE_APIS`."""
     allow_change: tuple[str, ...] = ()
     band: EvictionBand | None = None
     price_usd_per_h: float = 0.0

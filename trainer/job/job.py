@@ -17,7 +17,7 @@ from trainer.atomic import RealDisk
 from trainer.config import EvictionBand, TrainerConfig, load_config
 from trainer.device.host_memory import address_space
 from trainer.errors import DoesNotFit, Preempted
-from trainer.eviction import MetadataPoll, PreemptionFlag, on_signals
+from trainer.eviction import NOTICE_APIS, MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.rundir.fingerprint import permitted_keys
@@ -62,7 +62,7 @@ def run_job(
     with on_signals(flag), alone_in(options.run_dir):  # a SIGTERM is heard from the first moment
         sweep(options.run_dir, disk=RealDisk())
         heartbeat = HeartbeatWriter(options.run_dir / "status.json", disk=RealDisk(), now=now)
-        with heartbeat, polling(options.metadata_url, flag, on_message):
+        with heartbeat, polling(options, flag, on_message):
             try:
                 config = load_config(options.run_dir / CONFIG)
                 today = now().astimezone(UTC).date()
@@ -142,13 +142,19 @@ def prepare_environment() -> None:
 
 @contextmanager
 def polling(
-    url: str | None, flag: PreemptionFlag, on_message: Callable[[str], None]
+    options: JobOptions, flag: PreemptionFlag, on_message: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask the metadata service for notices while inside; without a URL, ask nobody."""
-    if url is None:
+    if options.metadata_url is None:
         yield
         return
-    poll = MetadataPoll(url=url, flag=flag, now=_now, on_message=on_message)
+    poll = MetadataPoll(
+        url=options.metadata_url,
+        api=options.metadata_api,
+        flag=flag,
+        now=_now,
+        on_message=on_message,
+    )
     poll.start()
     try:
         yield
@@ -164,6 +170,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which run is trained, and what the machine tells of itself."""
     parser.add_argument("--run-dir", type=Path, required=True, help="where config.json lies")
     parser.add_argument("--metadata-url", help="metadata service that announces evictions")
+    parser.add_argument(
+        "--metadata-api", choices=list(NOTICE_APIS), default="azure",
+        help="whose metadata service that is",
+    )  # fmt: skip
     parser.add_argument(
         "--allow-change", nargs="+", action="extend", default=[], metavar="KEY",
         help="accept that this setting differs from the interrupted run",
@@ -188,6 +198,7 @@ def run(args: argparse.Namespace) -> int:
     options = JobOptions(
         run_dir=args.run_dir.resolve(),
         metadata_url=args.metadata_url,
+        metadata_api=args.metadata_api,
         allow_change=tuple(args.allow_change),
         band=args.eviction_band,
         price_usd_per_h=args.price_usd_per_h,

@@ -146,6 +146,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
         tracker=tracker,
         clock=time.monotonic,
         on_message=job.on_message,
+        save_requested=lambda: job.flag.save_requested,
     )
     job.heartbeat.update(phase=Phase.TRAINING, step=state.counters.step, at_once=True)
     try:

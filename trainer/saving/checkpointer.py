@@ -32,7 +32,10 @@ class Checkpointer:
     tracker: Tracker
     clock: Callable[[], float]  # seconds, monotonic
     on_message: Callable[[str], None]
+    save_requested: Callable[[], bool] = lambda: False
+    """Whether one extra checkpoint is wanted, however young the last one is."""
 
+    _extra_started: bool = field(default=False, init=False)
     _interval: SaveInterval = field(init=False)
     _tried_step: int = field(init=False)
     _tried_s: float = field(init=False)
@@ -68,6 +71,7 @@ class Checkpointer:
         )
         # How a batch is cut decides about its dropout masks: a resume must know that at once.
         due = due or self.state.counters.micro_batch != self._saved_micro_batch
+        due = due or (self.save_requested() and not self._extra_started)
         if due and not self.saver.busy:
             self._start()
 
@@ -89,6 +93,7 @@ class Checkpointer:
 
     def _start(self) -> None:
         began_s = self.clock()
+        self._extra_started = self.save_requested()
         snapshot = self.state.snapshot(self.fingerprint)
         self.saver.start(snapshot)
         self._tried_step, self._tried_s = snapshot.step, self.clock()

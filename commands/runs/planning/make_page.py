@@ -239,7 +239,7 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
     """Return the safeguards of a machine rented now and kept until the budget's end."""
     now_s = time.time()
     until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
-    return tuple(provider.preview_safeguards(want, until_s=until_s))
+    return tuple(provider.preview_safeguards(want, until_s=until_s, disk_days=budget.disk_days))
 
 
 def notes_on_names(vm: VmTable) -> list[str]:

@@ -25,7 +25,12 @@ from infra.run.budget import Budget
 def budget_of(loaded: LoadedConfig) -> Budget:
     """Return the limits that run.yaml sets."""
     table = loaded.config.budget
-    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+    return Budget(
+        usd=table.usd,
+        hours=table.hours,
+        evictions=table.evictions,
+        disk_days=table.disk_days,
+    )
 
 
 def inputs_of(loaded: LoadedConfig, hub: HubAnswer | None = None) -> JobInputs:

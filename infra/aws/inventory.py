@@ -1,0 +1,295 @@
+"""Lists what a run has in a region: instances, spot requests, volumes, security groups.
+
+Everything is found by its tag. EC2 may launch an instance from our request without our tags, so
+that the instances of our requests are ours, too. What was made seconds ago may be missing in lists
+by tag; what is on record is looked up by its id as well, and counts only if it carries our tag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from infra.aws.context import AwsContext
+from infra.aws.errors import NotYetVisibleError
+from infra.aws.machine_view import (
+    LIVE_REQUEST_STATES,
+    LIVE_STATES,
+    SHUTTING_DOWN,
+    MachineView,
+    instances_of,
+    run_of,
+    state_of,
+    tags_of_answer,
+    view_of,
+)
+from infra.errors import NotAllowed, SignedOut
+from infra.renting.tags import GENERATION, RUN
+
+WORKERS = 8
+Row = dict[str, Any]
+Filters = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventory:
+    """What carries our tag in one region, terminated instances and closed requests included."""
+
+    region: str
+    instances: list[Row] = field(default_factory=list)
+    requests: list[Row] = field(default_factory=list)
+    volumes: list[Row] = field(default_factory=list)
+    groups: list[Row] = field(default_factory=list)
+    untagged: list[Row] = field(default_factory=list)
+    """Instances that this computer has on record and that lost our tag: not ours to remove."""
+
+    @property
+    def live_requests(self) -> list[Row]:
+        """Spot requests that may still launch or restart an instance."""
+        return [one for one in self.requests if one.get("State") in LIVE_REQUEST_STATES]
+
+    @property
+    def live_instances(self) -> list[Row]:
+        """Instances that nobody has terminated."""
+        return [one for one in self.instances if state_of(one) in LIVE_STATES]
+
+    @property
+    def ending_instances(self) -> list[Row]:
+        """Instances that are being terminated: their disk and address are still there."""
+        return [one for one in self.instances if state_of(one) == SHUTTING_DOWN]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left that bills, or could come back."""
+        return not (
+            self.live_requests
+            or self.live_instances
+            or self.ending_instances
+            or self.volumes
+            or self.groups
+            or self.untagged
+        )
+
+    def of_run(self, run_id: str) -> Inventory:
+        """The part of it that belongs to one run."""
+        requests = [one for one in self.requests if run_of(one) == run_id]
+        ids = {str(one.get("SpotInstanceRequestId")) for one in requests}
+        return Inventory(
+            region=self.region,
+            instances=[
+                one
+                for one in self.instances
+                if run_of(one) == run_id or str(one.get("SpotInstanceRequestId")) in ids
+            ],
+            requests=requests,
+            volumes=[one for one in self.volumes if run_of(one) == run_id],
+            groups=[one for one in self.groups if run_of(one) == run_id],
+        )
+
+    def of_generation(self, generation: int) -> Inventory:
+        """The part of it that carries the tag of one machine of its run."""
+        return Inventory(
+            region=self.region,
+            instances=_of(generation, self.instances),
+            requests=_of(generation, self.requests),
+            volumes=_of(generation, self.volumes),
+            groups=_of(generation, self.groups),
+        )
+
+    def runs(self) -> list[str]:
+        """The runs that something in it belongs to."""
+        rows = [*self.instances, *self.requests, *self.volumes, *self.groups]
+        return sorted({run for one in rows if (run := run_of(one))})
+
+    def request_of(self, instance: Mapping[str, Any]) -> Row | None:
+        """The spot request that an instance came from; None if it is not among these."""
+        id_ = instance.get("SpotInstanceRequestId")
+        return next(
+            (one for one in self.requests if id_ and one.get("SpotInstanceRequestId") == id_), None
+        )
+
+    def views(self) -> list[MachineView]:
+        """Its instances with their requests, the one that was launched last first."""
+        found = [view_of(one, self.request_of(one)) for one in self.instances]
+        return sorted(found, key=lambda one: one.launched_s or 0.0, reverse=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inventories:
+    """Reads inventories; changes nothing."""
+
+    context: AwsContext
+
+    def instance(self, region: str, instance_id: str) -> Row | None:
+        """Look at one instance by its id; None if EC2 does not list it."""
+        filters = [_filter("instance-id", instance_id)]
+        found = self._instances(region, filters, doing=f"look at `{instance_id}`")
+        return found[0] if found else None
+
+    def request(
+        self, region: str, *, request_id: str = "", instance_id: str = "", run_id: str = ""
+    ) -> Row | None:
+        """Look at one spot request, by its id or by an instance of it; the newest, None if none."""
+        by = (
+            ("spot-instance-request-id", request_id)
+            if request_id
+            else ("instance-id", instance_id)
+            if instance_id
+            else (f"tag:{RUN}", run_id)
+        )
+        found = self._requests(region, [_filter(*by)], doing="look at the spot request")
+        return max(found, key=lambda one: str(one.get("CreateTime") or ""), default=None)
+
+    def groups(self, region: str, run_id: str) -> list[Row]:
+        """The security groups of a run in a region."""
+        return self._groups(region, _filter(f"tag:{RUN}", run_id), "")
+
+    def of_run(self, region: str, run_id: str, ids: Mapping[str, str] | None = None) -> Inventory:
+        """Everything of one run in a region; `ids` as a record holds them are looked up, too."""
+        recorded = dict(ids or {})
+        every = self._inventory(region, _filter(f"tag:{RUN}", run_id), recorded)
+        mine = every.of_run(run_id)
+        lost = [
+            one
+            for one in every.instances
+            if one not in mine.instances
+            and state_of(one) in LIVE_STATES
+            and one.get("InstanceId") == recorded.get("instance")
+        ]
+        return replace(mine, untagged=lost)
+
+    def of_account(self, region: str) -> Inventory:
+        """Everything of ours in a region."""
+        return self._inventory(region, _filter("tag-key", RUN), {})
+
+    def search(self, region: str, run_id: str = "") -> Inventory:
+        """Everything of ours in a region, or of one run: one request where there is nothing.
+
+        `DescribeTags` covers all kinds at once; without the right to it each kind is listed.
+        """
+        filters = [_filter("key", RUN)]
+        if run_id:
+            filters.append(_filter("value", run_id))
+        try:
+            tags = self.context.clients.pages(
+                "ec2",
+                region,
+                "describe_tags",
+                "Tags",
+                doing=f"look for what is ours in {region}",
+                Filters=filters,
+            )
+        except SignedOut:
+            raise
+        except NotAllowed:
+            tags = [{}]
+        if not tags:
+            return Inventory(region=region)
+        return self.of_run(region, run_id) if run_id else self.of_account(region)
+
+    def in_regions(
+        self, regions: Sequence[str], look: Callable[[str], Inventory]
+    ) -> list[Inventory | Exception]:
+        """Look at several regions at once; what was raised stands in the place of its answer."""
+
+        def safe(region: str) -> Inventory | Exception:
+            try:
+                return look(region)
+            except Exception as error:  # noqa: BLE001  (handed to the caller, who raises it)
+                return error
+
+        with ThreadPoolExecutor(max_workers=WORKERS) as pool:
+            return list(pool.map(safe, regions))
+
+    def enabled_regions(self) -> list[str]:
+        """The regions that the account has enabled."""
+        answer = self.context.clients.call(
+            "ec2", "us-east-1", "describe_regions", doing="list the regions of the account"
+        )
+        return sorted(str(one.get("RegionName")) for one in answer.get("Regions") or [])
+
+    # ---- the single looks ----
+
+    def _inventory(self, region: str, mine: dict[str, Any], ids: dict[str, str]) -> Inventory:
+        requests = self._requests(region, [mine], doing=f"list the spot requests in {region}")
+        if ids.get("request"):
+            by_id = [_filter("spot-instance-request-id", ids["request"])]
+            requests += self._requests(region, by_id, doing="look at the spot request")
+        doing = f"list the machines in {region}"
+        instances = self._instances(region, [mine], doing=doing)
+        request_ids = _ids("SpotInstanceRequestId", requests)
+        if request_ids:
+            of_requests = [_filter("spot-instance-request-id", *request_ids)]
+            instances += self._instances(region, of_requests, doing=doing)
+        if ids.get("instance"):
+            by_id = [_filter("instance-id", ids["instance"])]
+            instances += self._instances(region, by_id, doing=doing)
+        return Inventory(
+            region=region,
+            instances=_unique("InstanceId", instances),
+            requests=_unique("SpotInstanceRequestId", requests),
+            volumes=self.context.clients.pages(
+                "ec2",
+                region,
+                "describe_volumes",
+                "Volumes",
+                doing=f"list the disks in {region}",
+                Filters=[mine],
+            ),
+            groups=self._groups(region, mine, ids.get("group", "")),
+        )
+
+    def _instances(self, region: str, filters: Filters, *, doing: str) -> list[Row]:
+        rows = self.context.clients.pages(
+            "ec2", region, "describe_instances", "Reservations", doing=doing, Filters=filters
+        )
+        return instances_of(rows)
+
+    def _requests(self, region: str, filters: Filters, *, doing: str) -> list[Row]:
+        try:
+            return self.context.clients.pages(
+                "ec2",
+                region,
+                "describe_spot_instance_requests",
+                "SpotInstanceRequests",
+                doing=doing,
+                Filters=filters,
+            )
+        except NotYetVisibleError:
+            return []
+
+    def _groups(self, region: str, mine: dict[str, Any], recorded: str) -> list[Row]:
+        doing = f"list the security groups in {region}"
+        pages = self.context.clients.pages
+        looks = [mine, *([_filter("group-id", recorded)] if recorded else [])]
+        rows = [
+            row
+            for one in looks
+            for row in pages(
+                "ec2",
+                region,
+                "describe_security_groups",
+                "SecurityGroups",
+                doing=doing,
+                Filters=[one],
+            )
+        ]
+        return _unique("GroupId", rows)
+
+
+def _filter(name: str, *values: str) -> dict[str, Any]:
+    return {"Name": name, "Values": list(values)}
+
+
+def _ids(key: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({str(one.get(key)) for one in rows if one.get(key)})
+
+
+def _unique(key: str, rows: Iterable[Row]) -> list[Row]:
+    return list({str(one.get(key)): one for one in rows}.values())
+
+
+def _of(generation: int, rows: Iterable[Row]) -> list[Row]:
+    return [one for one in rows if tags_of_answer(one).get(GENERATION, "") == str(generation)]
