@@ -245,6 +245,8 @@ class Offer:
     on_demand_usd_per_h: float | None = None
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
+    address_usd_per_h: float = 0.0
+    """What the address costs per hour beside that, where it bills only while the machine runs."""
     eviction_band: str = ""
     """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
     """
@@ -262,6 +264,16 @@ class Offer:
     """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
     clears: bool = False
     """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.idle_usd_per_h + self.address_usd_per_h
+
+    @property
+    def running_usd_per_h(self) -> float:
+        """What a machine costs per hour in all while it runs."""
+        return self.spot_usd_per_h + self.beside_compute_usd_per_h
 
     @property
     def place(self) -> str:
@@ -357,10 +369,18 @@ class Vm:
     port: int = 22
     host_public_key: str = ""
     """The pinned key line it must present."""
+    next_host_public_key: str = ""
+    """The line that is about to replace it: while that is not empty, either is accepted."""
+    host_key_is_readable: bool = False
+    """Whether others can read the host key that it was made with, as the user data of EC2 can be
+    read: a new one is then made there over the first connection."""
     metadata_url: str = ""
     """Base of the instance-metadata service as seen from inside the machine; empty if none."""
     metadata_api: str = "azure"
     """The protocol in which that service gives notice of an eviction: `azure` or `aws`."""
+    interruption_is_free: bool = False
+    """Whether the vendor does not bill a first hour that it cuts short itself, as EC2: after a
+    notice nothing of ours stops the machine, unless the vendor does not come."""
     power: PowerState = PowerState.CREATING
     """As last seen by the call that returned this value."""
     created_at: str = ""
@@ -371,6 +391,11 @@ class Vm:
     """What its disk and address cost per hour while it is deallocated."""
     note: str = ""
     """What of it is not as the user asked, for people, such as a disk that had to be bigger."""
+
+    @property
+    def accepted_host_keys(self) -> list[str]:
+        """The lines of the host keys that it may present, the pinned one first."""
+        return [one for one in (self.host_public_key, self.next_host_public_key) if one]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Vm:

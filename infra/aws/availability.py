@@ -9,6 +9,7 @@ from functools import partial
 
 from infra.aws.advisor import Advisor
 from infra.aws.context import AwsContext
+from infra.aws.errors import RegionNotEnabledError
 from infra.aws.offerings import Offerings
 from infra.aws.prices import RegionPrices, SpotPrices
 from infra.aws.quota import SpotQuota, read_quota
@@ -52,16 +53,16 @@ class Availability:
         account = _Once(partial(self._account, found))
         enabled = _Once(partial(self._enabled, found, regions))
 
-        def ask(region: str, question: Callable[[AwsFindings, str], None]) -> None:
+        def ask(region: str, job: Callable[[AwsFindings, str], None]) -> None:
             account()
             if found.error is None and region not in ENABLED_REGIONS:
                 enabled()
             if found.error is None and region not in found.not_enabled:
-                _ask_region(found, region, question)
+                _ask_region(found, region, job)
 
-        questions = (partial(self._prices, sizes), self._zones, self._quota)
+        kinds = (partial(self._prices, sizes), self._zones, self._quota)
         jobs: list[Callable[[], None]] = [lambda: found.bands.update(self.advisor.bands())]
-        jobs += [partial(ask, region, one) for one in questions for region in regions]
+        jobs += [partial(ask, region, one) for one in kinds for region in regions]
         run_all(jobs, found.problems, wait_s=self.context.settings.offers_wait_s)
         in_time = replace(  # late answers may still be added to the original
             found,
@@ -133,15 +134,15 @@ def not_enabled(region: str) -> str:
     )
 
 
-def _ask_region(
-    found: AwsFindings, region: str, question: Callable[[AwsFindings, str], None]
-) -> None:
+def _ask_region(found: AwsFindings, region: str, job: Callable[[AwsFindings, str], None]) -> None:
     try:
-        question(found, region)
+        job(found, region)
+    except RegionNotEnabledError:
+        found.not_enabled[region] = not_enabled(region)
     except SignedOut:
         if region in ENABLED_REGIONS:
             raise
-        # The account is signed in: a region that is not enabled refuses it with the same code.
+        # The account is signed in: a region that is not enabled may refuse it with the same code.
         found.not_enabled[region] = not_enabled(region)
 
 

@@ -15,6 +15,7 @@ from infra.aws.doctor import Doctor
 from infra.aws.listing import Listing
 from infra.aws.observe import VmObserver
 from infra.aws.offers import Offers, quota_covers
+from infra.aws.quota import explained
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.settings import AwsSettings
 from infra.aws.start_stop import PowerControl
@@ -80,7 +81,10 @@ class AwsProvider(Provider):
 
     def create(self, spec: VmSpec) -> Vm:
         """Create the machine of `spec.run_id`: persistent spot, under the cap; or raise."""
-        return self._creator.create(spec)
+        try:
+            return self._creator.create(spec)
+        except OverQuota as error:
+            raise self._explained(error, spec.offer.region, spec.offer.size) from error
 
     def observe(self, vm: Vm) -> Observation:
         """Observe the machine once."""
@@ -88,7 +92,10 @@ class AwsProvider(Provider):
 
     def start(self, vm: Vm) -> None:
         """Start a stopped machine under its old cap, admitting the caller's address of now."""
-        self._power.start(vm)
+        try:
+            self._power.start(vm)
+        except OverQuota as error:
+            raise self._explained(error, vm.region, vm.size) from error
 
     def deallocate(self, vm: Vm) -> None:
         """Stop the machine, which releases its compute and keeps its disk."""
@@ -147,6 +154,9 @@ class AwsProvider(Provider):
         """Let go of open connections; the provider can be used again afterwards."""
         if "context" in self.__dict__:
             self.context.clients.close()
+
+    def _explained(self, error: OverQuota, region: str, size: str) -> OverQuota:
+        return explained(error, self.context.clients, region, size)
 
     # ---- the parts, made when first needed: importing the SDK takes half a second ----
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from infra.aws import safeguard_texts as texts
 from infra.aws.alarm import Alarms, alarm_times
 from infra.aws.context import AwsContext
-from infra.aws.request import GP3_USD_PER_GB_MONTH, HOURS_PER_MONTH
+from infra.aws.leftovers import GP3_USD_PER_GB_MONTH, HOURS_PER_MONTH
 from infra.aws.safeguard_times import ScheduleTimes, request_expiry_s, schedule_times
 from infra.aws.schedules import Schedules, role_exists
 from infra.catalog.aws import AWS

@@ -50,6 +50,11 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangeHostKey:
+    """Replace the host key, which others can read, by one that never leaves the machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SetSafeguards:
     """Set the safeguards that end the bill when everything of ours is dead."""
 
@@ -141,6 +146,7 @@ Action = (
     | Start
     | RecordStop
     | AbandonBoot
+    | ChangeHostKey
     | Prepare
     | SetSafeguards
     | Launch

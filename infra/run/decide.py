@@ -14,6 +14,7 @@ from infra.provider import Observation, Offer, PowerState
 from infra.run.actions import (
     AbandonBoot,
     Action,
+    ChangeHostKey,
     Create,
     Deallocate,
     Delete,
@@ -33,6 +34,7 @@ from infra.run.actions import (
     Wait,
 )
 from infra.run.budget import limit_reached, renewal_age_s
+from infra.run.interruption import TAKEN_S_MAX
 from infra.run.journal import RELEASE_INTENTS, Kind, Outcome
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.replacement import reason_for_another
@@ -290,6 +292,8 @@ def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_
     another = "" if stays else reason_for_another(state, now_s)
     if another and (state.prepared or state.disk_step <= state.home_step):
         return Replace(reason=another)
+    if state.vm is not None and state.vm.host_key_is_readable and not state.host_key_kept:
+        return ChangeHostKey()
     if not state.prepared:
         return Prepare()
     if plan.goal is Goal.UP:
@@ -332,7 +336,9 @@ def _follow(state: RunState, job: JobView | None, plan: RunPlan) -> Action:
     if job.outcome is JobOutcome.BAD_INPUT:
         reason = job.heartbeat.error or f"the trainer refused (exit {job.exit_code})"
         return Finish(ending=RunEnd(outcome=Outcome.BAD_INPUT, reason=reason))
-    if job.outcome is JobOutcome.PREEMPTED and job.silent_s < policy.preempt_grace_s:
+    free = state.vm is not None and state.vm.interruption_is_free
+    grace_s = max(policy.preempt_grace_s, TAKEN_S_MAX) if free else policy.preempt_grace_s
+    if job.outcome is JobOutcome.PREEMPTED and job.silent_s < grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")
     crash = job.outcome is not JobOutcome.PREEMPTED
     error = job.error if crash else ""

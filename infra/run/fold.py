@@ -102,9 +102,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         generation=event.data["generation"],
         start_requested_s=event.at_s,
         deleted=False,
-        spans=open_span(
-            state.spans, event.at_s, offer.spot_usd_per_h + offer.idle_usd_per_h, compute=True
-        ),
+        spans=open_span(state.spans, event.at_s, offer.running_usd_per_h, compute=True),
     )
 
 
@@ -138,16 +136,12 @@ def _start_intended(state: RunState, event: Event) -> RunState:
     if not price and state.offer is not None:
         price = state.offer.spot_usd_per_h
     since_s = min(float(event.data.get("since_s") or event.at_s), event.at_s)
+    usd_per_h = price + state.beside_compute_usd_per_h
     return replace(
         state,
         pending=event.kind,
         start_requested_s=event.at_s,
-        spans=open_span(
-            state.spans,
-            _after_last(state.spans, since_s),
-            price + state.idle_usd_per_h,
-            compute=True,
-        ),
+        spans=open_span(state.spans, _after_last(state.spans, since_s), usd_per_h, compute=True),
     )
 
 
@@ -191,6 +185,26 @@ def _address_seen(state: RunState, event: Event) -> RunState:
         return state
     seen = {key: event.data[key] for key in ("host", "port", "metadata_url")}
     return replace(state, vm=replace(state.vm, **seen))
+
+
+def _host_key_intended(state: RunState, event: Event) -> RunState:
+    """Accept the new host key beside the present one."""
+    if state.vm is None:
+        return state
+    return replace(state, vm=replace(state.vm, next_host_public_key=event.data["public_key"]))
+
+
+def _host_key_changed(state: RunState, event: Event) -> RunState:
+    """Accept the new host key alone: it never left the machine."""
+    if state.vm is None:
+        return state
+    vm = replace(
+        state.vm,
+        host_public_key=event.data["public_key"],
+        next_host_public_key="",
+        host_key_is_readable=False,
+    )
+    return replace(state, vm=vm)
 
 
 def _stop_seen(state: RunState, event: Event) -> RunState:
@@ -249,7 +263,7 @@ def _spans_after_stop(
         return idle
     since_s = min(max(float(event.data["replaced_s"]), when_s), event.at_s)
     price = state.vm.price_usd_per_h if state.vm else 0.0
-    return open_span(idle, since_s, price + state.idle_usd_per_h, compute=True)
+    return open_span(idle, since_s, price + state.beside_compute_usd_per_h, compute=True)
 
 
 def _stop_explained(state: RunState, event: Event) -> RunState:
@@ -278,7 +292,7 @@ def _price_seen(state: RunState, event: Event) -> RunState:
     """Bill the machine at the market price of now from here on."""
     price = float(event.data["usd_per_h"])
     vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
-    spans = reprice_span(state.spans, event.at_s, price + state.idle_usd_per_h)
+    spans = reprice_span(state.spans, event.at_s, price + state.beside_compute_usd_per_h)
     return replace(state, vm=vm, spans=spans)
 
 
@@ -405,6 +419,7 @@ def _vm_started(state: RunState, event: Event) -> RunState:
         running_s=0.0,
         prepared=False,
         launched=False,
+        host_key_kept=False,
         safeguards_set_at_s=0.0,
     )
 
@@ -424,6 +439,9 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.STOP_SEEN: _stop_seen,
     Kind.STOP_EXPLAINED: _stop_explained,
     Kind.PRICE_SEEN: _price_seen,
+    Kind.HOST_KEY_INTENDED: _host_key_intended,
+    Kind.HOST_KEY_CHANGED: _host_key_changed,
+    Kind.HOST_KEY_KEPT: lambda state, _: replace(state, host_key_kept=True),
     Kind.PREPARED: lambda state, _: replace(state, prepared=True),
     Kind.SAFEGUARDS_SET: _safeguards_set,
     Kind.LAUNCH_INTENDED: _intended,

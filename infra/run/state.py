@@ -124,6 +124,8 @@ class RunState:
     """When it was first seen running since then; 0 if it never was."""
     alive_s: float = 0.0
     """When the machine was last seen alive."""
+    host_key_kept: bool = False
+    """Whether its host key could not be changed on this boot; tried again on the next one."""
     prepared: bool = False
     launched: bool = False
     launches: int = 0
@@ -182,8 +184,13 @@ class RunState:
 
     @property
     def idle_usd_per_h(self) -> float:
-        """What disk and address cost per hour: they bill at all times, compute or not."""
+        """What disk and address cost per hour while the machine does not run."""
         return self.offer.idle_usd_per_h if self.offer else 0.0
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.offer.beside_compute_usd_per_h if self.offer else 0.0
 
     @property
     def rejected(self) -> bool:

@@ -20,6 +20,8 @@ from infra.run.cards import with_other_cards_blocked
 from infra.run.context import RunContext, TurnReport
 from infra.run.decide import Seen, decide, end_after_refusal
 from infra.run.fold import apply, fold
+from infra.run.host_key import change_host_key
+from infra.run.interruption import is_announced, wait_until_taken
 from infra.run.journal import Kind, Outcome
 from infra.run.observer import Observer, StallDetector
 from infra.run.plan import RunPlan
@@ -165,6 +167,10 @@ class Supervisor:
         match action:
             case act.SetSafeguards():
                 self._set_safeguards(vm, plan)
+            case act.ChangeHostKey():
+                problem = change_host_key(workload, self._machine, self._record)
+                if problem:
+                    self._report_progress(problem)
             case act.Prepare():
                 sent_s = workload.prepare(vm)
                 sent = {} if sent_s is None else {"sent_s": round(sent_s, 3)}
@@ -288,6 +294,13 @@ class Supervisor:
             except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
                 # The machine goes either way; what is at home is what remains of it.
                 reason = f"{reason}; its newest checkpoint could not be copied ({error})"
+        if self._state.prepared and is_announced(vm, self._context.workload.job_status):
+            wait_until_taken(
+                self._context.provider,
+                vm,
+                sleep=self._context.sleep,
+                on_message=self._report_progress,
+            )
         self._context.workload.disconnect()
         self._record(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:

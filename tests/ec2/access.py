@@ -15,7 +15,7 @@ def check_rights(world: State, call: ApiCall) -> None:
         may = world.rights.get(call.caller)
         if may is not None and may(call):
             return
-    elif not any(fnmatch.fnmatchcase(call.action, pattern) for pattern in world.denied):
+    elif not is_denied(world, call.action):
         return
     who = f"arn:aws:iam::{ACCOUNT}:user/qft" if call.caller == USER else call.caller
     words = (
@@ -33,6 +33,11 @@ def check_rights(world: State, call: ApiCall) -> None:
     if call.service in {"sts", "iam"}:
         raise AwsError("AccessDenied", words, status=403)
     raise AwsError("AccessDeniedException", words)
+
+
+def is_denied(state: State, action: str) -> bool:
+    """Whether the user may not do an action, such as `ec2:RunInstances`."""
+    return any(fnmatch.fnmatchcase(action, pattern) for pattern in state.denied)
 
 
 def check_caller(state: State, request: HttpRequest, signature: Signature | None) -> Signature:

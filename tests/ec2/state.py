@@ -60,6 +60,10 @@ class Timing:
     """After how long an open request is looked at again."""
     linger_s: float = 3600.0
     """How long a terminated machine stays listed, with its tags."""
+    token_s: float = 86400.0
+    """For how long after that its client token launches nothing new."""
+    interface_s: float = 0.0
+    """How long the network interface of a terminated machine stays, and keeps its group busy."""
 
 
 @dataclass

@@ -20,7 +20,14 @@ from infra.run.journal import Event, Journal, Kind
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunEnd
 from infra.run.supervisor import Supervisor
-from infra.run.workload import HostNotTrusted, HostUnreachable, JobOutcome, JobPhase, JobView
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobOutcome,
+    JobPhase,
+    JobView,
+)
 from trainer.exit_codes import ExitCode
 
 SAVE_EVERY = 10
@@ -96,6 +103,10 @@ class FakeCloud(seam.Provider):
     hung: bool = False
     """Whether trainers show no life, though their process is there."""
     log: list[str] = field(default_factory=list)
+    host_key_is_readable: bool = False
+    interruption_is_free: bool = False
+    taken_at_s: float = float("inf")
+    """When it takes every machine, after a notice."""
 
     name: str = "fake"
     usd_per_h: float = 0.36
@@ -136,6 +147,8 @@ class FakeCloud(seam.Provider):
             region=spec.offer.region,
             size="small",
             generation=spec.generation,
+            host_key_is_readable=self.host_key_is_readable,
+            interruption_is_free=self.interruption_is_free,
         )
         self.vms[spec.run_id] = vm
         self.disks[vm.id] = Disk()
@@ -146,6 +159,9 @@ class FakeCloud(seam.Provider):
     def observe(self, vm: Vm) -> Observation:
         """Look at it."""
         self._hiccup()
+        if self.world.now_s >= self.taken_at_s:
+            self.taken_at_s = float("inf")
+            self.evict_all()
         if vm.run_id not in self.vms or self.vms[vm.run_id].id != vm.id:
             return Observation(power=PowerState.GONE, stop_reason=StopReason.UNKNOWN)
         power = self.power[vm.id]
@@ -171,8 +187,9 @@ class FakeCloud(seam.Provider):
         self._hiccup()
         if vm.run_id not in self.vms:
             raise errors.Gone("no such machine")
-        self._halt(vm, StopReason.USER)
-        self.log.append("deallocate")
+        running = self.power[vm.id] is PowerState.RUNNING
+        self._halt(vm, StopReason.USER if running else self.reason[vm.id])
+        self.log.append("deallocate" if running else "deallocated already")
         self.world.moment()
 
     def delete(
@@ -270,18 +287,51 @@ class FakeWorkload:
     inexact_from: int | None = None
     """The step from which its trainer calls the training not bit for bit."""
     limits: list[float] = field(default_factory=list)
+    eviction_announced: bool = False
+    """Whether trainers that were to save have heard the notice of an eviction."""
+    host_keys: dict[str, str] = field(default_factory=dict)
+    """What each machine presents; none for what it was made with."""
+    next_host_keys: dict[str, str] = field(default_factory=dict)
+    """What was made there and is not in use yet."""
+    unfit: str = ""
+    """Why host keys cannot be changed."""
+
+    def make_host_key(self, vm: Vm) -> str:
+        """Make one, unless a change was cut."""
+        self.world.moment()
+        self.connect(vm)
+        if self.unfit:
+            raise HostUnfit(self.unfit)
+        used = self.host_keys.get(vm.id, "")
+        if used and used == vm.next_host_public_key:
+            return used
+        line = self.next_host_keys.setdefault(vm.id, f"ssh-ed25519 N{self.world.moments}")
+        self.world.moment()
+        return line
+
+    def use_host_key(self, vm: Vm, public_key: str) -> None:
+        """Present it from now on."""
+        self.world.moment()
+        self.connect(vm)
+        if self.host_keys.get(vm.id, "") != public_key:
+            assert self.next_host_keys.pop(vm.id) == public_key
+            self.host_keys[vm.id] = public_key
+        self.world.moment()
 
     def connect(self, vm: Vm) -> None:
         """Answer, unless mute or down."""
+        if self.host_keys.get(vm.id, "") not in ["", *vm.accepted_host_keys]:
+            raise HostNotTrusted("another host key")
         if self.stranger:
             raise HostNotTrusted("another host key")
         if self.mute or self.cloud.power.get(vm.id) is not PowerState.RUNNING:
             raise HostUnreachable("no answer")
 
     def prepare(self, vm: Vm) -> None:
-        """Bring the newest checkpoint."""
+        """Bring the newest checkpoint, to a machine whose host key nobody else has."""
         self.world.moment()
         self.connect(vm)
+        assert self.unfit or not vm.host_key_is_readable
         disk = self.cloud.progress(vm)
         disk.saved = max(disk.saved, self.home)
         if disk.running_since is None:
@@ -323,7 +373,8 @@ class FakeWorkload:
             return replace(view, phase=JobPhase.RUNNING)
         if disk.exit_code is None or disk.exit_code >= 0:
             outcome = outcome_of(disk.exit_code)
-            return replace(view, phase=JobPhase.EXITED, outcome=outcome, exit_code=disk.exit_code)
+            view = replace(view, phase=JobPhase.EXITED, outcome=outcome, exit_code=disk.exit_code)
+            return replace(view, eviction_announced=self.eviction_announced)
         return view
 
     def stop(self, vm: Vm) -> None:
