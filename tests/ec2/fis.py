@@ -30,8 +30,9 @@ class Experiments:
 
     templates: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tokens: dict[tuple[str, str], str] = field(default_factory=dict)
-    """The id that each (operation, client token) made: two operations may share a token."""
+    templates_by_token: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments_by_token: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each client token made: the two operations do not share tokens."""
 
 
 def fis(world: World) -> Experiments:
@@ -43,9 +44,9 @@ def fis(world: World) -> Experiments:
 def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """CreateExperimentTemplate; of actions, only the interruption of spot machines is played."""
     here, body = fis(world), call.parameters
-    token = (call.operation, body["clientToken"])
-    if token in here.tokens:
-        return {"experimentTemplate": here.templates[here.tokens[token]]}
+    token = body["clientToken"]
+    if token in here.templates_by_token:
+        return {"experimentTemplate": here.templates_by_token[token]}
     for name, action in body["actions"].items():
         duration = action.get("parameters", {}).get("durationBeforeInterruption", "")
         target = body.get("targets", {}).get(action.get("targets", {}).get("SpotInstances", ""))
@@ -62,16 +63,13 @@ def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     }
     arn = f"arn:aws:fis:{call.region}:{ACCOUNT}:experiment-template/{id_}"
     here.templates[id_] = {**made, "id": id_, "arn": arn, "creationTime": world.moment()}
-    here.tokens[token] = id_
+    here.templates_by_token[token] = here.templates[id_]
     return {"experimentTemplate": here.templates[id_]}
 
 
 def delete_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """DeleteExperimentTemplate."""
-    here = fis(world)
-    gone = here.templates.pop(_template(world, call, "id")["id"])
-    here.tokens = {key: id_ for key, id_ in here.tokens.items() if id_ != gone["id"]}
-    return {"experimentTemplate": gone}
+    return {"experimentTemplate": fis(world).templates.pop(_template(world, call, "id")["id"])}
 
 
 def get_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
@@ -90,9 +88,9 @@ def list_experiment_templates(world: World, call: ApiCall) -> dict[str, Any]:
 def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
     """StartExperiment: acts a little later, with the role's rights."""
     here = fis(world)
-    token = (call.operation, call.parameters["clientToken"])
-    if token in here.tokens:
-        return {"experiment": here.experiments[here.tokens[token]]}
+    token = call.parameters["clientToken"]
+    if token in here.experiments_by_token:
+        return {"experiment": here.experiments_by_token[token]}
     template = _template(world, call, "experimentTemplateId")
     id_ = world.new_id("EXP").replace("-0", "")
     made = {
@@ -104,7 +102,7 @@ def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
         "creationTime": world.moment(),
     }
     here.experiments[id_] = made
-    here.tokens[token] = id_
+    here.experiments_by_token[token] = made
     world.after(START_S, lambda: _act(world, call.region, template, made))
     return {"experiment": made}
 
