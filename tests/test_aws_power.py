@@ -33,6 +33,7 @@ DIALECTS = ("InsufficientInstanceCapacity", "Unsupported", "IncorrectSpotRequest
 def harness(tmp_path: Path) -> Iterator[AwsHarness]:
     """An account with a computer."""
     with aws(tmp_path) as made:
+        made.changes = {"polling_s": 20.0}
         yield made
 
 
