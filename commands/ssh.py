@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import difflib
 import os
 import shutil
@@ -95,7 +94,7 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
         raise UsageError("there is no `ssh` on this computer", hint="install OpenSSH's client")
     known_hosts = folder.root / "known_hosts"
     alias = f"qft-{folder.name}"
-    known_hosts.write_text(f"{alias} {_host_key(folder, vm)}\n")
+    known_hosts.write_text("".join(f"{alias} {line}\n" for line in _host_keys(folder, vm)))
     options = {
         "HostKeyAlias": alias,
         "UserKnownHostsFile": _quoted(known_hosts),
@@ -111,11 +110,15 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
     return [program, "-F", "none", *flags, *to, *remote_command]
 
 
-def _host_key(folder: RunFolder, vm: Vm) -> str:
-    """Return the machine's key line; UsageError if the record names what `ssh` must not get."""
+def _host_keys(folder: RunFolder, vm: Vm) -> list[str]:
+    """Return the machine's key line, and the one that is about to replace it.
+
+    Raises UsageError if the record names what `ssh` must not get.
+    """
     problem = host_error(vm.host) or user_error(vm.user)
+    lines: list[str] = []
     try:
-        kind, blob = keys.parse_line(vm.host_public_key)
+        lines = [keys.plain_line(one) for one in vm.accepted_host_keys]
     except RemoteError as error:
         problem = problem or str(error)
     if problem:
@@ -123,7 +126,7 @@ def _host_key(folder: RunFolder, vm: Vm) -> str:
             f"the record of `{folder.name}` names no machine that can be reached: {problem}",
             hint=f"`qft down --delete {folder.name}` ends it; mend `vm.ssh`, and begin anew",
         )
-    return f"{kind} {base64.b64encode(blob).decode()}"
+    return lines
 
 
 def _quoted(path: Path) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 from infra.errors import ProviderError
 
@@ -28,9 +28,9 @@ class Provider(ABC):
     they do here is right for a provider that lacks what they are about.
     """
 
-    name: ClassVar[str]
+    name: str
     """The value of `vm.provider` that selects this provider, such as `local`, `azure` or `aws`."""
-    traits: ClassVar[Traits]
+    traits: Traits
     """How this provider differs from others, as data, so that nobody asks for its class."""
 
     @abstractmethod
@@ -90,6 +90,23 @@ class Provider(ABC):
         """Ask the provider to rehearse an eviction of this machine, notice included."""
 
     # ---- optional ----
+
+    def traits_of(self, vm: Vm) -> Traits:  # noqa: ARG002
+        """Return the traits of whoever rents out that machine; asks nothing."""
+        return self.traits
+
+    def capacity_ttls_s(self) -> Mapping[str, float]:
+        """Return for how long a place without capacity is passed over, by provider that says so."""
+        ttl_s = self.traits.capacity_ttl_s
+        return {} if ttl_s is None else {self.name: ttl_s}
+
+    def list_run(self, run_id: str) -> list[Vm]:
+        """List what there is of one run, as `list_all` would."""
+        return [vm for vm in self.list_all() if vm.run_id == run_id]
+
+    def unanswered(self) -> Mapping[str, ProviderError]:
+        """Return which providers could not be asked at the last `offers`, and why; asks nothing."""
+        return {}
 
     def set_safeguards(
         self,
@@ -192,6 +209,10 @@ class Traits:
     cap_changes: bool = True
     """Whether the price cap of a machine that is deallocated can change; else another cap means
     another machine."""
+    restarts_itself: bool = False
+    """Whether the provider starts a machine again by itself after it has taken it away."""
+    capacity_ttl_s: float | None = None
+    """For how long a place without capacity is passed over; None leaves it to the policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +221,8 @@ class Want:
 
     gpu: str = ""
     """A name from the catalog (`T4`, `A10`, …); empty means any."""
+    gpus: Sequence[str] = ()
+    """Names of which any will do, where more than one is named; `gpu` is empty then."""
     regions: Sequence[str] = ()
     """In order of preference; empty means the provider's own default order."""
     max_price_usd_per_h: float | None = None
@@ -222,6 +245,8 @@ class Offer:
     on_demand_usd_per_h: float | None = None
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
+    address_usd_per_h: float = 0.0
+    """What the address costs per hour beside that, where it bills only while the machine runs."""
     eviction_band: str = ""
     """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
     """
@@ -239,6 +264,16 @@ class Offer:
     """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
     clears: bool = False
     """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.idle_usd_per_h + self.address_usd_per_h
+
+    @property
+    def running_usd_per_h(self) -> float:
+        """What a machine costs per hour in all while it runs."""
+        return self.spot_usd_per_h + self.beside_compute_usd_per_h
 
     @property
     def place(self) -> str:
@@ -334,10 +369,18 @@ class Vm:
     port: int = 22
     host_public_key: str = ""
     """The pinned key line it must present."""
+    next_host_public_key: str = ""
+    """The line that is about to replace it: while that is not empty, either is accepted."""
+    host_key_is_readable: bool = False
+    """Whether others can read the host key that it was made with, as the user data of EC2 can be
+    read: a new one is then made there over the first connection."""
     metadata_url: str = ""
     """Base of the instance-metadata service as seen from inside the machine; empty if none."""
     metadata_api: str = "azure"
     """The protocol in which that service gives notice of an eviction: `azure` or `aws`."""
+    interruption_is_free: bool = False
+    """Whether the vendor does not bill a first hour that it cuts short itself, as EC2: after a
+    notice nothing of ours stops the machine, unless the vendor does not come."""
     power: PowerState = PowerState.CREATING
     """As last seen by the call that returned this value."""
     created_at: str = ""
@@ -348,6 +391,11 @@ class Vm:
     """What its disk and address cost per hour while it is deallocated."""
     note: str = ""
     """What of it is not as the user asked, for people, such as a disk that had to be bigger."""
+
+    @property
+    def accepted_host_keys(self) -> list[str]:
+        """The lines of the host keys that it may present, the pinned one first."""
+        return [one for one in (self.host_public_key, self.next_host_public_key) if one]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Vm:

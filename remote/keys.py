@@ -118,6 +118,12 @@ def parse_line(line: str) -> tuple[str, bytes]:
     raise RemoteError(NO_KEY, hint=HOW_TO_GIVE)
 
 
+def plain_line(line: str) -> str:
+    """Return a public key line with its type and its key alone; raises as `parse_line` does."""
+    kind, blob = parse_line(line)
+    return f"{kind} {base64.b64encode(blob).decode('ascii')}"
+
+
 def _key_in(fields: list[str]) -> tuple[str, bytes] | None:
     """Return the key of one line: its type, and its blob, which begins with the type as well."""
     for kind, text in itertools.pairwise(fields):

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +65,8 @@ class Host:
     """The private key to log in with, without a password, mode 0600."""
     host_key: str
     """The pinned public line (`ssh-ed25519 AAAA…`) that the host must present."""
+    next_host_key: str = ""
+    """The line that is about to replace it: while that is not empty, either is accepted."""
 
     def __str__(self) -> str:
         return f"{self.user}@{self.address}:{self.port}"
@@ -76,9 +78,20 @@ def connect(
     """Open a connection to `host`.
 
     A silent peer is given up after `dead_after_s`, so that nothing hangs on a machine that is gone.
+    The `host` of the connection has the key pinned that was presented, and no other.
     Raises `Unreachable` (refused, time-out, reset, no such name), `HostKeyMismatch`, `AuthRefused`,
     and `RemoteError` if the key file or the pinned key cannot be read.
     """
+    if host.next_host_key:
+        present = replace(host, next_host_key="")
+        following = replace(present, host_key=host.next_host_key)
+        again = partial(
+            connect, timeout_s=timeout_s, keepalive_s=keepalive_s, dead_after_s=dead_after_s
+        )
+        try:
+            return again(following)
+        except HostKeyMismatch:
+            return again(present)
     import fabric
     import paramiko
 

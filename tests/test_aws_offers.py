@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from arm import Disruption, DisruptionKind
 from ec2.harness import A10G, T4, AwsHarness, aws, spec
+from ec2.ledger import ADDRESS_USD_PER_H
 
 from infra.aws.errors import AwsErrorInfo, translate
-from infra.aws.quota import read_quota
+from infra.aws.quota import SpotQuota, explained, read_quota
 from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError, SignedOut
 from infra.provider import Offer, Want
 
@@ -79,6 +80,14 @@ def test_a_stopped_machine_still_pays_for_its_disk(harness: AwsHarness) -> None:
     assert at(listed(harness, EAST, disk_gb=256), "us-east-1a").idle_usd_per_h == pytest.approx(
         0.028055, abs=1e-6
     )
+
+
+def test_an_address_is_paid_for_while_the_machine_runs(harness: AwsHarness) -> None:
+    """EC2 takes the public address back at each stop: it bills beside compute, and only then."""
+    offer = at(listed(harness, EAST), "us-east-1a")
+
+    assert offer.address_usd_per_h == ADDRESS_USD_PER_H
+    assert offer.beside_compute_usd_per_h == pytest.approx(0.014027 + ADDRESS_USD_PER_H)
 
 
 def test_one_card_is_offered_in_every_size_and_no_size_with_several(harness: AwsHarness) -> None:
@@ -344,3 +353,29 @@ def test_the_quota_of_a_region_counts_what_the_account_runs(harness: AwsHarness)
     harness.cloud.requests.clear()
     assert read_quota(provider.context.clients, EAST).left == 0
     assert [one.operation for one in harness.cloud.requests] == ["GetServiceQuota"]
+
+
+def test_a_refusal_for_quota_gets_the_figures_that_aws_leaves_out(harness: AwsHarness) -> None:
+    """EC2 names neither limit nor use of the spot quota: both are added, nothing is lost."""
+    harness.cloud.market.spot_vcpus = 2
+    quota = read_quota(harness.clients(), EAST)
+    info = AwsErrorInfo(
+        code="MaxSpotInstanceCountExceeded", message="Max spot instance count", region=EAST
+    )
+    refusal = translate(info, doing="rent")
+    assert isinstance(refusal, OverQuota)
+
+    found = explained(refusal, quota, 4)
+
+    assert str(refusal) in str(found)
+    assert "2 of 4 vCPUs needed (0 of 2 in use)" in str(found)
+    assert (found.family, found.limit, found.hint) == (refusal.family, 2, refusal.hint)
+    assert explained(refusal, quota, 2) is refusal
+
+
+def test_a_limit_on_something_else_is_not_explained_by_vcpus() -> None:
+    """Too many volumes have nothing to do with the spot quota, however small that is."""
+    refusal = translate(AwsErrorInfo(code="VolumeLimitExceeded", region=EAST), doing="rent")
+    assert isinstance(refusal, OverQuota)
+
+    assert explained(refusal, SpotQuota(region=EAST, limit=0, used=0), 4) is refusal

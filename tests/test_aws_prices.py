@@ -10,13 +10,11 @@ import pytest
 
 from infra.aws.advisor import Advisor, bands_in
 from infra.aws.context import AwsContext
-from infra.aws.errors import SPOT_QUOTA_NAME, AwsErrorInfo, translate
 from infra.aws.offerings import zones_in
 from infra.aws.prices import ZonePrice, prices_in
-from infra.aws.quota import SpotQuota, explained
+from infra.aws.quota import SpotQuota
 from infra.aws.sdk import AwsClients
 from infra.aws.settings import AwsSettings
-from infra.errors import OverQuota
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 PAGE = {
@@ -172,19 +170,3 @@ def test_a_quota_is_counted_in_machines_of_a_size() -> None:
     assert (quota.left, quota.shortage(8)) == (8, "")
     assert "8 of 16 vCPUs" in quota.shortage(16)
     assert SpotQuota(region="r", limit=4, used=8).left == 0
-
-
-def test_a_refusal_for_quota_gets_the_figures_that_aws_leaves_out() -> None:
-    """EC2 says neither limit nor use for spot machines: both are added, nothing is lost."""
-    info = AwsErrorInfo(
-        code="MaxSpotInstanceCountExceeded", message="Max spot instance count exceeded", status=400
-    )
-    refusal = translate(info, doing="rent")
-    assert isinstance(refusal, OverQuota)
-
-    found = explained(refusal, SpotQuota(region="us-east-2", limit=8, used=8), 4)
-
-    assert str(refusal) in str(found)
-    assert "0 of 4 vCPUs needed (8 of 8 in use)" in str(found)
-    assert (found.family, found.limit, found.hint) == (SPOT_QUOTA_NAME, 8, refusal.hint)
-    assert explained(refusal, SpotQuota(region="us-east-2", limit=8, used=0), 4) is refusal

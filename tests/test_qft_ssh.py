@@ -12,9 +12,13 @@ import pytest
 from support.runs import Project, make_project
 from support.sshd import Sshd, serve
 
+from commands.runs.home import RunFolder
+from commands.runs.running_machine import recorded_machine
 from commands.ssh import parse_words
 from commands.ui.errors import UsageError
 from infra.durable import write_json
+from infra.run.journal import Journal, Kind
+from remote.keys import pair, plain_line
 
 USER = "-oProxyCommand=touch INJECTED;:"
 
@@ -104,6 +108,34 @@ def test_a_record_that_was_tampered_with_runs_nothing_here(
         assert "Traceback" not in done.stderr
         assert "error: " in done.stderr
     assert list(other.folder.rglob("INJECTED")) == []
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["not yet in use", "in use"])
+def test_either_host_key_is_accepted_while_one_replaces_the_other(
+    project: Project, tmp_path: Path, *, swapped: bool
+) -> None:
+    """A change that was cut leaves two lines, and the machine presents one of them."""
+    other = make_project(tmp_path / "other")
+    run, copied = project.home / "runs" / "tiny", other.home / "runs" / "tiny"
+    copied.mkdir(parents=True)
+    first, second = recorded_machine(RunFolder(root=run)), plain_line(pair()[1])
+    assert first is not None
+    text = (run / "journal.jsonl").read_text()
+    keys = [first.host_public_key, second]
+    if swapped:
+        text, keys = text.replace(keys[0], second), keys[::-1]
+    (copied / "journal.jsonl").write_text(text)
+    Journal(copied / "journal.jsonl", clock=lambda: 5.0).append(
+        Kind.HOST_KEY_INTENDED, public_key=keys[1]
+    )
+    (copied / "run.json").write_bytes((run / "run.json").read_bytes())
+    done = other.qft("ssh", "tiny", "--", "echo", "well")
+
+    assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
+    known_hosts = (copied / "known_hosts").read_text().splitlines()
+    assert [line.split()[:3] for line in known_hosts] == [
+        ["qft-tiny", *plain_line(key).split()] for key in keys
+    ]
 
 
 def tampered(journal: str, field: str, value: str) -> str:

@@ -21,6 +21,8 @@ from trainer.notices.metadata import NoticeApi
 
 POLL_S = 1.0
 CALL_S_MAX = 10.0
+EVICTION_NOTICE = "eviction notice"
+"""The reason of a notice that the vendor gave."""
 SIGTERM_S = 10.0  # what service managers usually leave before SIGKILL
 NOTICE_APIS: Mapping[str, Callable[[str], NoticeApi]] = MappingProxyType(
     {"azure": AzureNotices, "aws": AwsNotices}
@@ -124,7 +126,7 @@ class MetadataPoll:
             else:
                 timeout_s, silent = CALL_S_MAX, False
                 if announced.seconds_left is not None:
-                    self.flag.set(seconds_left=announced.seconds_left, reason="eviction notice")
+                    self.flag.set(seconds_left=announced.seconds_left, reason=EVICTION_NOTICE)
                 elif announced.rebalance and not self.flag.save_requested:
                     self.on_message("this machine may be taken away soon: saving a checkpoint")
                     self.flag.request_save()

@@ -46,4 +46,5 @@ def ssh_host(folder: RunFolder, loaded: LoadedConfig, vm: Vm) -> Host:
         user=vm.user,
         key_path=factory.user_key(loaded.config.vm, folder),
         host_key=vm.host_public_key,
+        next_host_key=vm.next_host_public_key,
     )

@@ -22,6 +22,7 @@ from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
 from infra.errors import ProviderError
 from infra.provider import PowerState, Provider, Vm
+from infra.run.interruption import wait_until_taken
 from infra.run.journal import Kind
 from infra.run.state import RunState
 from infra.run.workload import (
@@ -64,6 +65,8 @@ class LastSave:
     """Step of the newest verified checkpoint at home."""
     trouble: str = ""
     """What kept it from being saved or brought home; empty if nothing did."""
+    eviction_announced: bool = False
+    """Whether the trainer had ended because the vendor takes the machine."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -164,8 +167,9 @@ def save_before_release(  # noqa: PLR0913  (each is another room's)
 ) -> LastSave:
     """Let the trainer of a run save; with `pull_checkpoint`, what it saved must come home.
 
-    Without, it comes if the time suffices: its disk is kept. Never raises for what the machine, the
-    cloud or this computer's disk does: it must go anyway.
+    Without, it comes if the time suffices: its disk is kept. A machine that its vendor is about to
+    take is left to the vendor for three minutes, where that costs less. Never raises for what the
+    machine, the cloud or this computer's disk does: it must go anyway.
     """
     launched = state.launches > 0 or state.pending is Kind.LAUNCH_INTENDED
     if not launched or not state.up or (state.trained and state.fetched):
@@ -177,7 +181,10 @@ def save_before_release(  # noqa: PLR0913  (each is another room's)
         workload = _workload(run, home, provider, state)
     except UsageError as error:
         return LastSave(home_step=state.home_step, trouble=error.message)
-    return let_trainer_save(workload, vm, pull_checkpoint=pull_checkpoint, on_message=on_message)
+    save = let_trainer_save(workload, vm, pull_checkpoint=pull_checkpoint, on_message=on_message)
+    if save.eviction_announced and vm.interruption_is_free:
+        wait_until_taken(provider, vm, sleep=time.sleep, on_message=on_message)
+    return save
 
 
 def lost_with_disk(state: RunState, save: LastSave) -> list[str]:
@@ -321,4 +328,5 @@ class _Attempt:
             steps=job.steps,
             home_step=home_step,
             trouble=trouble or self._error,
+            eviction_announced=job.eviction_announced,
         )

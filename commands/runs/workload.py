@@ -31,12 +31,14 @@ from infra.run.workload import (
 from infra.untrusted import text
 from remote import errors, job, ssh
 from remote.clean_environment import clean
+from remote.host_key import make_host_key, use_host_key
 from remote.setup.failures import explain_failure
 from remote.sync.api import pull, push
 from remote.sync.plan import Progress, SyncOptions
 from remote.sync.transfer import require_sftp
 from trainer.adapters.settings import read_settings
 from trainer.errors import ConfigError
+from trainer.eviction import EVICTION_NOTICE
 from trainer.exit_codes import ExitCode
 from trainer.rundir.samples import SAMPLES, SAMPLES_BYTES_MAX
 
@@ -99,6 +101,19 @@ class SshWorkload:
         """Connect, or find the connection alive."""
         with self._translated():
             self._open(vm)
+
+    def make_host_key(self, vm: Vm) -> str:
+        """Make a new host key there, unless a change that was cut has left one."""
+        with self._translated():
+            return make_host_key(self._open(vm), expected=vm.next_host_public_key)
+
+    def use_host_key(self, vm: Vm, public_key: str) -> None:
+        """Put that key into use, and go on over a connection that has it pinned."""
+        self._stop_bringing_home()
+        with self._translated():
+            before = self._open(vm)
+            self._connection = use_host_key(before, public_key)
+            before.close()
 
     def prepare(self, vm: Vm) -> float | None:
         """Set up, then push code, model, data, config, and what is ahead at home.
@@ -190,6 +205,7 @@ class SshWorkload:
             outcome=_outcome(status),
             exit_code=status.exit_code,
             error=self._last_words(vm, status, heartbeat),
+            eviction_announced=_is_announced(status, heartbeat),
             step=heartbeat.step or 0,
             steps=heartbeat.steps or 0,
             heartbeat=heartbeat,
@@ -314,6 +330,7 @@ class SshWorkload:
             user=vm.user,
             key_path=self._config.key_path,
             host_key=vm.host_public_key,
+            next_host_key=vm.next_host_public_key,
         )
         return ssh.connect(host, timeout_s=CONNECT_TIMEOUT_S)
 
@@ -431,6 +448,12 @@ def _outcome(status: job.JobStatus) -> JobOutcome | None:
     if _PHASES[status.state] is not JobPhase.EXITED:
         return None
     return _OUTCOMES.get(status.exit_code, JobOutcome.CRASHED)
+
+
+def _is_announced(status: job.JobStatus, heartbeat: Heartbeat) -> bool:
+    """Whether the trainer ended for a notice of the vendor, not for a signal of ours."""
+    preempted = _outcome(status) is JobOutcome.PREEMPTED
+    return preempted and EVICTION_NOTICE in (heartbeat.message or "")
 
 
 def _with_hint(error: errors.RemoteError) -> str:

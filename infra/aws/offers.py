@@ -12,7 +12,7 @@ from infra.aws.context import AwsContext
 from infra.aws.errors import SPOT_QUOTA_NAME
 from infra.aws.offerings import Offerings
 from infra.aws.prices import HISTORY_SOURCE, SpotPrices
-from infra.catalog.aws import AWS, ON_DEMAND_REGION, disk_usd_per_h
+from infra.catalog.aws import ADDRESS_USD_PER_H, AWS, ON_DEMAND_REGION, disk_usd_per_h
 from infra.catalog.vendor import GpuSize
 from infra.errors import ProviderError
 from infra.provider import Offer, Want
@@ -92,6 +92,7 @@ class Offers:
             spot_usd_per_h=price,
             on_demand_usd_per_h=size.on_demand_usd_per_h.get(region),
             idle_usd_per_h=disk_usd_per_h(want.disk_gb),
+            address_usd_per_h=ADDRESS_USD_PER_H,
             eviction_band=found.bands.get((size.size, region), ""),
             eviction_period=MONTH,
             quota_left=quota.left // size.vcpus if quota else None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.aws.settings import SCHEDULE_ROLE
 from infra.renting.tags import RUN
+from infra.untrusted import table
 
 Policy = dict[str, Any]
 
@@ -19,6 +20,7 @@ POLICY_NAME = "qft"
 SAFEGUARDS_POLICY_NAME = "qft-safeguards"
 ROLE_POLICY_NAME = "qft-end-the-bill"
 SCHEDULER = "scheduler.amazonaws.com"
+SPOT_ROLE = "AWSServiceRoleForEC2Spot"
 SPOT_ROLE_COMMAND = "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com"
 _TAGGED = {"Null": {f"aws:ResourceTag/{RUN}": "false"}}
 _TAGGED_AT_BIRTH = {"Null": {f"aws:RequestTag/{RUN}": "false"}}
@@ -160,12 +162,24 @@ def role_arn(account: str, role: str = SCHEDULE_ROLE) -> str:
     return f"arn:aws:iam::{account}:role/{role}"
 
 
-def role_commands(account: str, role: str = SCHEDULE_ROLE) -> list[str]:
-    """The commands that make the role of EventBridge Scheduler, once per account."""
+def is_trusted(document: object) -> bool:
+    """Whether a role's trust policy, as IAM describes it, lets EventBridge Scheduler take it."""
+    found = table(document).get("Statement")
+    for row in map(table, found if isinstance(found, list) else [found]):
+        services = table(row.get("Principal")).get("Service")
+        named = services if isinstance(services, list) else [services]
+        if SCHEDULER in named and row.get("Effect") == "Allow":
+            return True
+    return False
+
+
+def role_commands(account: str, role: str = SCHEDULE_ROLE, *, exists: bool = False) -> list[str]:
+    """The commands that make the role of EventBridge Scheduler, or mend one that exists."""
     trust, allowed = _quoted(trust_policy(account)), _quoted(role_policy(account))
-    create = f"aws iam create-role --role-name {role} --assume-role-policy-document {trust}"
+    make = f"aws iam create-role --role-name {role} --assume-role-policy-document {trust}"
+    mend = f"aws iam update-assume-role-policy --role-name {role} --policy-document {trust}"
     put = f"aws iam put-role-policy --role-name {role} --policy-name {ROLE_POLICY_NAME}"
-    return [create, f"{put} --policy-document {allowed}"]
+    return [mend if exists else make, f"{put} --policy-document {allowed}"]
 
 
 def policy_commands(account: str, caller_arn: str, *, name: str, policy: Policy) -> list[str]:

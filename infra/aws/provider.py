@@ -65,7 +65,14 @@ class AwsProvider(Provider):
         self._clients = clients
 
     name = "aws"
-    traits = Traits(rents=True, evicts=True, has_safeguards=True, cap_changes=False)
+    traits = Traits(
+        rents=True,
+        evicts=True,
+        has_safeguards=True,
+        cap_changes=False,
+        restarts_itself=True,
+        capacity_ttl_s=REFUSALS_TTL_S[NoCapacity],
+    )
 
     def offers(self, want: Want) -> list[Offer]:
         """List what could be rented now, zone by zone, best first; creates nothing."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from infra.aws.errors import SPOT_QUOTA, quota_page
+from infra.aws.errors import SPOT_QUOTA, SPOT_QUOTA_NAME, quota_page
 from infra.catalog.aws import AWS
 from infra.errors import OverQuota, Transient
 from infra.untrusted import number, table, whole
@@ -66,9 +66,12 @@ def read_quota(clients: AwsClients, region: str) -> SpotQuota:
 
 
 def explained(error: OverQuota, quota: SpotQuota, vcpus: int) -> OverQuota:
-    """Return a refusal for quota with the figures that AWS's own answer lacks."""
+    """Return a refusal for quota with the figures that AWS's own answer lacks.
+
+    The refusal as it is, where they do not explain it.
+    """
     shortage = quota.shortage(vcpus)
-    if not shortage:
+    if not shortage or error.family != SPOT_QUOTA_NAME:
         return error
     return OverQuota(
         f"{error}; {shortage}", family=error.family, limit=quota.limit, hint=error.hint

@@ -46,13 +46,11 @@ class PowerControl:
         Waits `accept_wait_s` at most, to hear of a refusal that comes after the order was accepted.
         Raises `NoCapacity`, `OverQuota`, `PriceAboveCap`, `Gone`; `Transient` while it stops.
         """
-        view = self.observer.look(vm)
+        view = self._after_stop(vm)
         if view.state in {PENDING, RUNNING}:
             return
         if view.state == SHUTTING_DOWN:
             raise Gone(f"the machine `{vm.id}` is being terminated")
-        if view.state == STOPPING or view.status_code == "marked-for-stop":
-            raise _still_stopping(view)
         if view.request_state and not view.is_request_live:
             raise _request_ended(view)
         self.allow_caller_ip(vm)
@@ -68,6 +66,21 @@ class PowerControl:
                 before.save()  # the order must not explain what comes later
             raise refusal from error
         self._follow_start(vm)
+
+    def _after_stop(self, vm: Vm) -> MachineView:
+        """Look at a machine once EC2 has finished an earlier stop, which takes its request 40 s.
+
+        Raises `Transient` if that is not done in `accept_wait_s`.
+        """
+        deadline = self.context.clock() + self.context.settings.accept_wait_s
+        while True:
+            view = self.observer.look(vm)
+            is_marked = view.state == STOPPED and view.status_code == "marked-for-stop"
+            if view.state != STOPPING and not is_marked:
+                return view
+            if self.context.clock() >= deadline:
+                raise _still_stopping(view)
+            self.context.sleep(self.context.settings.polling_s)
 
     def deallocate(self, vm: Vm) -> None:
         """Stop the machine and return when EC2 says that it is stopped; silent if it is.

@@ -19,6 +19,8 @@ ON_DEMAND_REGION = "us-east-1"
 
 GP3_USD_PER_GB_MONTH = 0.08
 HOURS_PER_MONTH = 730
+ADDRESS_USD_PER_H = 0.005
+"""What a public IPv4 address costs while the machine runs; nothing while it is stopped."""
 
 
 def disk_usd_per_h(size_gb: float) -> float:

@@ -41,6 +41,8 @@ class JobView:
     """None if it is not over, or was killed before it could leave one."""
     error: str = ""
     """The last words of one that failed by itself; empty if another start may end otherwise."""
+    eviction_announced: bool = False
+    """Whether it ended because the vendor announced that it takes the machine."""
     step: int = 0
     steps: int = 0
     stalled_s: float = 0.0
@@ -60,6 +62,17 @@ class Workload(Protocol):
 
     def connect(self, vm: Vm) -> None:
         """Connect to the machine; quick when it is connected."""
+        ...
+
+    def make_host_key(self, vm: Vm) -> str:
+        """Make a new host key on the machine, unless there is one; return its public line.
+
+        It is not in use yet, unless it is the one that `vm` names as the next.
+        """
+        ...
+
+    def use_host_key(self, vm: Vm, public_key: str) -> None:
+        """Put that key into use; return when the machine presents it."""
         ...
 
     def prepare(self, vm: Vm) -> float | None:

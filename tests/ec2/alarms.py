@@ -130,13 +130,13 @@ def put_metric_alarm(world: World, call: ApiCall) -> dict[str, Any]:
 
 def describe_alarms(world: World, call: ApiCall) -> dict[str, Any]:
     """DescribeAlarms: by names or the beginning of a name, all in one page."""
-    asked = call.parameters
+    wanted = call.parameters
     rows = [
         {**_view(one), "AlarmConfigurationUpdatedTimestamp": world.moment(one.state_s)}
         for (region, name), one in sorted(alarms(world).alarms.items())
         if region == call.region
-        and name in asked.get("AlarmNames", [name])
-        and name.startswith(asked.get("AlarmNamePrefix", ""))
+        and name in wanted.get("AlarmNames", [name])
+        and name.startswith(wanted.get("AlarmNamePrefix", ""))
     ]
     return {"MetricAlarms": rows, "CompositeAlarms": []}
 

@@ -101,7 +101,7 @@ class Ec2Guests(MachineHost[Instance]):
             image_id=vm.image_id,
             local_ipv4=vm.private_ip,
             public_ipv4=vm.public_ip,
-            life_cycle="spot" if vm.request_id else "on-demand",
+            lifecycle="spot" if vm.request_id else "on-demand",
             user_data=base64.b64decode(vm.user_data),
             action=notice.action if notice else "",
             action_at_s=self._inside(notice.at_s) if notice else 0.0,

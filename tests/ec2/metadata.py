@@ -33,7 +33,7 @@ class MetadataFacts:
     image_id: str = ""
     local_ipv4: str = ""
     public_ipv4: str = ""
-    life_cycle: str = "spot"
+    lifecycle: str = "spot"
     user_data: bytes = b""
     action: str = ""
     """`stop` or `terminate` while an interruption is ahead; empty else."""
@@ -140,7 +140,7 @@ def pages(facts: MetadataFacts) -> dict[str, bytes]:
     values = {
         "ami-id": facts.image_id,
         "instance-id": facts.instance_id,
-        "instance-life-cycle": facts.life_cycle,
+        "instance-life-cycle": facts.lifecycle,
         "instance-type": facts.instance_type,
         "local-ipv4": facts.local_ipv4,
         "public-ipv4": facts.public_ipv4,

@@ -20,7 +20,14 @@ from infra.run.journal import Event, Journal, Kind
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunEnd
 from infra.run.supervisor import Supervisor
-from infra.run.workload import HostNotTrusted, HostUnreachable, JobOutcome, JobPhase, JobView
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobOutcome,
+    JobPhase,
+    JobView,
+)
 from trainer.exit_codes import ExitCode
 
 SAVE_EVERY = 10
@@ -96,19 +103,29 @@ class FakeCloud(seam.Provider):
     hung: bool = False
     """Whether trainers show no life, though their process is there."""
     log: list[str] = field(default_factory=list)
+    host_key_is_readable: bool = False
+    interruption_is_free: bool = False
+    taken_at_s: float = float("inf")
+    """When it takes every machine, after a notice."""
 
-    name = "fake"
-    traits = seam.Traits(rents=True, evicts=True)
+    name: str = "fake"
+    usd_per_h: float = 0.36
+    card: str = ""
+    """The GPU of every machine."""
+    traits: seam.Traits = field(default_factory=lambda: seam.Traits(rents=True, evicts=True))
+    signed_out: bool = False
+    """Whether nobody is signed in, so that every request fails."""
 
     def offers(self, want: Want) -> list[Offer]:  # noqa: ARG002  (the seam names it)
         """One offer per region."""
         self._hiccup()
         return [
             Offer(
-                provider="fake",
+                provider=self.name,
                 region=region,
                 size="small",
-                spot_usd_per_h=0.36,
+                gpu=self.card,
+                spot_usd_per_h=self.usd_per_h,
                 idle_usd_per_h=0.036,
             )
             for region in self.regions
@@ -124,12 +141,14 @@ class FakeCloud(seam.Provider):
         self.created += 1
         self.log.append(f"create {spec.offer.region}")
         vm = Vm(
-            provider="fake",
+            provider=self.name,
             run_id=spec.run_id,
-            id=f"vm{self.created}",
+            id=f"vm{self.created}" if self.name == "fake" else f"{self.name}{self.created}",
             region=spec.offer.region,
             size="small",
             generation=spec.generation,
+            host_key_is_readable=self.host_key_is_readable,
+            interruption_is_free=self.interruption_is_free,
         )
         self.vms[spec.run_id] = vm
         self.disks[vm.id] = Disk()
@@ -140,6 +159,9 @@ class FakeCloud(seam.Provider):
     def observe(self, vm: Vm) -> Observation:
         """Look at it."""
         self._hiccup()
+        if self.world.now_s >= self.taken_at_s:
+            self.taken_at_s = float("inf")
+            self.evict_all()
         if vm.run_id not in self.vms or self.vms[vm.run_id].id != vm.id:
             return Observation(power=PowerState.GONE, stop_reason=StopReason.UNKNOWN)
         power = self.power[vm.id]
@@ -165,8 +187,9 @@ class FakeCloud(seam.Provider):
         self._hiccup()
         if vm.run_id not in self.vms:
             raise errors.Gone("no such machine")
-        self._halt(vm, StopReason.USER)
-        self.log.append("deallocate")
+        running = self.power[vm.id] is PowerState.RUNNING
+        self._halt(vm, StopReason.USER if running else self.reason[vm.id])
+        self.log.append("deallocate" if running else "deallocated already")
         self.world.moment()
 
     def delete(
@@ -183,6 +206,7 @@ class FakeCloud(seam.Provider):
 
     def list_all(self) -> list[Vm]:
         """Everything there is."""
+        self._hiccup()
         return [replace(vm, power=self.power[vm.id]) for vm in self.vms.values()]
 
     def evict(self, vm: Vm) -> None:
@@ -238,6 +262,8 @@ class FakeCloud(seam.Provider):
             raise errors.OverQuota(f"{region} has no quota", family="T4", limit=0)
 
     def _hiccup(self) -> None:
+        if self.signed_out:
+            raise errors.SignedOut(f"nobody is signed in to {self.name}", hint="sign in")
         if self.hiccups:
             self.hiccups -= 1
             raise errors.Transient("a hiccup", retry_after_s=1.0)
@@ -261,18 +287,51 @@ class FakeWorkload:
     inexact_from: int | None = None
     """The step from which its trainer calls the training not bit for bit."""
     limits: list[float] = field(default_factory=list)
+    eviction_announced: bool = False
+    """Whether trainers that were to save have heard the notice of an eviction."""
+    host_keys: dict[str, str] = field(default_factory=dict)
+    """What each machine presents; none for what it was made with."""
+    next_host_keys: dict[str, str] = field(default_factory=dict)
+    """What was made there and is not in use yet."""
+    unfit: str = ""
+    """Why host keys cannot be changed."""
+
+    def make_host_key(self, vm: Vm) -> str:
+        """Make one, unless a change was cut."""
+        self.world.moment()
+        self.connect(vm)
+        if self.unfit:
+            raise HostUnfit(self.unfit)
+        used = self.host_keys.get(vm.id, "")
+        if used and used == vm.next_host_public_key:
+            return used
+        line = self.next_host_keys.setdefault(vm.id, f"ssh-ed25519 N{self.world.moments}")
+        self.world.moment()
+        return line
+
+    def use_host_key(self, vm: Vm, public_key: str) -> None:
+        """Present it from now on."""
+        self.world.moment()
+        self.connect(vm)
+        if self.host_keys.get(vm.id, "") != public_key:
+            assert self.next_host_keys.pop(vm.id) == public_key
+            self.host_keys[vm.id] = public_key
+        self.world.moment()
 
     def connect(self, vm: Vm) -> None:
         """Answer, unless mute or down."""
+        if self.host_keys.get(vm.id, "") not in ["", *vm.accepted_host_keys]:
+            raise HostNotTrusted("another host key")
         if self.stranger:
             raise HostNotTrusted("another host key")
         if self.mute or self.cloud.power.get(vm.id) is not PowerState.RUNNING:
             raise HostUnreachable("no answer")
 
     def prepare(self, vm: Vm) -> None:
-        """Bring the newest checkpoint."""
+        """Bring the newest checkpoint, to a machine whose host key nobody else has."""
         self.world.moment()
         self.connect(vm)
+        assert self.unfit or not vm.host_key_is_readable
         disk = self.cloud.progress(vm)
         disk.saved = max(disk.saved, self.home)
         if disk.running_since is None:
@@ -314,7 +373,8 @@ class FakeWorkload:
             return replace(view, phase=JobPhase.RUNNING)
         if disk.exit_code is None or disk.exit_code >= 0:
             outcome = outcome_of(disk.exit_code)
-            return replace(view, phase=JobPhase.EXITED, outcome=outcome, exit_code=disk.exit_code)
+            view = replace(view, phase=JobPhase.EXITED, outcome=outcome, exit_code=disk.exit_code)
+            return replace(view, eviction_announced=self.eviction_announced)
         return view
 
     def stop(self, vm: Vm) -> None:
@@ -382,7 +442,8 @@ class Story:
         self.cloud = FakeCloud(world=self.world)
         self.work = FakeWorkload(world=self.world, cloud=self.cloud)
 
-    def _hear(self, report: TurnReport) -> None:
+    def on_turn(self, report: TurnReport) -> None:
+        """Keep what a person is warned of, and let the world go on."""
         if report.warning != (self.warnings or [""])[-1]:
             self.warnings.append(report.warning)
         self.between()
@@ -402,16 +463,17 @@ class Story:
             provider=self.cloud,
             workload=self.work,
             journal=journal,
-            make_spec=_spec,
+            make_spec=spec_of,
             want=Want(),
             clock=self.world.clock,
             sleep=self.world.sleep,
-            on_turn=self._hear,
+            on_turn=self.on_turn,
         )
         return Supervisor(context).run(replace(self.plan, policy=self.policy))
 
 
-def _spec(offer: Offer, generation: int) -> VmSpec:
+def spec_of(offer: Offer, generation: int) -> VmSpec:
+    """What is asked for, of the only run."""
     return VmSpec(
         run_id="run-1",
         generation=generation,
