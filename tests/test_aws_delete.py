@@ -210,7 +210,7 @@ def test_a_busy_group_is_tried_for_ten_minutes(harness: AwsHarness) -> None:
     nothing_is_left(harness)
 
 
-def test_what_is_not_gone_in_time_is_told_with_its_price(tmp_path: Path) -> None:
+def test_what_is_not_gone_in_time_is_named_with_its_price(tmp_path: Path) -> None:
     """A machine that does not go is named, with what it bills, and is no success."""
     with aws(tmp_path, timing=Timing(terminate_s=9000)) as harness:
         vm = rent(harness)

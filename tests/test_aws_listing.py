@@ -75,8 +75,8 @@ def test_a_region_without_anything_costs_one_request(harness: AwsHarness) -> Non
 
     assert provider.list_all() == []
 
-    asked = [one for one in harness.cloud.requests if one.service == "ec2"]
-    regions = [one.region for one in asked if one.operation != "DescribeRegions"]
+    ours = [one for one in harness.cloud.requests if one.service == "ec2"]
+    regions = [one.region for one in ours if one.operation != "DescribeRegions"]
     assert len(regions) == len(set(regions)) == 17
     assert "ap-east-1" not in regions
     harness.cloud.requests.clear()
@@ -163,7 +163,7 @@ def test_a_closed_region_hides_no_other(harness: AwsHarness) -> None:
     assert [one.id for one in provider_of(harness).list_all()] == [vm.id]
 
 
-def test_a_closed_region_with_a_machine_on_record_is_told(harness: AwsHarness) -> None:
+def test_a_closed_region_with_a_machine_on_record_is_an_error(harness: AwsHarness) -> None:
     """Where this computer has a machine, a refusal must not be read as "nothing there"."""
     rent(harness, zone="us-west-2a")
     close_region(harness, "us-west-2")

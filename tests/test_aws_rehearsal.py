@@ -50,7 +50,7 @@ def test_a_rehearsed_interruption_comes_with_its_notice(harness: AwsHarness) -> 
 
 
 @pytest.mark.parametrize("has_role", [False, True])
-def test_without_the_role_the_recipe_is_told(harness: AwsHarness, *, has_role: bool) -> None:
+def test_without_the_role_the_recipe_is_shown(harness: AwsHarness, *, has_role: bool) -> None:
     """A role that is missing, or may not interrupt, is `NotAllowed` with the two commands."""
     if has_role:
         add_role(harness.cloud.world, ROLE, trust=TRUST, policy={**POLICY, "Statement": []})
