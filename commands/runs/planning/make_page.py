@@ -35,7 +35,13 @@ from commands.runs.planning.job_inputs import JobInputs
 from commands.runs.planning.make_advice import advice_on, advice_on_rehearsal
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.priced_change import Advice
-from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer, rehearsed_offer
+from commands.runs.planning.pricing import (
+    budget_of,
+    inputs_of,
+    priced_offer,
+    priced_offers,
+    rehearsed_offer,
+)
 from commands.runs.planning.ranking import (
     JobOffer,
     cheapest_by_card,
@@ -139,7 +145,7 @@ def _priced(
     """Return the offers with what the job costs there, as a run tries them; without inputs bare."""
     if inputs is None:
         return tuple(JobOffer(offer=one) for one in found)
-    priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
+    priced = priced_offers(loaded, found, inputs=inputs)
     return tuple((working_first if loaded.config.vm.gpu else in_order_of_cost)(priced))
 
 
