@@ -65,7 +65,14 @@ class AwsProvider(Provider):
         self._clients = clients
 
     name = "aws"
-    traits = Traits(rents=True, evicts=True, has_safeguards=True, cap_changes=False)
+    traits = Traits(
+        rents=True,
+        evicts=True,
+        has_safeguards=True,
+        cap_changes=False,
+        restarts_itself=True,
+        capacity_ttl_s=REFUSALS_TTL_S[NoCapacity],
+    )
 
     def offers(self, want: Want) -> list[Offer]:
         """List what could be rented now, zone by zone, best first; creates nothing."""
@@ -162,7 +169,11 @@ class AwsProvider(Provider):
 
     @cached_property
     def _observer(self) -> VmObserver:
-        return VmObserver(context=self.context, price_now=self._offers.price_now)
+        return VmObserver(
+            context=self.context,
+            price_now=self._offers.price_now,
+            safeguard_names=self._safeguards.leftovers,
+        )
 
     @cached_property
     def _refusal_cache(self) -> RefusalCache:
@@ -187,7 +198,9 @@ class AwsProvider(Provider):
 
     @cached_property
     def _power(self) -> PowerControl:
-        return PowerControl(context=self.context, observer=self._observer)
+        return PowerControl(
+            context=self.context, observer=self._observer, safeguards=self._safeguards
+        )
 
     @cached_property
     def _creator(self) -> VmCreator:
