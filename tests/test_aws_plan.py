@@ -14,6 +14,7 @@ from support.runs import Project, make_project
 
 from commands.runs.config import load
 from commands.runs.planning.pricing import priced_offer, priced_offers
+from infra.config import AwsTable
 from infra.provider import Want
 
 REGIONS = ["us-west-2", "us-east-1"]
@@ -78,6 +79,30 @@ def test_without_a_login_the_plan_says_how_to_sign_in(runner: CliRunner) -> None
 
     assert "aws sso login" in result.out + result.err
     assert "half of on demand" in " ".join(result.out.split())
+
+
+def test_hours_on_aws_follow_its_own_machines(runner: CliRunner, project: Project) -> None:
+    """EC2 hands a machine out sooner than Azure; its image brings the driver, plain Ubuntu none."""
+    loaded = load(project.config)
+    (offer, *_) = runner.harness.provider().offers(Want(gpu="A10", regions=REGIONS))
+    plain = loaded.config.vm.model_copy(update={"aws": AwsTable(image="ubuntu")})
+    on_ubuntu = replace(loaded, config=loaded.config.model_copy(update={"vm": plain}))
+
+    job, azure_job, ubuntu_job = (
+        priced_offer(config, one).job
+        for config, one in (
+            (loaded, offer), (loaded, replace(offer, provider="azure")), (on_ubuntu, offer),
+        )
+    )  # fmt: skip
+
+    assert job is not None
+    assert azure_job is not None
+    assert ubuntu_job is not None
+    parts, azure_parts = job.parts, azure_job.parts
+    assert (parts[0].name, azure_parts[0].name) == ("rent", "rent")
+    assert parts[0].hours.likely < azure_parts[0].hours.likely
+    assert "EC2" in parts[0].source
+    assert ubuntu_job.parts[1].hours.likely > parts[1].hours.likely
 
 
 def test_many_offers_are_priced_as_each_alone(runner: CliRunner, project: Project) -> None:
