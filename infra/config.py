@@ -336,6 +336,11 @@ class AwsTable(BaseModel):
         " deep-learning base image.",
     )
 
+    @property
+    def lacks_driver(self) -> bool:
+        """Whether the image is known to bring no driver, so that set-up installs one."""
+        return self.image == "ubuntu"
+
 
 class BudgetTable(BaseModel):
     """When to stop spending, counted across evictions, restarts and machines."""
