@@ -193,6 +193,7 @@ def test_machine_started_again_is_left_alone_until_its_new_limit_is_set(
     assert machine(harness).state == "running"
     advance_to(harness, started_s + 50 * 60)
     assert machine(harness).state in {"stopping", "stopped"}
+    assert harness.provider().observe(vm).stop_reason is StopReason.RETURNED
 
 
 def test_raised_limit_moves_the_stop(harness: AwsHarness) -> None:

@@ -47,10 +47,9 @@ def spot_request(expires_s: float | None, *, until_s: float, disk_stays: bool) -
     if until_s > latest_s:
         return Safeguard(
             name=SPOT_REQUEST,
-            is_set=False,
-            detail=f"{ends}, and the budget lasts longer: from then on this machine could not be"
-            " stopped any more",
-            hint="`qft run` moves to another machine, after its checkpoint is home",
+            is_set=True,
+            detail=f"{ends}, before the budget does: `qft` moves to another machine in time, after"
+            " the checkpoint is home; without `qft` this one ends there",
             latest_limit_s=latest_s,
         )
     loss = "; EC2 may delete the disk of a machine that is stopped then" if disk_stays else ""
