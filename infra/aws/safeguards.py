@@ -61,7 +61,7 @@ class AwsSafeguards:
             texts.SCHEDULES, lambda: self._schedules(machine, times), permission_hint=texts.DOCTOR
         )
         found = [
-            *_terms(request, until_s=until_s, disk_stays=disk_days is None),
+            *_terms(request, until_s=until_s),
             scheduled,
             *self._alarm(machine, vm, until_s=until_s, is_needed=not scheduled.is_set),
             texts.self_release(until_s),
@@ -192,12 +192,12 @@ def region_of(vm: Vm) -> str:
     return ids.region if ids is not None else vm.region
 
 
-def _terms(request: MachineView | None, *, until_s: float, disk_stays: bool) -> list[Safeguard]:
+def _terms(request: MachineView | None, *, until_s: float) -> list[Safeguard]:
     """What the spot request itself ends."""
     if request is None:
         why = "EC2 does not show the machine's spot request"
         return [texts.unlisted(name, why) for name in (texts.PRICE_CAP, texts.SPOT_REQUEST)]
-    ends = texts.spot_request(request.valid_until_s, until_s=until_s, disk_stays=disk_stays)
+    ends = texts.spot_request(request.valid_until_s, until_s=until_s)
     return [texts.price_cap(request.cap_usd_per_h), ends]
 
 
