@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 from infra.errors import ProviderError
 
@@ -28,9 +28,9 @@ class Provider(ABC):
     they do here is right for a provider that lacks what they are about.
     """
 
-    name: ClassVar[str]
+    name: str
     """The value of `vm.provider` that selects this provider, such as `local`, `azure` or `aws`."""
-    traits: ClassVar[Traits]
+    traits: Traits
     """How this provider differs from others, as data, so that nobody asks for its class."""
 
     @abstractmethod
@@ -90,6 +90,23 @@ class Provider(ABC):
         """Ask the provider to rehearse an eviction of this machine, notice included."""
 
     # ---- optional ----
+
+    def traits_of(self, vm: Vm) -> Traits:  # noqa: ARG002
+        """Return the traits of whoever rents out that machine; asks nothing."""
+        return self.traits
+
+    def capacity_ttls_s(self) -> Mapping[str, float]:
+        """Return for how long a place without capacity is passed over, by provider that says so."""
+        ttl_s = self.traits.capacity_ttl_s
+        return {} if ttl_s is None else {self.name: ttl_s}
+
+    def list_run(self, run_id: str) -> list[Vm]:
+        """List what there is of one run, as `list_all` would."""
+        return [vm for vm in self.list_all() if vm.run_id == run_id]
+
+    def unanswered(self) -> Mapping[str, ProviderError]:
+        """Return which providers could not be asked at the last `offers`, and why; asks nothing."""
+        return {}
 
     def set_safeguards(
         self,
@@ -192,6 +209,10 @@ class Traits:
     cap_changes: bool = True
     """Whether the price cap of a machine that is deallocated can change; else another cap means
     another machine."""
+    restarts_itself: bool = False
+    """Whether the provider starts a machine again by itself after it has taken it away."""
+    capacity_ttl_s: float | None = None
+    """For how long a place without capacity is passed over; None leaves it to the policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +221,8 @@ class Want:
 
     gpu: str = ""
     """A name from the catalog (`T4`, `A10`, …); empty means any."""
+    gpus: Sequence[str] = ()
+    """Names of which any will do, where more than one is named; `gpu` is empty then."""
     regions: Sequence[str] = ()
     """In order of preference; empty means the provider's own default order."""
     max_price_usd_per_h: float | None = None

@@ -18,7 +18,7 @@ from infra.catalog.vendors import (
     reference_spot_usd_per_h,
     resolve_gpu_at,
 )
-from infra.config import gpu_faults
+from infra.vm_choices import gpu_faults
 
 
 def written(folder: Path, **vm: object) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from infra.provider import Provider, Safeguard, Vm
 from infra.retry import with_retries
+from infra.run.replacement import other_cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,8 @@ class SafeguardsSet:
     """With the reason, and how to get it."""
     latest_limit_s: float | None = None
     """The latest limit to which this machine can be held; None: any."""
+    other_cap: str = ""
+    """Why another cap takes another machine; empty if this one has the cap that is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,17 @@ def set_safeguards(
     )
     missing = [_missing(one) for one in found if not one.is_set]
     in_force = with_retries(lambda: provider.update_max_price(vm, limits.cap), sleep)
-    if in_force != limits.cap:
+    fixed = not provider.traits_of(vm).cap_changes
+    if in_force != limits.cap and not fixed:
         missing.append(_other_cap(in_force, limits.cap))
     holding = [f"{one.name}: {one.detail}" for one in found if one.is_set]
     latest = [one.latest_limit_s for one in found if one.latest_limit_s is not None]
-    return SafeguardsSet(holding=holding, missing=missing, latest_limit_s=min(latest, default=None))
+    return SafeguardsSet(
+        holding=holding,
+        missing=missing,
+        latest_limit_s=min(latest, default=None),
+        other_cap=other_cap(vm, in_force, limits.cap) if fixed else "",
+    )
 
 
 def _missing(safeguard: Safeguard) -> str:
