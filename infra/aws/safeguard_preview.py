@@ -39,7 +39,7 @@ class SafeguardPreview:
         scheduled, alarm = self._account_safeguards(want, times, now_s=now_s, until_s=until_s)
         found = [
             texts.price_cap(want.max_price_usd_per_h),
-            texts.spot_request(expires_s, until_s=until_s, disk_stays=disk_days is None),
+            texts.spot_request(expires_s, until_s=until_s),
             scheduled,
             *([] if scheduled.is_set else [alarm]),
             texts.self_release(until_s),
