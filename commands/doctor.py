@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +42,7 @@ def command(
     provider: Annotated[
         str,
         typer.Option(
-            metavar="local|azure|ssh",
+            metavar="local|azure|aws|ssh",
             help="Whether this one would work.",
             show_default="the run.yaml's, or local",
         ),
@@ -86,7 +86,7 @@ def examine(wanted: str, provider: str = "") -> list[Check]:
         checks += _packages(loaded)
     if vm.provider == "ssh":
         checks += check_host(vm, run_folder(qft_home(environment()), "doctor"))
-    return checks + _account(vm)
+    return checks + _accounts(vm)
 
 
 def _base(loaded: LoadedConfig) -> list[Check]:
@@ -107,8 +107,10 @@ def _base(loaded: LoadedConfig) -> list[Check]:
 
 def _table(vm: VmTable, provider: str) -> VmTable:
     """Return the table as it is, or a bare one of another provider for the same card."""
-    if provider in {"", vm.provider}:
+    if not provider or vm.providers == (provider,):
         return vm
+    if provider in vm.providers:
+        return vm.at(provider)
     if provider == "ssh":
         raise UsageError(
             "nothing says which machine `--provider ssh` is",
@@ -191,13 +193,28 @@ def _packages(loaded: LoadedConfig | None) -> list[Check]:
     ]
 
 
-def _account(vm: VmTable) -> list[Check]:
-    """What the provider's account lacks, each with the command or link that mends it."""
-    state_dir = qft_home(environment()) / vm.provider
+def _accounts(vm: VmTable) -> list[Check]:
+    """What the accounts lack, each with the command or link that mends it.
+
+    Of several providers, one that is in order is enough for a run: what the others lack is then a
+    limit, and no failure.
+    """
+    found = {name: _account(vm.at(name), name) for name in vm.providers}
+    if len(found) == 1:
+        return [check for checks in found.values() for check in checks]
+    enough = not all(any(check.failed for check in checks) for checks in found.values())
+    return [
+        replace(check, name=f"{name}: {check.name}", required=check.required and not enough)
+        for name, checks in found.items()
+        for check in checks
+    ]
+
+
+def _account(vm: VmTable, name: str) -> list[Check]:
+    """What the account at one provider lacks."""
+    state_dir = qft_home(environment()) / name
     try:
-        found = registry.registration(vm.provider).checks(
-            vm, factory.want(vm), state_dir, environment()
-        )
+        found = registry.registration(name).checks(vm, factory.want(vm), state_dir, environment())
     except ValueError as error:
         raise UsageError(str(error)) from error
     return [Check(**asdict(one)) for one in found]

@@ -333,7 +333,7 @@ def _down_listed(
 
 
 def _listed(provider: Provider, run_id: str) -> list[Vm]:
-    return [vm for vm in with_retries(provider.list_all, time.sleep) if vm.run_id == run_id]
+    return with_retries(lambda: provider.list_run(run_id), time.sleep)
 
 
 def _proved(result: Result, provider: Provider, run_id: str, vm: Vm | None = None) -> Result:

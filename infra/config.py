@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -16,9 +18,22 @@ from pydantic import (
 
 from infra.catalog.azure import AZURE
 from infra.catalog.gpus import Driver, UnknownGpu, resolve_gpu
-from infra.catalog.vendors import CATALOGS, resolve_gpu_at
 from infra.image import ImageDriver, check_urn, generation_of, image_facts
 from infra.names import cloud_name_error, host_error, key_path_error, program_error, user_error
+from infra.vm_choices import (
+    ANY,
+    CLOUDS,
+    DEFAULT_GPU,
+    CloudName,
+    ProviderName,
+    branch_of,
+    card_notes,
+    each_once,
+    followed,
+    listed,
+    region_code,
+    without_list,
+)
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
@@ -29,12 +44,24 @@ class VmTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    provider: Literal["local", "azure", "aws", "ssh"] = Field(
+    provider: Annotated[
+        Annotated[ProviderName, Tag("kind one")]
+        | Annotated[list[CloudName], Field(min_length=1), Tag("kind several")],
+        Discriminator(branch_of),
+    ] = Field(
         default="local",
         description="`local` plays a spot cloud on this computer, `azure` and `aws` rent, `ssh` is"
-        " yours.",
+        " yours. A list such as `[azure, aws]`, or `any`, takes the cheapest place of several.",
     )
-    gpu: str = Field(default="T4", description="A GPU of the catalog, such as T4, A10, A100.")
+    gpu: Annotated[
+        Annotated[str, Tag("kind one")]
+        | Annotated[list[str], Field(min_length=1), Tag("kind several")],
+        Discriminator(branch_of),
+    ] = Field(
+        default=DEFAULT_GPU,
+        description="A GPU of the catalog, such as T4, A10, A100; a list of them, or `any`, lets a"
+        " run move to another card.",
+    )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."
     )
@@ -56,21 +83,37 @@ class VmTable(BaseModel):
     azure: AzureTable = Field(default_factory=lambda: AzureTable())  # noqa: PLW0108  (defined below)
     aws: AwsTable = Field(default_factory=lambda: AwsTable())  # noqa: PLW0108  (defined below)
 
+    @field_validator("provider", mode="before")
+    @classmethod
+    def _provider_of_one(cls, value: object) -> object:
+        """Take `any` for every cloud, and a list of one for that one."""
+        return without_list([*CLOUDS] if value == ANY else value)
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _gpu_of_one(cls, value: object) -> object:
+        """Take `any` for no card in particular, and a list of one for that one."""
+        return without_list("" if value == ANY else value)
+
+    @field_validator("provider")
+    @classmethod
+    def _check_provider(cls, value: str | list[str]) -> str | list[str]:
+        return each_once(value)
+
     @field_validator("gpu")
     @classmethod
-    def _check_gpu(cls, value: str) -> str:
+    def _check_gpu(cls, value: str | list[str]) -> str | list[str]:
         try:
-            if value:
-                resolve_gpu(value)
+            for name in listed(value):
+                resolve_gpu(name)
         except UnknownGpu as error:
-            raise ValueError(_followed(str(error), error.hint)) from error
-        return value
+            raise ValueError(followed(str(error), error.hint)) from error
+        return each_once(value)
 
     @field_validator("regions")
     @classmethod
     def _check_regions(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        catalog = CATALOGS.get(str(info.data.get("provider")))
-        codes = value if catalog is None else map(catalog.region_list.code, value)
+        codes = [region_code(name, info.data.get("provider")) for name in value]
         return [_require_valid(region, cloud_name_error) for region in codes]
 
     @field_validator("max_price")
@@ -97,20 +140,44 @@ class VmTable(BaseModel):
             raise ValueError(
                 "`image` is for machines that are rented; yours has its system already"
             )
-        if self.gpu:
-            self.image.check_fits(self.gpu)
+        if self.card:
+            self.image.check_fits(self.card)
         return self
 
     @model_validator(mode="after")
     def _check_provider_table(self) -> VmTable:
         if self.provider == "ssh" and self.ssh is None:
             raise ValueError("`provider: ssh` needs a table `ssh`: host, user, key, host_key")
-        table = getattr(self, self.provider)
-        if getattr(table, "needs_max_price", False) and self.max_price is None:
-            raise ValueError(
-                f"`provider: {self.provider}` needs `max_price`, the hard cap in USD per hour"
-            )
+        tables = [getattr(self, name) for name in self.providers]
+        if any(getattr(one, "needs_max_price", False) for one in tables) and self.max_price is None:
+            named = self.provider if isinstance(self.provider, str) else ", ".join(self.providers)
+            shown = named if isinstance(self.provider, str) else f"[{named}]"
+            raise ValueError(f"`provider: {shown}` needs `max_price`, the hard cap in USD per hour")
         return self
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that may be used, in the order of run.yaml."""
+        return tuple(listed(self.provider))
+
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """The GPUs that may be used, as run.yaml spells them; empty for any."""
+        return tuple(listed(self.gpu))
+
+    @property
+    def card(self) -> str:
+        """The one GPU that may be used; empty if there are several, or any will do."""
+        return self.gpu if isinstance(self.gpu, str) else ""
+
+    @property
+    def card_notes(self) -> list[str]:
+        """What to say of the cards' names where a provider rents out another card for one."""
+        return [note for card in self.cards for note in card_notes(self.providers, card)]
+
+    def at(self, provider: str) -> VmTable:
+        """Return the table as it would be with that provider alone."""
+        return self.model_copy(update={"provider": provider})
 
 
 class ImageTable(BaseModel):
@@ -282,60 +349,13 @@ class BudgetTable(BaseModel):
     usd: float | None = Field(default=5.0, gt=0, description="Dollars in all.")
     hours: float | None = Field(default=24.0, gt=0, description="Billed machine hours in all.")
     evictions: int | None = Field(default=20, ge=0, description="Evictions to survive.")
-
-
-def gpu_faults(vm: object) -> list[str]:
-    """Return what is wrong with the GPU of a table `vm` as its user wrote it, with the key.
-
-    A GPU that the vendor does not rent out is found here without asking anybody. Like the regions
-    it is no part of the table's own check.
-    """
-    if not isinstance(vm, dict):
-        return []
-    catalog = CATALOGS.get(str(vm.get("provider")))
-    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default), vm)
-    problem = catalog.gpu_problem(gpu) if catalog and gpu else ""
-    return [f"vm.gpu: {problem}"] if problem else []
-
-
-def region_faults(vm: object) -> list[str]:
-    """Return what is wrong with the regions of a table `vm` as its user wrote it, with the keys.
-
-    A region that the vendor does not have, or where it sells no machine with the GPU, is found
-    here without asking anybody. It is no part of the table's own check, since a run that rents
-    already must be read again whatever its regions are called.
-    """
-    if not isinstance(vm, dict) or not isinstance(vm.get("regions"), list):
-        return []
-    catalog = CATALOGS.get(str(vm.get("provider")))
-    if catalog is None:
-        return []
-    regions, named = catalog.region_list, [one for one in vm["regions"] if isinstance(one, str)]
-    gpu = _gpu_of(vm.get("gpu", VmTable.model_fields["gpu"].default), vm)
-    unknown = [regions.name_problem(one) for one in named]
-    found = [problem for problem in unknown if problem]
-    if not found and gpu and (unsold := regions.sale_problem(gpu, named)):
-        found = [unsold]
-    if found:
-        found[-1] = _followed(found[-1], regions.where(gpu))
-    return [f"vm.regions: {problem}" for problem in found]
-
-
-def _followed(problem: str, listing: str) -> str:
-    """Return a problem with a list behind it; after a question that begins a sentence."""
-    if problem.endswith("?"):
-        return f"{problem} {listing[:1].upper()}{listing[1:]}"
-    return f"{problem}; {listing}"
-
-
-def _gpu_of(name: object, vm: Mapping[str, object]) -> str:
-    """Return what a GPU's name means to the provider; empty if it is not in the catalog."""
-    if not isinstance(name, str) or not name:
-        return ""
-    try:
-        return resolve_gpu_at(str(vm.get("provider")), name).gpu.name
-    except UnknownGpu:  # told where the table itself is checked
-        return ""
+    disk_days: float | None = Field(
+        default=None,
+        ge=0,
+        le=365,
+        description="Days after the budget's end until AWS removes the machine with its disk, if"
+        " nobody comes back; without it the disk stays, and bills.",
+    )
 
 
 def _require_valid(value: str, find_error: Callable[[str], str]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 from infra.errors import ProviderError
 
@@ -28,9 +28,9 @@ class Provider(ABC):
     they do here is right for a provider that lacks what they are about.
     """
 
-    name: ClassVar[str]
+    name: str
     """The value of `vm.provider` that selects this provider, such as `local`, `azure` or `aws`."""
-    traits: ClassVar[Traits]
+    traits: Traits
     """How this provider differs from others, as data, so that nobody asks for its class."""
 
     @abstractmethod
@@ -91,14 +91,45 @@ class Provider(ABC):
 
     # ---- optional ----
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+    def traits_of(self, vm: Vm) -> Traits:  # noqa: ARG002
+        """Return the traits of whoever rents out that machine; asks nothing."""
+        return self.traits
+
+    def capacity_ttls_s(self) -> Mapping[str, float]:
+        """Return for how long a place without capacity is passed over, by provider that says so."""
+        ttl_s = self.traits.capacity_ttl_s
+        return {} if ttl_s is None else {self.name: ttl_s}
+
+    def list_run(self, run_id: str) -> list[Vm]:
+        """List what there is of one run, as `list_all` would."""
+        return [vm for vm in self.list_all() if vm.run_id == run_id]
+
+    def unanswered(self) -> Mapping[str, ProviderError]:
+        """Return which providers could not be asked at the last `offers`, and why; asks nothing."""
+        return {}
+
+    def set_safeguards(
+        self,
+        vm: Vm,  # noqa: ARG002
+        *,
+        until_s: float,  # noqa: ARG002
+        disk_days: float | None = None,  # noqa: ARG002
+    ) -> list[Safeguard]:
         """Set every safeguard that may be set, to end compute soon after `until_s` (since 1970).
 
-        Never raises for one that cannot be set. Call again within 23 hours for a later limit.
+        With `disk_days`, the machine and its disk are removed that long after the limit, where the
+        vendor can do so by itself. Never raises for one that cannot be set. Call again within 23
+        hours for a later limit.
         """
         return []
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:  # noqa: ARG002
+    def preview_safeguards(
+        self,
+        want: Want,  # noqa: ARG002
+        *,
+        until_s: float,  # noqa: ARG002
+        disk_days: float | None = None,  # noqa: ARG002
+    ) -> list[Safeguard]:
         """Predict what `set_safeguards` can set for such a machine; never raises."""
         return []
 
@@ -156,6 +187,9 @@ class Safeguard:
     """How to get one that could not be set; empty if it is set or nobody knows."""
     stops_at_s: float | None = None
     """When it ends compute billing at the latest, in seconds since 1970; None if it names none."""
+    latest_limit_s: float | None = None
+    """The latest limit to which this machine can be held, in seconds since 1970: for a later one it
+    takes another machine. None: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +209,10 @@ class Traits:
     cap_changes: bool = True
     """Whether the price cap of a machine that is deallocated can change; else another cap means
     another machine."""
+    restarts_itself: bool = False
+    """Whether the provider starts a machine again by itself after it has taken it away."""
+    capacity_ttl_s: float | None = None
+    """For how long a place without capacity is passed over; None leaves it to the policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +221,8 @@ class Want:
 
     gpu: str = ""
     """A name from the catalog (`T4`, `A10`, …); empty means any."""
+    gpus: Sequence[str] = ()
+    """Names of which any will do, where more than one is named; `gpu` is empty then."""
     regions: Sequence[str] = ()
     """In order of preference; empty means the provider's own default order."""
     max_price_usd_per_h: float | None = None
@@ -205,6 +245,8 @@ class Offer:
     on_demand_usd_per_h: float | None = None
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
+    address_usd_per_h: float = 0.0
+    """What the address costs per hour beside that, where it bills only while the machine runs."""
     eviction_band: str = ""
     """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
     """
@@ -222,6 +264,16 @@ class Offer:
     """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
     clears: bool = False
     """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.idle_usd_per_h + self.address_usd_per_h
+
+    @property
+    def running_usd_per_h(self) -> float:
+        """What a machine costs per hour in all while it runs."""
+        return self.spot_usd_per_h + self.beside_compute_usd_per_h
 
     @property
     def place(self) -> str:
@@ -257,6 +309,8 @@ class VmSpec:
     """When the budget ends at this price, in seconds since 1970: safeguards that end the bill
     without us are set for it as soon as there is a machine, not only when it answers. None sets
     none."""
+    disk_days: float | None = None
+    """How long after that limit the disk may be removed, too; None keeps it."""
     labels: dict[str, str] = field(default_factory=dict)
     """Further tags for people, such as the run's name; no secrets."""
 

@@ -18,7 +18,7 @@ from infra.catalog.vendors import (
     reference_spot_usd_per_h,
     resolve_gpu_at,
 )
-from infra.config import gpu_faults
+from infra.vm_choices import gpu_faults
 
 
 def written(folder: Path, **vm: object) -> Path:
@@ -131,3 +131,19 @@ def test_a_region_of_aws_is_checked_against_its_list(tmp_path: Path) -> None:
     assert problem.startswith("vm.regions: AWS has no region `us-west-3`; did you mean ")
     assert "`us-west-1`" in problem
     assert "`us-west-2`" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("westus2", "us-west-2"),
+        ("northeurope", "eu-north-1"),
+        ("southeastasia", "ap-southeast-1"),
+        ("US East (N. Virginia)", "us-east-1"),
+    ],
+)
+def test_a_region_of_another_cloud_leads_to_the_nearest(name: str, near: str) -> None:
+    """Whoever comes from Azure, or copies from the console, gets the code that was meant first."""
+    problem = AWS.region_list.name_problem(name)
+
+    assert problem.startswith(f"AWS has no region `{name}`; did you mean `{near}`")

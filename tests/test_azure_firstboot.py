@@ -143,6 +143,20 @@ def test_self_release_is_there_again_after_its_death_and_after_a_reboot(
     assert metal.done() == [f"systemctl enable {UNIT}", "reboot"]
 
 
+def test_machine_that_shuts_itself_down_goes_on_billing(
+    harness: AzureHarness, hypervisor: LocalHypervisor, tmp_path: Path
+) -> None:
+    """On Azure a shutdown from inside makes the machine `stopped`, which does not release it."""
+    metal = booted(harness, hypervisor, tmp_path)
+    (vm,) = harness.cloud.machines()
+
+    metal.as_root(str(metal.programs / "shutdown"), "-h", "now", environ={})
+
+    wait_until(lambda: vm.hidden["power"] == "stopped")
+    assert hypervisor.processes(vm) == 0
+    assert any(line.startswith("compute") for line in harness.cloud.ledger.billing())
+
+
 def test_first_boot_that_fails_is_reported_by_cloud_init(
     harness: AzureHarness,
     hypervisor: LocalHypervisor,

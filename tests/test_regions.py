@@ -13,8 +13,8 @@ from arm.replies import Reply
 from commands.runs.config import check, load
 from commands.ui.errors import UsageError
 from infra.catalog.azure import AZURE, SIZES
-from infra.config import region_faults
 from infra.provider import Want
+from infra.vm_choices import region_faults
 
 REGIONS = AZURE.region_list
 

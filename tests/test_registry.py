@@ -17,21 +17,25 @@ from infra.azure import AzureProvider
 from infra.config import VmTable
 from infra.provider import Provider
 from infra.registry import NAMES, registration, registrations
+from infra.vm_choices import CLOUDS
+from infra.vm_choices import ProviderName as ProviderNameInConfig
 
 SUBSCRIPTION = "00000000-1111-2222-3333-444444444444"
 SSH = {"host": "h", "user": "u", "key": "k", "host_key": "ssh-ed25519 AAAA"}
 TABLES = {
     "local": {"provider": "local"},
     "azure": {"provider": "azure", "max_price": 0.25, "azure": {"subscription": SUBSCRIPTION}},
+    "aws": {"provider": "aws", "max_price": 0.25},
     "ssh": {"provider": "ssh", "ssh": SSH},
 }
 
 
 def test_registry_and_config_name_the_same_providers() -> None:
     """What run.yaml may name has a row, and every row can be named."""
-    named = typing.get_args(VmTable.model_fields["provider"].annotation)
+    named = typing.get_args(ProviderNameInConfig)
 
     assert set(named) == set(NAMES) == set(TABLES)
+    assert set(CLOUDS) <= set(NAMES)
     assert [one.name for one in registrations()] == list(NAMES)
 
 

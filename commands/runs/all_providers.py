@@ -26,7 +26,8 @@ def providers_to_ask(home: Path, name: str = "") -> list[Provider]:
             vm = reopen(run).config.vm
         except UsageError:
             continue  # a damaged record must not hide the machines of others
-        tables.setdefault((vm.provider, registration(vm.provider).account_of(vm)), vm)
+        for one in vm.providers:
+            tables.setdefault((one, registration(one).account_of(vm)), vm.at(one))
     for entry in registrations():
         accounts = sorted(entry.accounts(home / entry.name, environment()))
         tables |= {(entry.name, one): entry.bare_table(one) for one in accounts}

@@ -28,7 +28,8 @@ from commands.runs.track_table import TrackTable
 from commands.runs.written_numbers import number_problem
 from commands.runs.yaml_values import SHOWN_MAX, Misread, read_tables
 from commands.ui.errors import UsageError
-from infra.config import BudgetTable, VmTable, gpu_faults, region_faults
+from infra.config import BudgetTable, VmTable
+from infra.vm_choices import gpu_faults, region_faults
 from remote import keys
 from remote.errors import RemoteError, shorten
 from trainer import hub

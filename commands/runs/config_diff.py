@@ -73,10 +73,11 @@ def require_same_machine(
     before = config.get("vm") if isinstance(config, dict) else None
     was = before if isinstance(before, dict) else {}
     now = loaded.config.vm.model_dump(mode="json")
+    provider = _provider_of(state)
     found = [
         f"vm.{key}: {_at(was, key)!r} became {_at(now, key)!r}"
-        for key in ("provider", "azure.subscription", "ssh.host", "ssh.user")
-        if was and _at(was, key) != _at(now, key) and _matters(key, was, now)
+        for key in ("provider", "azure.subscription", "aws.profile", "ssh.host", "ssh.user")
+        if was and _at(was, key) != _at(now, key) and _matters(key, was, now, provider)
     ]
     if found:
         name = loaded.config.name
@@ -96,10 +97,26 @@ def _at(table: Mapping[str, Any], path: str) -> object:
     return value or ""
 
 
-def _matters(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a key is of the provider that has the machine; one of another changes nothing."""
+def _provider_of(state: RunState) -> str:
+    """Return which provider has the machine, or was asked for it; empty if nobody knows."""
+    place = state.vm or state.offer
+    return "" if place is None else place.provider
+
+
+def _matters(key: str, was: Mapping[str, Any], now: Mapping[str, Any], provider: str) -> bool:
+    """Whether a key is of the provider that has the machine; one of another changes nothing.
+
+    Of several providers that one must still be listed, whatever became of the others.
+    """
     owner = key.partition(".")[0]
-    return owner == "provider" or owner == was.get("provider") == now.get("provider")
+    listed = _names(now.get("provider"))
+    if owner == "provider":
+        return (provider or _names(was.get("provider"))[0]) not in listed
+    return owner in _names(was.get("provider")) and owner in listed and provider in {"", owner}
+
+
+def _names(provider: object) -> list[object]:
+    return provider if isinstance(provider, list) else [provider]
 
 
 def changes(

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from commands.runs.home import RunFolder, environment, make_private, qft_home
+from commands.runs.home import RunFolder, environment, make_private, qft_home, run_folder
 from commands.ui.errors import UsageError
 from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
 from infra.provider import Offer, Provider, Vm, VmSpec, Want
 from infra.registry import registration
+from infra.run.fold import fold
+from infra.run.journal import JournalDamaged, read
+from infra.run.providers_used import providers_used
+from infra.several import SeveralProviders
 from remote import keys, ssh
 from remote.errors import RemoteError
 from remote.setup.facts import sha256_of
@@ -27,13 +31,31 @@ and the Python interpreter there."""
 
 
 def make_provider(vm: VmTable, home: Path) -> Provider:
-    """The provider that `vm.provider` names. Raises UsageError if it cannot work here."""
+    """The provider that `vm.provider` names, or all of them as one, for the cards that are named.
+
+    Raises UsageError if it cannot work here.
+    """
     if vm.provider == "ssh":
         check_host_key(need_ssh(vm))
     try:
-        return registration(vm.provider).make(vm, home / vm.provider, environment())
+        made = [
+            registration(name).make(vm.at(name), home / name, environment())
+            for name in vm.providers
+        ]
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if len(made) == 1 and len(vm.cards) <= 1:
+        return made[0]
+    return SeveralProviders(made, used_by=lambda run_id: _providers_of_run(home, run_id))
+
+
+def _providers_of_run(home: Path, run_id: str) -> set[str] | None:
+    """Return the providers that may have something of a run; None if no record here says so."""
+    try:
+        events = read(run_folder(home, run_id.rpartition("-")[0]).journal)
+    except (JournalDamaged, UsageError):
+        return None
+    return providers_used(events) if fold(events).run_id == run_id else None
 
 
 def check_host_key(table: SshTable) -> None:
@@ -107,7 +129,8 @@ def helper_python(vm: VmTable) -> str:
 def want(vm: VmTable) -> Want:
     """The question for `offers`."""
     return Want(
-        gpu=vm.gpu,
+        gpu=vm.card,
+        gpus=vm.cards if not vm.card else (),
         regions=tuple(vm.regions),
         max_price_usd_per_h=vm.max_price,
         disk_gb=vm.disk_gb,
@@ -149,9 +172,9 @@ def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
         table = need_ssh(vm)
         driver = DriverKind.DATACENTER if table.gpu else DriverKind.NONE
         return SetupGoal(driver=driver, python=table.python, rented=False)
-    given = vm.image is not None and vm.image.driver_is_given
+    given = vm.image is not None and vm.image.driver_is_given and machine.provider == "azure"
     grid = vm.azure.grid_sha256.lower() or _remembered_grid()
-    size = find_size(machine.size, provider=vm.provider)
+    size = find_size(machine.size, provider=machine.provider)
     if size is None:
         return SetupGoal(driver=DriverKind.DATACENTER, driver_given=given)
     return SetupGoal(

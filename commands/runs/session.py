@@ -92,11 +92,19 @@ class Session:
         budget = config.budget
         return RunPlan(
             goal=self.request.goal,
-            budget=Budget(usd=budget.usd, hours=budget.hours, evictions=budget.evictions),
-            policy=policy_of(self.request.loaded),
+            budget=Budget(
+                usd=budget.usd,
+                hours=budget.hours,
+                evictions=budget.evictions,
+                disk_days=budget.disk_days,
+            ),
+            policy=replace(
+                policy_of(self.request.loaded), capacity_ttl_s_at=self.provider.capacity_ttls_s()
+            ),
             rehearse_evictions=tuple(config.vm.rehearse_evictions),
             rents=self.provider.traits.rents,
             has_safeguards=self.provider.traits.has_safeguards,
+            several_providers=len(config.vm.providers) > 1,
         )
 
 

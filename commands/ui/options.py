@@ -35,7 +35,7 @@ ProviderName = Annotated[
     str,
     typer.Option(
         "--provider",
-        metavar="local|azure",
+        metavar="local|azure|aws",
         help="Ask only this provider; works without any record on this computer.",
     ),
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from commands.ui.output import clean
 from infra.run import actions as act
+from infra.run.cards import move_note
 from infra.run.context import TurnReport
 from infra.run.heartbeat import SILENCE
 from trainer.rundir.status import Phase
@@ -93,7 +94,12 @@ def _phase(report: TurnReport, *, own: bool) -> str:
     job = report.seen.job
     if isinstance(report.action, act.Wait) and job is not None:
         return job.heartbeat.phase or "starting the trainer"
-    return (_own_machine_text(report.action) if own else "") or _action_text(report.action)
+    text = (_own_machine_text(report.action) if own else "") or _action_text(report.action)
+    if isinstance(report.action, act.Create) and (
+        note := move_note(report.state, report.action.offer)
+    ):
+        return f"{text}, {note}"
+    return text
 
 
 def _own_machine_text(action: act.Action) -> str:
@@ -121,8 +127,9 @@ def _action_text(action: act.Action) -> str:  # the table of what each act is ca
             return "looking for machines"
         case act.Create(offer=offer):
             return f"renting {offer.size} in {offer.place} at ${offer.spot_usd_per_h:.3f}/h"
-        case act.Start():
-            return "starting the same machine again"
+        case act.Start(running_since_s=since_s):
+            again = "starting the same machine again"
+            return again if since_s is None else "going on with the machine, which runs again"
         case act.RecordStop(observation=seen):
             return f"the machine went down ({seen.stop_reason or 'no reason given'})"
         case act.AbandonBoot(reason=reason):
@@ -148,6 +155,8 @@ def _action_text(action: act.Action) -> str:  # the table of what each act is ca
         case act.Deallocate(reason=reason) | act.Delete(reason=reason):
             kind = "releasing the machine" if isinstance(action, act.Deallocate) else "removing it"
             return f"{kind}: {reason}"
+        case act.Replace(reason=reason):
+            return f"moving to another machine: {reason}"
         case act.Wait(reason=reason):
             return reason
         case act.Finish(ending=ending):

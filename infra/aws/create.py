@@ -21,6 +21,7 @@ from infra.aws.image import ImageFinder
 from infra.aws.naming import TAG_NAME_CHARS_MAX, client_token, group_name
 from infra.aws.network import SubnetFinder
 from infra.aws.observe import VmObserver
+from infra.aws.quota import explained
 from infra.aws.reading import NEW_S
 from infra.aws.request import (
     LaunchTarget,
@@ -33,7 +34,14 @@ from infra.aws.request import (
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.security_group import SecurityGroups, specify
 from infra.aws.vm import vm_from_instance
-from infra.errors import NoCapacity, PriceAboveCap, ProviderError, SignedOut, Transient
+from infra.errors import (
+    NoCapacity,
+    OverQuota,
+    PriceAboveCap,
+    ProviderError,
+    SignedOut,
+    Transient,
+)
 from infra.provider import Vm, VmSpec
 from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
@@ -68,13 +76,17 @@ class VmCreator:
         check_spec(spec)
         self._settle_pending_request(spec)
         existing = self._existing.find(spec)
+        if existing is not None:  # wherever it is: what is compared is what it costs, not its place
+            there = replace(spec.offer, region=existing.region, zone=existing.zone)
+            spec = replace(spec, offer=there)
         try:
             return self._acceptance.finish(spec, existing or self._rent(spec))
         except (Transient, SignedOut):
             raise
         except ProviderError as error:
-            self._give_up(spec, error)
-            raise
+            refusal = self._with_figures(spec, error)
+            self._give_up(spec, refusal)
+            raise refusal from error.__cause__
 
     def _settle_pending_request(self, spec: VmSpec) -> None:
         """Send a request again whose answer was not seen: EC2 answers with the same machine.
@@ -182,11 +194,17 @@ class VmCreator:
         record.save()
         return table(rows[0])
 
+    def _with_figures(self, spec: VmSpec, error: ProviderError) -> ProviderError:
+        """A refusal with the price or the quota of now, where EC2 named none."""
+        offer = spec.offer
+        if isinstance(error, PriceAboveCap) and error.current_usd_per_h is None:
+            error.current_usd_per_h = self.observer.price_now(offer.size, offer.region, offer.zone)
+        if isinstance(error, OverQuota):
+            return explained(error, self.context.clients, offer.region, offer.size)
+        return error
+
     def _give_up(self, spec: VmSpec, error: ProviderError) -> None:
         """Remove what a failed create made; a failure of that is added to the first one."""
-        if isinstance(error, PriceAboveCap) and error.current_usd_per_h is None:
-            offer = spec.offer
-            error.current_usd_per_h = self.observer.price_now(offer.size, offer.region, offer.zone)
         self.refusal_cache.note(spec.offer, error)
         record = self.context.record(spec.run_id)
         if not {"group_name", "instance"} & set(record.ids):

@@ -57,6 +57,10 @@ class AlreadyThereError(Rejected):
     """What was to be made exists already, such as a security group of that name."""
 
 
+class RegionNotEnabledError(NotAllowed):
+    """The account has to enable the region before anything can be rented there."""
+
+
 class NoDefaultVpcError(NotAllowed):
     """The region has no default VPC, and no subnet was named."""
 
@@ -172,7 +176,7 @@ def _busy(info: AwsErrorInfo, doing: str) -> ProviderError:
 
 def _opt_in(info: AwsErrorInfo, doing: str) -> ProviderError:
     region = info.region or "REGION"
-    return NotAllowed(
+    return RegionNotEnabledError(
         f"cannot {doing}: the account has not enabled the region {region} ({info.text})",
         hint=f"`aws account enable-region --region-name {region}`, or take another region",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.aws.context import AwsContext
@@ -39,7 +39,7 @@ class ExistingMachines:
             vm = self._usable(spec, region, found)
             if vm is not None:
                 return vm
-            if found.live_instances or found.ending_instances or found.live_requests:
+            if _must_go(found) or (region != spec.offer.region and not found.is_empty):
                 self._remove(spec.run_id, region)
         return None
 
@@ -87,7 +87,8 @@ class ExistingMachines:
             return seen if seen.power in UP else None
         if not is_same_key(vm.host_public_key, spec.host_public_key):
             return seen  # somebody else's, who knows its key: only reported
-        if difference_from(row, found.request_of(row), spec):  # such as a cap that was changed
+        here = replace(spec, offer=replace(spec.offer, zone=vm.zone))
+        if difference_from(row, found.request_of(row), here):  # such as a cap that was changed
             return None
         self._record(vm, row)
         return seen
@@ -112,6 +113,16 @@ class ExistingMachines:
     @property
     def _inventories(self) -> Inventories:
         return Inventories(context=self.context)
+
+
+def _must_go(found: Inventory) -> bool:
+    """Whether something without a machine that serves bills, or may launch one."""
+    return bool(
+        found.live_instances
+        or found.ending_instances
+        or found.live_requests
+        or any(one.get("State") == "available" for one in found.volumes)
+    )
 
 
 def ids_of(row: Mapping[str, Any]) -> dict[str, str]:

@@ -14,12 +14,11 @@ from infra.aws.delete import Deleter
 from infra.aws.doctor import Doctor
 from infra.aws.listing import Listing
 from infra.aws.observe import VmObserver
-from infra.aws.offers import Offers
+from infra.aws.offers import Offers, quota_covers
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.settings import AwsSettings
 from infra.aws.start_stop import PowerControl
-from infra.catalog.vendors import quota_covers
-from infra.errors import NoCapacity, NotAllowed, OverQuota, PriceAboveCap, ProviderError, SignedOut
+from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
 from infra.provider import (
     Observation,
     Offer,
@@ -35,7 +34,7 @@ from infra.provider import (
 )
 from infra.renting.caller import public_address
 from infra.renting.checks import Check
-from infra.renting.refusal_cache import CachedRefusal, RefusalCache
+from infra.renting.refusal_cache import RefusalCache
 
 if TYPE_CHECKING:
     from infra.aws.sdk import AwsClients
@@ -66,7 +65,14 @@ class AwsProvider(Provider):
         self._clients = clients
 
     name = "aws"
-    traits = Traits(rents=True, evicts=True, has_safeguards=True, cap_changes=False)
+    traits = Traits(
+        rents=True,
+        evicts=True,
+        has_safeguards=True,
+        cap_changes=False,
+        restarts_itself=True,
+        capacity_ttl_s=REFUSALS_TTL_S[NoCapacity],
+    )
 
     def offers(self, want: Want) -> list[Offer]:
         """List what could be rented now, zone by zone, best first; creates nothing."""
@@ -108,26 +114,25 @@ class AwsProvider(Provider):
         """Admit the caller's address of now to SSH; whether the rule had to change."""
         return self._power.allow_caller_ip(vm)
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
+    def set_safeguards(
+        self, vm: Vm, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Set what ends the bill when everything of ours is dead, and report which of it is set.
 
-        `until_s` is the limit in seconds since 1970. Call again within 23 hours.
+        `until_s` is the limit in seconds since 1970; `disk_days` after it the disk may go, too.
+        Call again when the limit changes.
         """
-        return self._safeguards.set_safeguards(vm, until_s=until_s)
+        return self._safeguards.set_safeguards(vm, until_s=until_s, disk_days=disk_days)
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
+    def preview_safeguards(
+        self, want: Want, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Preview which safeguards this account will be able to set; changes nothing."""
-        return self._safeguards.preview_safeguards(want, until_s=until_s)
+        return self._safeguards.preview_safeguards(want, until_s=until_s, disk_days=disk_days)
 
     def account_problem(self) -> ProviderError | None:
         """Return that nobody is signed in, or that the configuration cannot be used."""
-        try:
-            self.context.account()
-        except NotAllowed as error:
-            return error if isinstance(error, SignedOut) else None
-        except ProviderError:
-            return None
-        return None
+        return self._offers.account_problem()
 
     def update_max_price(self, vm: Vm, max_price_usd_per_h: float | None) -> float | None:
         """Return the cap in force: no API changes that of a spot request."""
@@ -164,7 +169,11 @@ class AwsProvider(Provider):
 
     @cached_property
     def _observer(self) -> VmObserver:
-        return VmObserver(context=self.context, price_now=self._offers.price_now)
+        return VmObserver(
+            context=self.context,
+            price_now=self._offers.price_now,
+            safeguard_names=self._safeguards.leftovers,
+        )
 
     @cached_property
     def _refusal_cache(self) -> RefusalCache:
@@ -172,7 +181,7 @@ class AwsProvider(Provider):
             path=self._state_dir / "refusals.json",
             clock=self._clock,
             ttl_s=REFUSALS_TTL_S,
-            quota_covers=_quota_covers,
+            quota_covers=quota_covers,
         )
 
     @cached_property
@@ -189,7 +198,9 @@ class AwsProvider(Provider):
 
     @cached_property
     def _power(self) -> PowerControl:
-        return PowerControl(context=self.context, observer=self._observer)
+        return PowerControl(
+            context=self.context, observer=self._observer, safeguards=self._safeguards
+        )
 
     @cached_property
     def _creator(self) -> VmCreator:
@@ -200,10 +211,3 @@ class AwsProvider(Provider):
             safeguards=self._safeguards,
             refusal_cache=self._refusal_cache,
         )
-
-
-def _quota_covers(refusal: CachedRefusal, size: str, quota_is_listed: bool) -> bool:  # noqa: FBT001  (a callback)
-    """Whether a refusal for quota still counts: all G and VT sizes of a region share one quota."""
-    if quota_is_listed:
-        return False
-    return quota_covers(refusal.why, provider="aws", refused=refusal.size, size=size)

@@ -27,8 +27,6 @@ class AwsSettings:
     """`ubuntu` for plain Ubuntu, an id `ami-…`, or empty for the deep-learning base image."""
     schedule_role: str = SCHEDULE_ROLE
     """The name of the role by which EventBridge Scheduler stops machines."""
-    disk_days: float | None = None
-    """After how many days beyond the limit the disk may be removed, too; None keeps it."""
     advisor_endpoint: str = PUBLIC_ADVISOR
     """The page of interruption rates, which needs no account."""
     address_endpoint: str = PUBLIC_ADDRESS

@@ -201,6 +201,14 @@ def assignment_id(vm_id: str, principal: str) -> str:
     return f"{vm_id}/providers/Microsoft.Authorization/roleAssignments/{name}"
 
 
+def disk_stays(disk_days: float | None) -> list[Safeguard]:
+    """What to know for those who set `budget.disk_days`: no schedule of Azure removes a disk."""
+    if disk_days is None:
+        return []
+    detail = "nothing on Azure removes the disk by itself: `budget.disk_days` has no effect here"
+    return [Safeguard(name="disk", is_set=False, detail=detail, hint="`qft down --delete`")]
+
+
 def _disk_gb(answer: dict[str, Any]) -> int:
     """Read the size of its disk, which Azure leaves out of a deallocated machine."""
     storage = (answer.get("properties") or {}).get("storageProfile") or {}

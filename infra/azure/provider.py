@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.azure.auto_shutdown import AzureSafeguards
+from infra.azure.auto_shutdown import AzureSafeguards, disk_stays
 from infra.azure.availability import Availability
 from infra.azure.context import AzureContext
 from infra.azure.create import VmCreator
@@ -112,16 +112,22 @@ class AzureProvider(Provider):
         """Admit the caller's address of now to SSH; whether the rule had to change."""
         return self._power.allow_caller_ip(vm)
 
-    def set_safeguards(self, vm: Vm, *, until_s: float) -> list[Safeguard]:
+    def set_safeguards(
+        self, vm: Vm, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Set what ends the bill when everything of ours is dead, and report which of it is set.
 
         `until_s` is the limit in seconds since 1970. Call again within 23 hours.
         """
-        return self._safeguards.set_safeguards(vm, until_s=until_s)
+        found = self._safeguards.set_safeguards(vm, until_s=until_s)
+        return [*found, *disk_stays(disk_days)]
 
-    def preview_safeguards(self, want: Want, *, until_s: float) -> list[Safeguard]:
+    def preview_safeguards(
+        self, want: Want, *, until_s: float, disk_days: float | None = None
+    ) -> list[Safeguard]:
         """Preview which safeguards this account will be able to set; changes nothing."""
-        return self._safeguards.preview_safeguards(want, until_s=until_s)
+        found = self._safeguards.preview_safeguards(want, until_s=until_s)
+        return [*found, *disk_stays(disk_days)]
 
     def account_problem(self) -> ProviderError | None:
         """Return that no subscription is chosen or open to us, or that nobody is signed in."""

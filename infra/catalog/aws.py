@@ -17,6 +17,16 @@ ON_DEMAND_QUOTA = "Running On-Demand G and VT instances"
 ON_DEMAND_REGION = "us-east-1"
 """Where the prices of the table are true; other regions are up to twice as dear."""
 
+GP3_USD_PER_GB_MONTH = 0.08
+HOURS_PER_MONTH = 730
+ADDRESS_USD_PER_H = 0.005
+"""What a public IPv4 address costs while the machine runs; nothing while it is stopped."""
+
+
+def disk_usd_per_h(size_gb: float) -> float:
+    """What a gp3 disk of that size costs, running or not, USD per hour; us-east-1, 2026-07."""
+    return round(size_gb * GP3_USD_PER_GB_MONTH / HOURS_PER_MONTH, 6)
+
 
 def _size(
     size: str,

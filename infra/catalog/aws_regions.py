@@ -17,6 +17,13 @@ _PUBLIC = """
 PUBLIC_REGIONS = tuple(_PUBLIC.split())
 """Those that AWS's SDK lists; China and GovCloud, which have accounts of their own, are left out.
 """
+_ENABLED = """
+    ap-northeast-1 ap-northeast-2 ap-northeast-3 ap-south-1 ap-southeast-1 ap-southeast-2
+    ca-central-1 eu-central-1 eu-north-1 eu-west-1 eu-west-2 eu-west-3 sa-east-1 us-east-1 us-east-2
+    us-west-1 us-west-2
+"""
+ENABLED_REGIONS = frozenset(_ENABLED.split())
+"""Those that every account has; the others, opened since March 2019, have to be enabled first."""
 GPU_REGIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         gpu: tuple(regions.split())

@@ -12,6 +12,8 @@ SIMILAR = 0.8
 WORDS_SHARED = 2
 """Words that a foreign name (`us-east-1`) has to share with a region that is suggested for it."""
 SYNONYMS: Mapping[str, str] = {"eu": "europe", "ap": "asia", "gb": "uk"}
+_SIDES = "north|south|east|west|central"
+WORD = rf"{_SIDES}|\d+|[a-z]+?(?={_SIDES}|[^a-z]|$)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,15 @@ class RegionList:
         close = difflib.get_close_matches(code, self.regions, n=SUGGESTED_MAX, cutoff=SIMILAR)
         if close:
             return sorted(close)
-        words = [SYNONYMS.get(one, one) for one in re.findall(r"[a-z]+|\d+", name.lower())]
-        shared = {one: sum(_has_word(one, word) for word in words) for one in self.regions}
+        words = _words(name)
+        shared = {one: len(words & _words(one)) for one in self.regions}
         found = [one for one in self.regions if shared[one] >= WORDS_SHARED]
         return sorted(found, key=lambda one: (-shared[one], len(one)))[:SUGGESTED_MAX]
 
 
-def _has_word(code: str, word: str) -> bool:
-    """Whether a word begins or ends a code, its number left aside, or is that number."""
-    letters = code.rstrip("0123456789")
-    return letters.startswith(word) or letters.endswith(word) or code[len(letters) :] == word
+def _words(name: str) -> set[str]:
+    """The words and the number of a region's name, written by whichever vendor.
+
+    `westeurope`, `eu-west-1` and `West Europe` share two of them.
+    """
+    return {SYNONYMS.get(one, one) for one in re.findall(WORD, name.lower())}

@@ -25,6 +25,10 @@ class Create:
 class Start:
     """Start the deallocated machine again."""
 
+    running_since_s: float | None = None
+    """Since when it bills already, seconds since 1970, if it runs although nobody here started it.
+    """
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordStop:
@@ -108,6 +112,13 @@ class Deallocate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replace:
+    """Bring the newest checkpoint home and remove the machine, to rent another one."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delete:
     """Remove everything of the run from the cloud."""
 
@@ -146,6 +157,7 @@ Action = (
     | Fetch
     | Deallocate
     | Delete
+    | Replace
     | Wait
     | Finish
 )

@@ -67,6 +67,27 @@ def without_compute(
     return tuple(kept)
 
 
+def with_compute(
+    spans: tuple[Span, ...], *, from_s: float, to_s: float, usd_per_h: float
+) -> tuple[Span, ...]:
+    """Price what is not compute between two times as compute, at `usd_per_h` in all.
+
+    For a machine that ran earlier than anybody here asked it to.
+    """
+    kept: list[Span] = []
+    for span in spans:
+        if span.compute or span.end_s is None or span.end_s <= from_s or span.start_s >= to_s:
+            kept.append(span)
+            continue
+        start_s, end_s = max(span.start_s, from_s), min(span.end_s, to_s)
+        if span.start_s < start_s:
+            kept.append(replace(span, end_s=start_s))
+        kept.append(Span(start_s=start_s, end_s=end_s, usd_per_h=usd_per_h, compute=True))
+        if end_s < span.end_s:
+            kept.append(replace(span, start_s=end_s))
+    return tuple(kept)
+
+
 def drop_open_span(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     """Forget the running span: what it announced was refused and never billed."""
     return spans[:-1] if spans and spans[-1].end_s is None else spans

@@ -24,6 +24,8 @@ class Budget:
     hours: float | None = None
     """Billed machine hours, not wall-clock hours."""
     evictions: int | None = None
+    disk_days: float | None = None
+    """How long after its limit a machine may be removed with its disk, by the cloud itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

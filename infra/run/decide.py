@@ -27,6 +27,7 @@ from infra.run.actions import (
     RecordStop,
     RecordTrained,
     RehearseEviction,
+    Replace,
     SetSafeguards,
     Start,
     StopHung,
@@ -36,8 +37,10 @@ from infra.run.budget import limit_reached, renewal_age_s
 from infra.run.interruption import TAKEN_S_MAX
 from infra.run.journal import RELEASE_INTENTS, Kind, Outcome
 from infra.run.plan import Goal, Policy, RunPlan
+from infra.run.replacement import reason_for_another
 from infra.run.state import Refusal, RunEnd, RunState
 from infra.run.workload import JobOutcome, JobPhase, JobView
+from infra.timestamps import parse_utc_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,8 @@ def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
         return _rent(state, seen, plan, now_s)
     if not is_up(seen.machine):
         return _recover(state, seen, seen.machine, plan, now_s)
-    if not state.up:
-        return Start()  # it runs although nobody wrote that down: starting twice is harmless
+    if not state.up:  # it runs although nobody wrote that down: starting twice is harmless
+        return Start(running_since_s=_running_since_s(state, seen.machine))
     return _work(state, seen, seen.machine, plan, now_s)
 
 
@@ -97,11 +100,28 @@ def is_up(machine: Observation) -> bool:
     return machine.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}
 
 
+def _running_since_s(state: RunState, machine: Observation) -> float | None:
+    """Return since when a machine bills that this run has not asked to start; None if it has."""
+    if state.pending is Kind.START_INTENDED:
+        return None
+    return parse_utc_s(machine.bills_since)
+
+
 def _went_down(state: RunState, machine: Observation) -> bool:
     """Whether it stopped, and neither that is written down nor a removal of ours under way."""
     down = not is_up(machine) and machine.power is not PowerState.STOPPING
     counts = state.up or (state.pending is Kind.START_INTENDED and machine.refusal is not None)
+    counts = counts or _is_replaced(state, machine)
     return state.vm is not None and down and counts and state.pending is not Kind.DELETE_INTENDED
+
+
+def _is_replaced(state: RunState, machine: Observation) -> bool:
+    """Whether the vendor launched another machine in its place, whose compute is not counted yet.
+
+    It is not of use, since its disk is empty, and bills until it is removed.
+    """
+    counted = bool(state.spans) and state.spans[-1].end_s is None and state.spans[-1].compute
+    return machine.power is PowerState.FAILED and bool(machine.bills_since) and not counted
 
 
 def _wind_down(state: RunState, plan: RunPlan) -> Action:
@@ -171,10 +191,11 @@ def find_refusal(state: RunState, offer: Offer, policy: Policy, now_s: float) ->
     a high price clears by itself, so it is forgotten within minutes.
     """
     ttl_s = {
-        ErrorKind.NO_CAPACITY: policy.capacity_ttl_s,
+        ErrorKind.NO_CAPACITY: policy.capacity_ttl_of(offer.provider),
         ErrorKind.PRICE_ABOVE_CAP: policy.price_ttl_s,
         ErrorKind.OVER_QUOTA: policy.quota_ttl_s,
         ErrorKind.REJECTED: policy.quota_ttl_s,
+        ErrorKind.NOT_ALLOWED: policy.quota_ttl_s,
     }
     for refusal in state.refusals:
         age_s = now_s - refusal.at_s
@@ -198,9 +219,11 @@ def _may_clear(state: RunState, offer: Offer, policy: Policy, now_s: float) -> b
 def explain_refusals(state: RunState, offers: tuple[Offer, ...]) -> str:
     """Write one line per offer: where it is, and why it cannot be had."""
     lines = []
+    several = len({o.provider for o in offers}) > 1
     for o in offers:
         reasons = [str(one) for one in state.refusals if one.rules_out(o)] or ["not tried yet"]
-        lines.append(f"{o.place} {o.size}: {o.blocked_by or reasons[-1]}")
+        where = f"{o.provider} {o.place}" if several else o.place
+        lines.append(f"{where} {o.size}: {o.blocked_by or reasons[-1]}")
     return "no offer can be taken now\n  " + "\n  ".join(lines)
 
 
@@ -242,8 +265,9 @@ def _recover(
 
 
 def _is_elsewhere_and_free(state: RunState, offer: Offer, policy: Policy, now_s: float) -> bool:
-    mine = state.offer is not None and (state.offer.place, state.offer.size)
-    elsewhere = (offer.place, offer.size) != mine
+    own = state.offer
+    mine = own is not None and (own.provider, own.place, own.size)
+    elsewhere = (offer.provider, offer.place, offer.size) != mine
     return elsewhere and _is_free(state, offer, policy, now_s)
 
 
@@ -264,6 +288,10 @@ def _work(state: RunState, seen: Seen, machine: Observation, plan: RunPlan, now_
         state.safeguards_set_at_s, state.safeguards_until_s, policy.safeguards_every_s
     ):
         return SetSafeguards()
+    stays = state.trained or plan.goal is Goal.FETCH or not plan.has_safeguards
+    another = "" if stays else reason_for_another(state, now_s)
+    if another and (state.prepared or state.disk_step <= state.home_step):
+        return Replace(reason=another)
     if state.vm is not None and state.vm.host_key_is_readable and not state.host_key_kept:
         return ChangeHostKey()
     if not state.prepared:

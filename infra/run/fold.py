@@ -13,10 +13,12 @@ from pathlib import Path
 from infra.errors import ErrorKind
 from infra.provider import Offer, PowerState, StopReason, Vm
 from infra.run.billing_spans import (
+    Span,
     close_span,
     drop_open_span,
     open_span,
     reprice_span,
+    with_compute,
     without_compute,
 )
 from infra.run.journal import Event, JournalDamaged, Kind, Outcome
@@ -32,6 +34,9 @@ from infra.run.stop_reasons import (
     went_down_s,
     with_refusal,
 )
+
+CLOCK_STEP_S = 5.0
+"""Times of a provider are whole seconds of another clock: a smaller difference means nothing."""
 
 
 def fold(events: Iterable[Event]) -> RunState:
@@ -97,9 +102,7 @@ def _create_intended(state: RunState, event: Event) -> RunState:
         generation=event.data["generation"],
         start_requested_s=event.at_s,
         deleted=False,
-        spans=open_span(
-            state.spans, event.at_s, offer.spot_usd_per_h + offer.idle_usd_per_h, compute=True
-        ),
+        spans=open_span(state.spans, event.at_s, offer.running_usd_per_h, compute=True),
     )
 
 
@@ -107,6 +110,8 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
     return replace(
         _vm_started(state, event),
         vm=Vm.from_json(event.data["vm"]),
+        latest_limit_s=None,
+        other_cap="",
         pending=None,
         start_failures=0,
         unreachable=0,
@@ -130,12 +135,19 @@ def _start_intended(state: RunState, event: Event) -> RunState:
     price = state.vm.price_usd_per_h if state.vm else 0.0
     if not price and state.offer is not None:
         price = state.offer.spot_usd_per_h
+    since_s = min(float(event.data.get("since_s") or event.at_s), event.at_s)
+    usd_per_h = price + state.beside_compute_usd_per_h
     return replace(
         state,
         pending=event.kind,
         start_requested_s=event.at_s,
-        spans=open_span(state.spans, event.at_s, price + state.idle_usd_per_h, compute=True),
+        spans=open_span(state.spans, _after_last(state.spans, since_s), usd_per_h, compute=True),
     )
+
+
+def _after_last(spans: tuple[Span, ...], at_s: float) -> float:
+    """Return a time that is not before the last stretch of the bill."""
+    return max(at_s, spans[-1].start_s) if spans else at_s
 
 
 def _start_failed(state: RunState, event: Event) -> RunState:
@@ -158,6 +170,12 @@ def _running_seen(state: RunState, event: Event) -> RunState:
     if state.start_requested_s < since_s <= event.at_s:
         spans = without_compute(
             spans, from_s=state.start_requested_s, to_s=since_s, usd_per_h=state.idle_usd_per_h
+        )
+    elif (
+        spans and 0 < since_s < state.start_requested_s - CLOCK_STEP_S
+    ):  # its provider had started it before this run asked for that
+        spans = with_compute(
+            spans, from_s=since_s, to_s=state.start_requested_s, usd_per_h=spans[-1].usd_per_h
         )
     return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
 
@@ -201,9 +219,13 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     rehearsed = (
         state.rehearsed if state.rehearsing is None else state.rehearsed | {state.rehearsing}
     )
+    replaced_s = event.data.get("replaced_s")
     when = went_down_s(state, event)
+    if replaced_s is not None:  # it was gone by the time when the other one was launched
+        when = min(when, max(float(replaced_s), state.alive_s))
     spans = close_span(state.spans, when)
-    if event.data["power"] == PowerState.FAILED or (gone and not state.prepared):
+    failed_to_boot = event.data["power"] == PowerState.FAILED and replaced_s is None
+    if failed_to_boot or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
         state = with_refusal(state, event, kind=ErrorKind.NO_CAPACITY, message=event.data["detail"])
     unexplained_stop = UnexplainedStop(
@@ -223,8 +245,25 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         unexplained_stop=None if event.data.get("certain", True) else unexplained_stop,
         rehearsed=rehearsed,
         rehearsing=None,
-        spans=spans if gone else open_span(spans, when, state.idle_usd_per_h, compute=False),
+        spans=_spans_after_stop(state, spans, event, when),
     )
+
+
+def _spans_after_stop(
+    state: RunState, spans: tuple[Span, ...], event: Event, when_s: float
+) -> tuple[Span, ...]:
+    """Return the spans with what bills after a stop: the disk, or another machine in its place.
+
+    That machine bills since the vendor launched it, at the price of the one that went.
+    """
+    if event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}:
+        return spans
+    idle = open_span(spans, when_s, state.idle_usd_per_h, compute=False)
+    if event.data.get("replaced_s") is None:
+        return idle
+    since_s = min(max(float(event.data["replaced_s"]), when_s), event.at_s)
+    price = state.vm.price_usd_per_h if state.vm else 0.0
+    return open_span(idle, since_s, price + state.beside_compute_usd_per_h, compute=True)
 
 
 def _stop_explained(state: RunState, event: Event) -> RunState:
@@ -253,7 +292,7 @@ def _price_seen(state: RunState, event: Event) -> RunState:
     """Bill the machine at the market price of now from here on."""
     price = float(event.data["usd_per_h"])
     vm = None if state.vm is None else replace(state.vm, price_usd_per_h=price)
-    spans = reprice_span(state.spans, event.at_s, price + state.idle_usd_per_h)
+    spans = reprice_span(state.spans, event.at_s, price + state.beside_compute_usd_per_h)
     return replace(state, vm=vm, spans=spans)
 
 
@@ -264,17 +303,32 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
         safeguards_until_s=event.data["until_s"],
         safeguards=tuple(event.data["holding"]),
         safeguards_missing=tuple(event.data.get("missing", ())),
+        latest_limit_s=event.data.get("latest_limit_s"),
+        other_cap=event.data.get("other_cap", ""),
     )
 
 
 def _progress(state: RunState, event: Event) -> RunState:
     step, steps = event.data["step"], event.data["steps"]
-    return replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
+    done = replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
+    return _with_card(done, step)
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
     """Reset the count of silent boots: new work was copied to this computer."""
-    return replace(state, home_step=max(state.home_step, event.data["step"]), unreachable=0)
+    step = event.data["step"]
+    return _with_card(replace(state, home_step=max(state.home_step, step), unreachable=0), step)
+
+
+def _with_card(state: RunState, step: int) -> RunState:
+    """Return the state with the card that came as far as a step."""
+    card = state.offer.gpu if state.offer is not None else ""
+    last = state.cards[-1] if state.cards else ""
+    return (
+        state
+        if not card or not step or card == last
+        else replace(state, cards=(*state.cards, card))
+    )
 
 
 def _evict_requested(state: RunState, event: Event) -> RunState:

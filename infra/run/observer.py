@@ -29,6 +29,9 @@ OBSERVE_EVERY_S = 30.0
 PRICE_EVERY_S = 300.0
 PRICE_STEP_USD = 1e-6
 PROGRESS_EVERY_S = 10.0
+RESTART_SKEW_S = 60.0
+"""How much later than it was first seen running a machine must have begun to bill, for it to have
+been down in between: clocks differ."""
 UNWATCHED_S = 600.0
 """Nobody looked for longer than this: the computer slept, and the silence begins anew."""
 
@@ -85,6 +88,7 @@ class Observer:
         if not self.assumed_up:
             for kind, data in self._observed_events(state, vm, machine):
                 state = self._record(kind, **data)
+        machine = self._with_missed_stop(state, vm, machine)
         seen = Seen(machine=machine)
         if machine.power is not PowerState.RUNNING or not vm.host or not state.up:
             return seen
@@ -134,6 +138,28 @@ class Observer:
             else:
                 self._assumed_since_s, self.warning = None, ""
                 return seen
+
+    def _with_missed_stop(self, state: RunState, vm: Vm, machine: Observation) -> Observation:
+        """Return the look as that at a machine that is down, if it was so unseen and runs again.
+
+        So the stop is recorded first; the next look takes over what its provider has started.
+        """
+        since_s = parse_utc_s(machine.bills_since)
+        again = self._provider.traits_of(vm).restarts_itself and since_s is not None
+        if not again or not state.up or not state.running_s or not is_up(machine):
+            return machine
+        if since_s is None or since_s <= state.running_s + RESTART_SKEW_S:
+            return machine
+        return replace(
+            machine,
+            power=PowerState.DEALLOCATED,
+            stop_reason=StopReason.EVICTED,
+            certain=False,
+            since=machine.bills_since,
+            detail=f"it was taken away unseen; {vm.provider} started it again at"
+            f" {machine.bills_since}",
+            ran=True,
+        )
 
     def pause(self, vm: Vm | None, wait_s: float) -> None:
         """Sleep, and wake early if the machine went down: an eviction may have cut the line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -33,6 +34,9 @@ class Policy:
     unreachable_max: int = 2
     """Boots that failed or stayed silent before the run ends with that."""
     capacity_ttl_s: float = 600.0
+    """For how long a place without capacity is passed over."""
+    capacity_ttl_s_at: Mapping[str, float] = field(default_factory=dict)
+    """The same by provider, where places of one fill and empty sooner."""
     price_ttl_s: float = 300.0
     quota_ttl_s: float = 6 * 3600.0
     backoff_first_s: float = 15.0
@@ -54,6 +58,10 @@ class Policy:
     silent_max_s: float = 180.0
     stalled_max_s: float = 3600.0
 
+    def capacity_ttl_of(self, provider: str) -> float:
+        """Return for how long a place of that provider without capacity is passed over."""
+        return self.capacity_ttl_s_at.get(provider, self.capacity_ttl_s)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
@@ -68,3 +76,6 @@ class RunPlan:
     """Whether the provider has safeguards that end the bill without us."""
     rents: bool = True
     """Whether the provider rents; a user's own machine is never deallocated for a budget."""
+    several_providers: bool = False
+    """Whether there is more than one provider: what only a person can change at one of them is no
+    reason to end the run while another can be asked."""

@@ -32,7 +32,7 @@ def still_there(
 
     A provider that lists by tags does not see what lost them.
     """
-    found = [vm for vm in with_retries(provider.list_all, sleep) if vm.run_id == run_id]
+    found = with_retries(lambda: provider.list_run(run_id), sleep)
     if found or recorded is None or not provider.traits.rents:
         return found
     seen = with_retries(lambda: provider.observe(recorded), sleep)

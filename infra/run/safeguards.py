@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from infra.provider import Provider, Safeguard, Vm
 from infra.retry import with_retries
+from infra.run.replacement import other_cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,27 +17,48 @@ class SafeguardsSet:
     holding: list[str]
     missing: list[str]
     """With the reason, and how to get it."""
+    latest_limit_s: float | None = None
+    """The latest limit to which this machine can be held; None: any."""
+    other_cap: str = ""
+    """Why another cap takes another machine; empty if this one has the cap that is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a machine is held to."""
+
+    cap: float | None
+    """The price cap that the user asks for now, USD per hour."""
+    until_s: float
+    """When compute is to end, in seconds since 1970."""
+    disk_days: float | None = None
+    """How long after that the disk may go, too; None keeps it."""
 
 
 def set_safeguards(
-    provider: Provider,
-    vm: Vm,
-    *,
-    cap: float | None,
-    until_s: float,
-    sleep: Callable[[float], None],
+    provider: Provider, vm: Vm, limits: Limits, *, sleep: Callable[[float], None]
 ) -> SafeguardsSet:
-    """Set what this provider has, to end compute soon after `until_s`, and check the price cap.
+    """Set what this provider has, to end compute at the limit, and check the price cap.
 
-    `cap` is the one that the user asks for now, USD per hour. Hiccups are ridden out with `sleep`.
+    Hiccups are ridden out with `sleep`.
     """
-    found = with_retries(lambda: provider.set_safeguards(vm, until_s=until_s), sleep)
+    found = with_retries(
+        lambda: provider.set_safeguards(vm, until_s=limits.until_s, disk_days=limits.disk_days),
+        sleep,
+    )
     missing = [_missing(one) for one in found if not one.is_set]
-    in_force = with_retries(lambda: provider.update_max_price(vm, cap), sleep)
-    if in_force != cap:
-        missing.append(_other_cap(in_force, cap))
+    in_force = with_retries(lambda: provider.update_max_price(vm, limits.cap), sleep)
+    fixed = not provider.traits_of(vm).cap_changes
+    if in_force != limits.cap and not fixed:
+        missing.append(_other_cap(in_force, limits.cap))
     holding = [f"{one.name}: {one.detail}" for one in found if one.is_set]
-    return SafeguardsSet(holding=holding, missing=missing)
+    latest = [one.latest_limit_s for one in found if one.latest_limit_s is not None]
+    return SafeguardsSet(
+        holding=holding,
+        missing=missing,
+        latest_limit_s=min(latest, default=None),
+        other_cap=other_cap(vm, in_force, limits.cap) if fixed else "",
+    )
 
 
 def _missing(safeguard: Safeguard) -> str:

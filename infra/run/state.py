@@ -20,6 +20,7 @@ REJECTIONS_MAX = 3
 class Refusal:
     """A refusal by the provider, remembered so that a place is not tried again and again."""
 
+    provider: str = ""
     place: str
     size: str
     kind: ErrorKind
@@ -33,10 +34,17 @@ class Refusal:
     @property
     def needs_human(self) -> bool:
         """Whether it lasts until a person has asked the provider for more."""
-        return self.kind in {ErrorKind.OVER_QUOTA, ErrorKind.REJECTED}
+        return self.kind in {ErrorKind.OVER_QUOTA, ErrorKind.REJECTED, ErrorKind.NOT_ALLOWED}
 
     def rules_out(self, offer: Offer) -> bool:
-        """Whether it also rules out that offer: quota is a pool of the region, zones and all."""
+        """Whether it also rules out that offer: quota is a pool of the region, zones and all.
+
+        What an account may not do at all, it may do nowhere at that provider.
+        """
+        if self.provider and self.provider != offer.provider:
+            return False
+        if self.kind is ErrorKind.NOT_ALLOWED:
+            return True
         if self.kind is ErrorKind.OVER_QUOTA:
             there = self.place.partition("/")[0] == offer.region
             return there and quota_covers(
@@ -127,6 +135,8 @@ class RunState:
     """The furthest step seen on this machine: its disk may hold it."""
     home_step: int = 0
     """Step of the newest verified checkpoint at home; 0 if none."""
+    cards: tuple[str, ...] = ()
+    """The GPUs on which work was seen, each time it moved to another one."""
     evictions: int = 0
     stops: int = 0
     start_failures: int = 0
@@ -160,6 +170,11 @@ class RunState:
     """Which of them are set, and what they do."""
     safeguards_missing: tuple[str, ...] = ()
     """Which could not be set, why, and how to get them."""
+    latest_limit_s: float | None = None
+    """The latest limit to which the machine can be held, in seconds since 1970: the run goes on
+    after it with another machine. None: any."""
+    other_cap: str = ""
+    """Why the price cap that is asked for now takes another machine; empty if this one has it."""
     stopped_by_user: str = ""
     """Who stopped the machine on purpose while the run was driven; empty if nobody did."""
     unexplained_stop: UnexplainedStop | None = None
@@ -169,8 +184,13 @@ class RunState:
 
     @property
     def idle_usd_per_h(self) -> float:
-        """What disk and address cost per hour: they bill at all times, compute or not."""
+        """What disk and address cost per hour while the machine does not run."""
         return self.offer.idle_usd_per_h if self.offer else 0.0
+
+    @property
+    def beside_compute_usd_per_h(self) -> float:
+        """What disk and address cost per hour while the machine runs."""
+        return self.offer.beside_compute_usd_per_h if self.offer else 0.0
 
     @property
     def rejected(self) -> bool:

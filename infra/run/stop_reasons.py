@@ -27,6 +27,7 @@ def is_eviction(reason: object) -> bool:
 
 def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> dict[str, Any]:
     """Return what the journal holds of a stop that was just seen."""
+    replaced_s = parse_utc_s(seen.bills_since) if seen.power is PowerState.FAILED else None
     return {
         "power": seen.power,
         "reason": reason,
@@ -36,6 +37,7 @@ def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> d
         "step": state.step,
         "ran": bool(state.running_s or state.prepared or seen.ran),
         "refused": seen.refusal.kind if seen.refusal else "",
+        **({} if replaced_s is None else {"replaced_s": replaced_s}),
     }
 
 
@@ -100,9 +102,15 @@ def with_refusal(state: RunState, event: Event, *, kind: ErrorKind, message: str
     if offer is None:
         return state
     refusal = Refusal(
-        place=offer.place, size=offer.size, kind=kind, message=message, at_s=event.at_s
+        provider=offer.provider,
+        place=offer.place,
+        size=offer.size,
+        kind=kind,
+        message=message,
+        at_s=event.at_s,
     )
-    others = tuple(f for f in state.refusals if (f.place, f.size) != (offer.place, offer.size))
+    here = (offer.provider, offer.place, offer.size)
+    others = tuple(f for f in state.refusals if (f.provider, f.place, f.size) != here)
     return replace(state, refusals=(*others, refusal))
 
 

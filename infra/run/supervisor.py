@@ -10,12 +10,13 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from infra.errors import PASSING, Gone, ProviderError, SignedOut, Transient
+from infra.errors import PASSING, Gone, NotAllowed, ProviderError, SignedOut, Transient
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
 from infra.run import stop_reasons
 from infra.run.budget import bill, budget_end_s
+from infra.run.cards import with_other_cards_blocked
 from infra.run.context import RunContext, TurnReport
 from infra.run.decide import Seen, decide, end_after_refusal
 from infra.run.fold import apply, fold
@@ -25,7 +26,8 @@ from infra.run.journal import Kind, Outcome
 from infra.run.observer import Observer, StallDetector
 from infra.run.plan import RunPlan
 from infra.run.release import billed_until_s, release
-from infra.run.safeguards import set_safeguards
+from infra.run.replacement import may_start_under, other_cap
+from infra.run.safeguards import Limits, set_safeguards
 from infra.run.state import RunEnd, RunState
 from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
 
@@ -117,7 +119,11 @@ class Supervisor:
             self._record(Kind.CHECKPOINT_HOME, step=home)
         if self._context.clock() - self._offers_s > OFFERS_TTL_S:
             self._offers = ()
-        return replace(self._observer.observe(self._state, plan.policy), offers=self._offers)
+        seen = self._observer.observe(self._state, plan.policy)
+        offers = self._offers
+        if plan.several_providers:  # which card it stays on is known once something is trained
+            offers = with_other_cards_blocked(offers, self._state, self._context.want)
+        return replace(seen, offers=offers)
 
     # ---- act ----
 
@@ -133,10 +139,12 @@ class Supervisor:
                 return self._find_offers()
             case act.Create(offer=offer, generation=generation):
                 self._create(offer, generation, plan)
-            case act.Start():
-                self._start()
+            case act.Start(running_since_s=since_s):
+                self._start(since_s)
             case act.Deallocate(reason=reason):
                 self._deallocate(reason, save=True)
+            case act.Replace(reason=reason):
+                self._replace(reason)
             case act.Delete(reason=reason):
                 self._delete(reason, plan)
             case act.RecordStop(observation=seen):
@@ -186,10 +194,20 @@ class Supervisor:
         """Set what ends the bill without us, at the provider and on the machine."""
         context, until_s = self._context, self._until_s(plan, vm.price_usd_per_h)
         context.workload.set_time_limit(vm, until_s - context.clock())
-        cap = context.want.max_price_usd_per_h
-        done = set_safeguards(context.provider, vm, cap=cap, until_s=until_s, sleep=context.sleep)
+        limits = Limits(
+            cap=context.want.max_price_usd_per_h,
+            until_s=until_s,
+            disk_days=plan.budget.disk_days,
+        )
+        done = set_safeguards(context.provider, vm, limits, sleep=context.sleep)
+        latest = {} if done.latest_limit_s is None else {"latest_limit_s": done.latest_limit_s}
         self._record(
-            Kind.SAFEGUARDS_SET, until_s=until_s, holding=done.holding, missing=done.missing
+            Kind.SAFEGUARDS_SET,
+            until_s=until_s,
+            holding=done.holding,
+            missing=done.missing,
+            **latest,
+            **({"other_cap": done.other_cap} if done.other_cap else {}),
         )
 
     def _until_s(self, plan: RunPlan, price_usd_per_h: float) -> float:
@@ -199,6 +217,8 @@ class Supervisor:
 
     def _find_offers(self) -> RunEnd | None:
         found = self._with_retries(lambda: self._context.provider.offers(self._context.want))
+        for name, error in self._context.provider.unanswered().items():
+            self._report_progress(f"{name} could not be asked for offers: {error}")
         self._offers = tuple(self._context.order(found))
         self._offers_s = self._context.clock()
         if self._offers:
@@ -209,19 +229,24 @@ class Supervisor:
     def _create(self, offer: Offer, generation: int, plan: RunPlan) -> None:
         spec = self._context.make_spec(offer, generation)
         if plan.has_safeguards:
-            spec = replace(spec, until_s=self._until_s(plan, offer.spot_usd_per_h))
+            until_s = self._until_s(plan, offer.spot_usd_per_h)
+            spec = replace(spec, until_s=until_s, disk_days=plan.budget.disk_days)
         if self._state.pending is not Kind.CREATE_INTENDED:
             self._record(Kind.CREATE_INTENDED, generation=generation, offer=asdict(offer))
         try:
             vm = self._with_retries(lambda: self._context.provider.create(spec))
         except ProviderError as error:
-            self._refused(Kind.CREATE_FAILED, error)
+            self._refused(Kind.CREATE_FAILED, error, passing=_passing_at_create(plan))
             return
         self._record(Kind.CREATE_ACCEPTED, vm=asdict(vm))
 
-    def _start(self) -> None:
+    def _start(self, running_since_s: float | None) -> None:
         vm, provider = self._machine(), self._context.provider
-        self._record(Kind.START_INTENDED)
+        if running_since_s is None and (reason := self._reason_not_to_start(vm)):
+            self._remove(reason)
+            return
+        since = {} if running_since_s is None else {"since_s": running_since_s}
+        self._record(Kind.START_INTENDED, **since)
         try:
             cap = self._context.want.max_price_usd_per_h
             self._with_retries(lambda: provider.update_max_price(vm, cap))
@@ -234,13 +259,31 @@ class Supervisor:
         else:
             self._record(Kind.START_ACCEPTED)
 
-    def _refused(self, kind: Kind, error: ProviderError) -> None:
+    def _reason_not_to_start(self, vm: Vm) -> str:
+        """Return why a machine that is down is of no use any more; empty if it is started."""
+        provider, cap = self._context.provider, self._context.want.max_price_usd_per_h
+        if provider.traits_of(vm).cap_changes:
+            return ""
+        try:
+            in_force = self._with_retries(lambda: provider.update_max_price(vm, cap))
+        except Gone:  # what follows finds that out, too
+            return ""
+        reason = other_cap(vm, in_force, cap)
+        return "" if may_start_under(in_force, cap, self._state) else reason
+
+    def _refused(
+        self,
+        kind: Kind,
+        error: ProviderError,
+        *,
+        passing: tuple[type[ProviderError], ...] = PASSING,
+    ) -> None:
         """Record a refusal; raise what only a human or a developer can fix."""
         stays = error.unfinished and not isinstance(error, PASSING)
         if stays or isinstance(error, Transient | SignedOut):
             raise error  # nothing is known of the act: its intent stays pending
         self._record(kind, error=error.kind, message=str(error), hint=error.hint)
-        if not isinstance(error, PASSING):
+        if not isinstance(error, passing):
             raise error
 
     def _deallocate(self, reason: str, *, save: bool) -> None:
@@ -266,6 +309,14 @@ class Supervisor:
             self._remove(reason)
         else:
             self._record(Kind.DEALLOCATED, reason=reason, until_s=until_s)
+
+    def _replace(self, reason: str) -> None:
+        """Remove the machine once its newest checkpoint is home; the next turn rents another."""
+        if self._state.prepared:
+            self._context.workload.save_and_pull(self._machine())
+            if (home := self._context.workload.home_step()) > self._state.home_step:
+                self._record(Kind.CHECKPOINT_HOME, step=home)
+        self._remove(reason)
 
     def _delete(self, reason: str, plan: RunPlan) -> None:
         if (vm := self._state.vm) is not None and not plan.rents:
@@ -340,3 +391,11 @@ class Supervisor:
 
     def _with_retries(self, call: Callable[[], Result]) -> Result:
         return with_retries(call, self._context.sleep)
+
+
+def _passing_at_create(plan: RunPlan) -> tuple[type[ProviderError], ...]:
+    """Return the refusals of a machine that another offer can get around.
+
+    Rights that are missing at one provider are no obstacle at another.
+    """
+    return (*PASSING, NotAllowed) if plan.several_providers else PASSING

@@ -58,6 +58,7 @@ class Cloud:
         self.server.open()
         if isinstance(self.hypervisor, LocalHypervisor):
             self.hypervisor.identity = self._identity
+            self.hypervisor.on_power_off = self._powered_off
             self.hypervisor.environ = {"SSL_CERT_FILE": str(self.server.ca_file)}
         return self
 
@@ -142,6 +143,13 @@ class Cloud:
         """A token of a machine's own identity, if it has one."""
         with self.world.lock:
             return self.login.identity(request, roles.principal_of(self.world, vm_id))
+
+    def _powered_off(self, vm_id: str) -> None:
+        """A machine has shut itself down: it is `stopped`, and goes on billing."""
+        with self.world.lock:
+            vm = self.world.find(vm_id)
+            if vm is not None and vm.hidden["power"] == "running":
+                vm_power.set_power(self.world, vm, "stopped")
 
     def _answer(self, request: Request) -> Reply:
         with self.world.lock:

@@ -36,11 +36,10 @@ class CliResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CliRunner:
+class CommandLine:
     """`qft` in a project's folder. Everything is real but time and the inside of the machine."""
 
     home: Path
-    harness: AzureHarness
     capture: pytest.CaptureFixture[str]
 
     def qft(self, *arguments: str) -> CliResult:
@@ -63,6 +62,13 @@ class CliRunner:
     def state(self) -> RunState:
         """The run as its journal tells it."""
         return fold(self.events())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CliRunner(CommandLine):
+    """A command line in the simulated Azure."""
+
+    harness: AzureHarness
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from typing import Self
 from arm.clock import EPOCH_S, SimClock
 from arm.disruptions import Disruptions
 
-from ec2 import spot_life
+from ec2 import alarms, schedules, spot_life
 from ec2.access import check_caller
 from ec2.dispatch import perform
 from ec2.furnishing import furnish
+from ec2.guests import Ec2Guests
 from ec2.hypervisor import Hypervisor, NoHypervisor
 from ec2.ledger import Ec2Ledger
 from ec2.market import Market
@@ -60,6 +61,9 @@ class Ec2Cloud:
         )
         furnish(self.world, default_vpc=self.default_vpc)
         spot_life.attach(self.world)
+        schedules.attach(self.world, perform)
+        if isinstance(self.hypervisor, Ec2Guests):
+            self.hypervisor.attach(self.world)
         self.requests: list[ApiCall] = []
         """Every call that was understood so far, in order."""
         self.defects: list[str] = []
@@ -74,6 +78,8 @@ class Ec2Cloud:
             if thread.name == GATHER_THREAD:
                 thread.join(LATE_S_MAX)
         self.server.close()
+        if isinstance(self.hypervisor, Ec2Guests):
+            self.hypervisor.close()
         if self.defects:
             raise AssertionError("the simulated AWS failed: " + "\n".join(self.defects))
 
@@ -102,7 +108,8 @@ class Ec2Cloud:
         world = self.world
         groups = [one.id for one in world.groups.values() if one.name != "default"]
         ids = [one.id for one in (*self.machines(), *self.spot_requests())]
-        return sorted([*ids, *world.volumes, *world.interfaces, *groups])
+        watching = [*schedules.names(world), *alarms.names(world)]
+        return sorted([*ids, *world.volumes, *world.interfaces, *groups, *watching])
 
     def calls(self, operation: str) -> list[ApiCall]:
         """The calls of one operation so far."""
@@ -164,6 +171,11 @@ class Ec2Cloud:
         """Give back rights that `deny` took."""
         self.world.denied -= set(actions)
 
+    def forget_spot_role(self) -> None:
+        """Play an account that never used spot machines, for a user who may not make their role."""
+        self.world.has_spot_role = False
+        self.deny("iam:CreateServiceLinkedRole")
+
     def expire_credentials(self) -> None:
         """End the session whose keys are in the environment."""
         self.world.expired_keys.add(KEY_ID)
@@ -175,10 +187,9 @@ class Ec2Cloud:
     def environment(self) -> dict[str, str]:
         """What a qft process needs in its environment to live in this cloud."""
         inside = {}
-        if getattr(self.hypervisor, "ssh_port", 0):
-            inside["QFT_AWS_SSH_PORT"] = str(self.hypervisor.ssh_port)  # type: ignore[attr-defined]
-        if getattr(self.hypervisor, "metadata_url", ""):
-            inside["QFT_AWS_IMDS_ENDPOINT"] = self.hypervisor.metadata_url  # type: ignore[attr-defined]
+        if isinstance(self.hypervisor, Ec2Guests):
+            inside["QFT_AWS_SSH_PORT"] = str(self.hypervisor.ssh_port)
+            inside["QFT_AWS_IMDS_ENDPOINT"] = self.hypervisor.metadata_url
         return inside | {
             "AWS_ENDPOINT_URL": self.server.base,
             "AWS_ACCESS_KEY_ID": KEY_ID,

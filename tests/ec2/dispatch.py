@@ -11,10 +11,15 @@ from typing import Any
 
 from ec2 import (
     account_calls,
+    alarms,
+    fis,
+    group_calls,
+    iam,
     instance_calls,
     network_calls,
     place_calls,
     power_calls,
+    scheduler,
     spot_calls,
     tag_calls,
 )
@@ -31,6 +36,7 @@ EC2: Operations = {
     **power_calls.OPERATIONS,
     **spot_calls.OPERATIONS,
     **network_calls.OPERATIONS,
+    **group_calls.OPERATIONS,
     **place_calls.OPERATIONS,
     **tag_calls.OPERATIONS,
 }
@@ -39,6 +45,10 @@ SERVICES: dict[str, Operations] = {
     "sts": account_calls.STS,
     "ssm": account_calls.SSM,
     "servicequotas": account_calls.SERVICE_QUOTAS,
+    "scheduler": scheduler.OPERATIONS,
+    "monitoring": alarms.OPERATIONS,
+    "iam": iam.OPERATIONS,
+    "fis": fis.OPERATIONS,
 }
 FREE_ACTIONS = {"sts:GetCallerIdentity"}
 """What no policy can deny by leaving it out."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from ec2.access import is_denied
 from ec2.launching import groups_of, make_instance, make_request, root_disk, subnet_of
 from ec2.listing import Fields, chosen, filtered, page
 from ec2.regions import SIZES
@@ -40,13 +41,14 @@ def run_instances(world: World, call: ApiCall) -> dict[str, Any]:
     parameters = dict(call.parameters)
     check_run(parameters, now_s=world.now())
     zone = _zone(world, call)
+    if parameters.pop("DryRun", False):
+        _check_parts(world, call, zone)
+        raise dry_run()
     fingerprint = _fingerprint(parameters)
     token = (call.region, zone, parameters.get("ClientToken", ""))
     if token in world.tokens:
         return _again(world, token, fingerprint)
     _check_parts(world, call, zone)
-    if parameters.get("DryRun"):
-        raise dry_run()
     instance = _launch(world, call.region, zone, parameters)
     if token[2]:
         world.tokens[token] = fingerprint, instance.id
@@ -78,13 +80,7 @@ def _launch(world: World, region: str, zone: str, parameters: dict[str, Any]) ->
         _check_on_demand(world, region, size)
         market.check_room(size, zone)
         return make_instance(world, parameters, request=None)
-    if not world.has_spot_role:
-        raise AwsError(
-            "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
-            "The provided credentials do not have permission to create the service-linked role "
-            "for EC2 Spot Instances.",
-            status=403,
-        )
+    _make_spot_role(world)
     market.check_quota(size, region, spot_vcpus(world, region))
     options = parameters["InstanceMarketOptions"].get("SpotOptions", {})
     cap = float(options["MaxPrice"]) if options.get("MaxPrice") else None
@@ -98,6 +94,20 @@ def _launch(world: World, region: str, zone: str, parameters: dict[str, Any]) ->
     request = make_request(world, region, zone, parameters)
     watch_expiry(world, request)
     return make_instance(world, parameters, request=request)
+
+
+def _make_spot_role(world: World) -> None:
+    """An account's first spot machine makes the service-linked role, if the caller may."""
+    if world.has_spot_role:
+        return
+    if is_denied(world, "iam:CreateServiceLinkedRole"):
+        raise AwsError(
+            "AuthFailure.ServiceLinkedRoleCreationNotPermitted",
+            "The provided credentials do not have permission to create the service-linked role "
+            "for EC2 Spot Instances.",
+            status=403,
+        )
+    world.has_spot_role = True
 
 
 def _leave_open(

@@ -9,7 +9,7 @@ from typing import Any
 
 from botocore.model import Shape
 
-NUMBERS: dict[str, tuple[type, ...]] = {
+NUMBERS: dict[str, tuple[type[float], ...]] = {
     "integer": (int,),
     "long": (int,),
     "float": (int, float),
@@ -48,7 +48,8 @@ def problems(value: Any, shape: Shape, at: str = "") -> list[str]:
         case "blob":
             return [] if isinstance(value, (bytes, str)) else [f"{at} is no blob"]
         case number:
-            if isinstance(value, bool) or not isinstance(value, NUMBERS[number]):
+            kinds = NUMBERS[number]
+            if isinstance(value, bool) or not isinstance(value, kinds):
                 return [f"{at} is no {number}"]
             return _size(value, shape, at)
 

@@ -145,13 +145,21 @@ class World(State):
             volume.instance_id = ""
             if volume.goes_with_instance:
                 self.drop_volume(volume.id)
-        self.interfaces.pop(instance.interface_id, None)
         self.set_state(instance, "terminated")
+        self.after(self.timing.interface_s, lambda: self._detach(instance))
         self.after(self.timing.linger_s, lambda: self._forget(instance))
 
     def _forget(self, instance: Instance) -> None:
-        """A terminated machine is no longer listed."""
+        """A terminated machine is no longer listed; its client token is not free for long."""
         del self.instances[instance.id]
+        self.after(self.timing.token_s, lambda: self._free_tokens(instance.id))
+
+    def _free_tokens(self, instance_id: str) -> None:
+        self.tokens = {key: one for key, one in self.tokens.items() if one[1] != instance_id}
+
+    def _detach(self, instance: Instance) -> None:
+        """The network interface of a terminated machine is gone."""
+        del self.interfaces[instance.interface_id]
 
 
 def _words(reason_code: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from infra.local.machine import Machine, MachinePower, MachineSpec, inherited_environ
-from infra.local.processes import MARK
+from infra.local.processes import MARK, machine_processes
 from metal.definition import Quirks, VmDefinition
 from metal.machine import Metal
 
@@ -102,7 +102,7 @@ class MachineHost(ABC, Generic[V]):
         with self._lock:
             machine = self.machines.get(id_) or self._make(vm)
             self.latest = id_
-            self._switch_on(id_, outbound=outbound)
+            self._power_on(id_, outbound=outbound)
         self._forward(id_, host, machine)
 
     def halt(self, vm: V) -> None:
@@ -146,6 +146,12 @@ class MachineHost(ABC, Generic[V]):
         argv = (str(metal.programs / "systemctl"), "restart", unit)
         metal.as_root(*argv, environ=self._environ(self.machines[id_]))
 
+    def processes(self, vm: V) -> int:
+        """How many processes run in a machine."""
+        machine = self.machines[self.id_of(vm)]
+        spec = machine.spec()
+        return len(machine_processes(spec.mark, machine.disk)) if spec else 0
+
     def _make(self, vm: V) -> Machine:
         definition = self.definition(vm)
         directory = self.directory / definition.name
@@ -167,7 +173,7 @@ class MachineHost(ABC, Generic[V]):
         self.services[definition.id] = service
         return machine
 
-    def _switch_on(self, id_: str, *, outbound: bool) -> None:
+    def _power_on(self, id_: str, *, outbound: bool) -> None:
         """Begin a life, with the host key that lies on the disk by now."""
         machine, metal = self.machines[id_], self.metals[id_]
         metal.boot(outbound=outbound, hurry=self.hurry)
@@ -198,7 +204,7 @@ class MachineHost(ABC, Generic[V]):
         with self._lock:
             if self._is_on(id_):
                 self.machines[id_].power_off("reboot")
-                self._switch_on(id_, outbound=True)
+                self._power_on(id_, outbound=True)
 
     def _power_off(self, id_: str) -> None:
         """The machine shuts itself down: everything in it ends, and the cloud hears of it."""

@@ -109,18 +109,24 @@ class FakeCloud(seam.Provider):
     taken_at_s: float = float("inf")
     """When it takes every machine, after a notice."""
 
-    name = "fake"
-    traits = seam.Traits(rents=True, evicts=True)
+    name: str = "fake"
+    usd_per_h: float = 0.36
+    card: str = ""
+    """The GPU of every machine."""
+    traits: seam.Traits = field(default_factory=lambda: seam.Traits(rents=True, evicts=True))
+    signed_out: bool = False
+    """Whether nobody is signed in, so that every request fails."""
 
     def offers(self, want: Want) -> list[Offer]:  # noqa: ARG002  (the seam names it)
         """One offer per region."""
         self._hiccup()
         return [
             Offer(
-                provider="fake",
+                provider=self.name,
                 region=region,
                 size="small",
-                spot_usd_per_h=0.36,
+                gpu=self.card,
+                spot_usd_per_h=self.usd_per_h,
                 idle_usd_per_h=0.036,
             )
             for region in self.regions
@@ -136,9 +142,9 @@ class FakeCloud(seam.Provider):
         self.created += 1
         self.log.append(f"create {spec.offer.region}")
         vm = Vm(
-            provider="fake",
+            provider=self.name,
             run_id=spec.run_id,
-            id=f"vm{self.created}",
+            id=f"vm{self.created}" if self.name == "fake" else f"{self.name}{self.created}",
             region=spec.offer.region,
             size="small",
             generation=spec.generation,
@@ -201,6 +207,7 @@ class FakeCloud(seam.Provider):
 
     def list_all(self) -> list[Vm]:
         """Everything there is."""
+        self._hiccup()
         return [replace(vm, power=self.power[vm.id]) for vm in self.vms.values()]
 
     def evict(self, vm: Vm) -> None:
@@ -256,6 +263,8 @@ class FakeCloud(seam.Provider):
             raise errors.OverQuota(f"{region} has no quota", family="T4", limit=0)
 
     def _hiccup(self) -> None:
+        if self.signed_out:
+            raise errors.SignedOut(f"nobody is signed in to {self.name}", hint="sign in")
         if self.hiccups:
             self.hiccups -= 1
             raise errors.Transient("a hiccup", retry_after_s=1.0)
@@ -434,7 +443,8 @@ class Story:
         self.cloud = FakeCloud(world=self.world)
         self.work = FakeWorkload(world=self.world, cloud=self.cloud)
 
-    def _hear(self, report: TurnReport) -> None:
+    def on_turn(self, report: TurnReport) -> None:
+        """Keep what a person is warned of, and let the world go on; every report has words."""
         assert take_snapshot(report, simulated=False, own=False).phase
         if report.warning != (self.warnings or [""])[-1]:
             self.warnings.append(report.warning)
@@ -455,16 +465,17 @@ class Story:
             provider=self.cloud,
             workload=self.work,
             journal=journal,
-            make_spec=_spec,
+            make_spec=spec_of,
             want=Want(),
             clock=self.world.clock,
             sleep=self.world.sleep,
-            on_turn=self._hear,
+            on_turn=self.on_turn,
         )
         return Supervisor(context).run(replace(self.plan, policy=self.policy))
 
 
-def _spec(offer: Offer, generation: int) -> VmSpec:
+def spec_of(offer: Offer, generation: int) -> VmSpec:
+    """What is asked for, of the only run."""
     return VmSpec(
         run_id="run-1",
         generation=generation,

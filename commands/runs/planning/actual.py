@@ -240,17 +240,21 @@ def _sent_s(events: Sequence[Event]) -> float:
 
 
 def _usd(events: Sequence[Event]) -> dict[str, float]:
-    """Return the dollars of compute, and of disk and address, which bill at all times."""
+    """Return the dollars of compute, and of disk and address."""
     if not events:
         return {}
     offers = [event for event in events if event.kind is Kind.CREATE_INTENDED]
-    prices = [(one.at_s, Offer.from_json(one.data["offer"]).idle_usd_per_h) for one in offers]
+    prices = [
+        (one.at_s, Offer.from_json(one.data["offer"]).beside_compute_usd_per_h) for one in offers
+    ]
     usd = {COMPUTE: 0.0, DISK: 0.0}
     for span in fold(events).spans:
         ended_s = events[-1].at_s if span.end_s is None else span.end_s
         hours = max(0.0, ended_s - span.start_s) / HOUR_S
-        idle = next((price for since_s, price in reversed(prices) if since_s <= span.start_s), 0.0)
-        disk = min(idle, span.usd_per_h) if span.compute else span.usd_per_h
+        beside = next(
+            (price for since_s, price in reversed(prices) if since_s <= span.start_s), 0.0
+        )
+        disk = min(beside, span.usd_per_h) if span.compute else span.usd_per_h
         usd[DISK] += hours * disk
         usd[COMPUTE] += hours * (span.usd_per_h - disk)
     return {part: dollars for part, dollars in usd.items() if dollars > 0}

@@ -57,7 +57,7 @@ def compare_loops(loaded: LoadedConfig) -> tuple[AsPublished, TrainingGpu]:
     Raises:
         UsageError: run.yaml names no card that is known, or the base's sizes are unknown.
     """
-    name = loaded.config.vm.gpu
+    name = loaded.config.vm.card
     card = find_gpu(loaded, name) if name else None
     if card is None:
         raise UsageError(

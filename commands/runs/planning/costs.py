@@ -59,7 +59,8 @@ def cost_of_job(
     billed, hours = job.billed_hours, job.hours
     if billed is None or hours is None:
         return None
-    compute, disk = billed * offer.spot_usd_per_h, hours * offer.idle_usd_per_h
+    compute = billed * offer.spot_usd_per_h
+    disk = hours * offer.idle_usd_per_h + billed * offer.address_usd_per_h
     total = compute + disk
     on_demand = offer.on_demand_usd_per_h
     highest = max(offer.spot_usd_per_h, cap if cap is not None else on_demand or 0.0)
@@ -81,7 +82,7 @@ def cost_of_job(
 
 def _paid_hours(offer: Offer, budget: Budget) -> float:
     """Return for how many hours the budget pays at the price of now."""
-    usd_per_h = offer.spot_usd_per_h + offer.idle_usd_per_h
+    usd_per_h = offer.running_usd_per_h
     by_usd = _or_inf(budget.usd) / usd_per_h if usd_per_h > 0 else math.inf
     return min(by_usd, _or_inf(budget.hours))
 

@@ -49,7 +49,7 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     `trainer.estimate.training.estimate_training`, and `usual_tokens`, of a row.
     """
     vm = loaded.config.vm
-    card = GPUS.get(resolve_gpu_at(vm.provider, vm.gpu).gpu.name) if vm.gpu else None
+    card = GPUS.get(resolve_gpu_at(vm.providers[0], vm.card).gpu.name) if vm.card else None
     return None if card is None else _estimate(loaded, _tables(loaded), card)
 
 
@@ -88,7 +88,7 @@ def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None])
     vm = loaded.config.vm
     if vm.provider == "ssh":  # which card it has, set-up sees
         return
-    if note := resolve_gpu_at(vm.provider, vm.gpu).note if vm.gpu else "":
+    for note in dict.fromkeys(vm.card_notes):
         on_message(f"note: {note}")
     warn_if_too_large(loaded, on_message)
 
@@ -211,7 +211,7 @@ def rows_estimate(
     found = estimate_rows(tables, shape, rows, gpu=gpu)
     vm = loaded.config.vm
     try:
-        card = resolve_gpu_at(vm.provider, vm.gpu).gpu if vm.gpu else None
+        card = resolve_gpu_at(vm.providers[0], vm.card).gpu if vm.card else None
     except UnknownGpu:
         card = None
     if card is None or card.name != gpu.name:
@@ -301,6 +301,6 @@ def find_gpu(loaded: LoadedConfig, card: str) -> TrainingGpu | None:
     if card in GPUS:
         return GPUS[card]
     try:
-        return GPUS.get(resolve_gpu_at(loaded.config.vm.provider, card).gpu.name)
+        return GPUS.get(resolve_gpu_at(loaded.config.vm.providers[0], card).gpu.name)
     except UnknownGpu:
         return None

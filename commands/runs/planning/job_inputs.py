@@ -87,8 +87,14 @@ def _marks(loaded: LoadedConfig) -> tuple[object, ...]:
     """Return what tells two states of a config and its files apart."""
     folder = base_folder(loaded)
     files = [*loaded.data_files.values(), *([folder / "config.json"] if folder else [])]
-    files.append(upload_file(_cache(), loaded.config.vm.provider))
+    files += [upload_file(_cache(), one) for one in loaded.config.vm.providers]
     return (str(loaded.path), loaded.config.model_dump_json(), *(_mark(path) for path in files))
+
+
+def _last_upload(loaded: LoadedConfig) -> UploadRate | None:
+    """Return the last measured rate to the first provider that has one; it is this end's line."""
+    found = (last_upload(_cache(), one) for one in loaded.config.vm.providers)
+    return next(filter(None, found), None)
 
 
 def _mark(path: Path) -> tuple[str, int, int]:
@@ -124,7 +130,7 @@ def _read(loaded: LoadedConfig) -> JobInputs:
         base_sent=sent,
         adapter_bytes=float(trained * TRAINED_BYTES),
         host_bytes=_host_bytes(tables, folder, weights),
-        upload=last_upload(_cache(), loaded.config.vm.provider),
+        upload=_last_upload(loaded),
     )
 
 

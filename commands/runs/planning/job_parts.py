@@ -86,7 +86,7 @@ def installs_driver(loaded: LoadedConfig, offer: Offer | None) -> bool:
     """Tell whether set-up installs a driver: the image brings none, or not the size's kind."""
     image = loaded.config.vm.image
     if image is not None:
-        return bool(image.note(loaded.config.vm.gpu))
+        return bool(image.note(loaded.config.vm.card))
     size = find_size(offer.size, provider=offer.provider) if offer is not None else None
     return size is not None and size.driver is Driver.GRID
 

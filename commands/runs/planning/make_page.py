@@ -35,18 +35,21 @@ from commands.runs.planning.job_inputs import JobInputs
 from commands.runs.planning.make_advice import advice_on, advice_on_rehearsal
 from commands.runs.planning.page import PlanPage
 from commands.runs.planning.priced_change import Advice
-from commands.runs.planning.pricing import budget_of, inputs_of, priced_offer, rehearsed_offer
+from commands.runs.planning.pricing import (
+    budget_of,
+    in_order_tried,
+    inputs_of,
+    priced_offer,
+    rehearsed_offer,
+)
 from commands.runs.planning.ranking import (
     JobOffer,
     cheapest_by_card,
-    in_order_of_cost,
     reference_offers,
-    working_first,
 )
 from commands.runs.planning.services import service_costs
 from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
-from infra.catalog.vendors import resolve_gpu_at
 from infra.config import VmTable
 from infra.errors import ProviderError
 from infra.provider import Offer, Provider, Safeguard, Want
@@ -140,7 +143,7 @@ def _priced(
     if inputs is None:
         return tuple(JobOffer(offer=one) for one in found)
     priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
-    return tuple((working_first if loaded.config.vm.gpu else in_order_of_cost)(priced))
+    return tuple(in_order_tried(loaded, priced))
 
 
 def _cards(
@@ -150,11 +153,15 @@ def _cards(
     vm = loaded.config.vm
     idle = max((one.offer.idle_usd_per_h for one in offers), default=0.0)
     listed = {one.offer.gpu for one in offers}
-    others = {
-        one.gpu: priced_offer(loaded, one, inputs=inputs)
-        for one in reference_offers(vm.provider, cap=vm.max_price, idle_usd_per_h=idle)
+    found = [
+        one
+        for provider in vm.providers
+        for one in reference_offers(provider, cap=vm.max_price, idle_usd_per_h=idle)
         if one.gpu not in listed
-    }
+    ]
+    if len(vm.providers) > 1:  # the last of a card counts
+        found.sort(key=lambda one: -one.spot_usd_per_h)
+    others = {one.gpu: priced_offer(loaded, one, inputs=inputs) for one in found}
     return cheapest_by_card(offers, others)
 
 
@@ -232,11 +239,11 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
     """Return the safeguards of a machine rented now and kept until the budget's end."""
     now_s = time.time()
     until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
-    return tuple(provider.preview_safeguards(want, until_s=until_s))
+    return tuple(provider.preview_safeguards(want, until_s=until_s, disk_days=budget.disk_days))
 
 
 def notes_on_names(vm: VmTable) -> list[str]:
     """Return notes on names under `vm` that mean something else than they seem to."""
-    gpu = resolve_gpu_at(vm.provider, vm.gpu).note if vm.gpu else ""
+    gpu = "; ".join(vm.card_notes)
     is_rented = vm.provider not in {"local", "ssh"}
-    return [gpu, vm.image.note(vm.gpu) if is_rented and vm.image else ""]
+    return [gpu, vm.image.note(vm.card) if is_rented and vm.image else ""]

@@ -12,6 +12,7 @@ from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.ranking import (
     JobOffer,
     as_tried,
+    cheapest_first,
     in_order_of_cost,
     job_offer,
     working_first,
@@ -24,7 +25,12 @@ from infra.run.budget import Budget
 def budget_of(loaded: LoadedConfig) -> Budget:
     """Return the limits that run.yaml sets."""
     table = loaded.config.budget
-    return Budget(usd=table.usd, hours=table.hours, evictions=table.evictions)
+    return Budget(
+        usd=table.usd,
+        hours=table.hours,
+        evictions=table.evictions,
+        disk_days=table.disk_days,
+    )
 
 
 def inputs_of(loaded: LoadedConfig, hub: HubAnswer | None = None) -> JobInputs:
@@ -37,7 +43,7 @@ def priced_offer(
     loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
 ) -> JobOffer:
     """Put what the job needs and costs beside an offer; `inputs` are given where they are known."""
-    card, inputs = offer.gpu or loaded.config.vm.gpu, inputs or job_inputs(loaded)
+    card, inputs = offer.gpu or loaded.config.vm.card, inputs or job_inputs(loaded)
     return job_offer(
         offer,
         estimate_job(loaded, card, offer=offer, inputs=inputs),
@@ -64,7 +70,8 @@ def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
 
     If run.yaml names the card, the order stays, and machines that cannot load the base are blocked
     as long as others can. Where any card will do, by what the job costs on it; too small ones are
-    blocked. An estimate that cannot be made changes nothing.
+    blocked. Of several providers, by what the job costs at each place. An estimate that cannot be
+    made changes nothing.
     """
     if loaded.own_machine or loaded.simulated:  # a rehearsal trains on this computer
         return list
@@ -74,10 +81,16 @@ def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
             priced = [priced_offer(loaded, one) for one in offers]
         except (QftError, OSError, ValueError, LookupError, ArithmeticError):
             return list(offers)  # such as rows that are gone since: the machine has them already
-        if not loaded.config.vm.gpu:
-            return as_tried(in_order_of_cost(priced))
-        if all(one.too_small for one in priced):
+        if loaded.config.vm.card and all(one.too_small for one in priced):
             return list(offers)  # whoever names such a card may try it
-        return as_tried(working_first(priced))
+        return as_tried(in_order_tried(loaded, priced))
 
     return order
+
+
+def in_order_tried(loaded: LoadedConfig, priced: Sequence[JobOffer]) -> list[JobOffer]:
+    """Return priced offers in the order in which a run tries them."""
+    vm = loaded.config.vm
+    if len(vm.providers) > 1:
+        return cheapest_first(priced)
+    return working_first(priced) if vm.card else in_order_of_cost(priced)

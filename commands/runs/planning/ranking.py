@@ -127,6 +127,28 @@ def in_order_of_cost(offers: Iterable[JobOffer]) -> list[JobOffer]:
     )
 
 
+def cheapest_first(offers: Iterable[JobOffer]) -> list[JobOffer]:
+    """Order offers of several providers by what the job costs on each; what can be had comes first.
+
+    A single zone of a region that is offered as a whole comes behind, since it costs a refusal of
+    its own to find out. Offers that cost the same keep their order.
+    """
+    listed = list(offers)
+    whole = {_region_key(one) for one in listed if not one.offer.zone}
+    return sorted(
+        listed,
+        key=lambda one: (
+            not one.is_free,
+            bool(one.offer.zone) and _region_key(one) in whole,
+            one.likely_usd,
+        ),
+    )
+
+
+def _region_key(one: JobOffer) -> tuple[str, str, str]:
+    return one.offer.provider, one.offer.region, one.offer.size
+
+
 def working_first(offers: Iterable[JobOffer]) -> list[JobOffer]:
     """Order offers of the card that was named: as they are, but those that can work first."""
     return sorted(offers, key=lambda one: not one.is_free)

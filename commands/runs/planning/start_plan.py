@@ -11,7 +11,7 @@ from commands.runs.planning.actual import COMPUTE, DISK
 from commands.runs.planning.estimates import has_card
 from commands.runs.planning.job_inputs import job_inputs
 from commands.runs.planning.planned import Planned, write_planned
-from commands.runs.planning.pricing import priced_offer, rehearsed_offer
+from commands.runs.planning.pricing import order_for, priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.request import RunRequest
 from commands.ui.errors import QftError
@@ -70,6 +70,8 @@ def first_offer(loaded: LoadedConfig, provider: Provider) -> JobOffer | None:
     if (loaded.own_machine and not is_named) or (loaded.simulated and has_card()):
         return None
     offers = provider.offers(factory.want(vm))
+    if len(vm.providers) > 1:
+        offers = order_for(loaded)(offers)
     offer = next((one for one in offers if not one.blocked_by), None)
     if offer is None:
         return None

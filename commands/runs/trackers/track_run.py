@@ -50,7 +50,7 @@ def flat(loaded: LoadedConfig) -> Iterator[tuple[str, str | float]]:
         for key, value in table(loaded.config.trainer_tables.get(name)).items():
             plain = isinstance(value, str | int | float)
             yield f"{name}.{key}", value if plain else str(value)
-    yield "vm.provider", loaded.config.vm.provider
+    yield "vm.provider", ", ".join(loaded.config.vm.providers)
 
 
 def _ending(
