@@ -250,6 +250,10 @@ class LocalTable(BaseModel):
     evict_after_s: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=list, description="Evict each boot of the machine after so many seconds."
     )
+    vendor: Literal["azure", "aws"] = Field(
+        default="azure",
+        description="Whose machines it plays: how they announce an eviction, and their first boot.",
+    )
 
 
 class SshTable(BaseModel):
