@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
-from unittest import mock
 
 import pytest
+from ec2 import iam
 from ec2.furnishing import add_network
 from ec2.harness import AwsHarness, aws
 from ec2.state import ACCOUNT
-from support.recorded_aws import problems
 
-from infra.aws.doctor import Doctor
 from infra.aws.errors import SPOT_QUOTA
-from infra.aws.permissions import SPOT_ROLE, trust_policy
+from infra.aws.permissions import SPOT_ROLE, role_policy, trust_policy
 from infra.aws.provider import AwsProvider
-from infra.aws.sdk import AwsClients
-from infra.errors import Gone, NotAllowed, ProviderError
 from infra.provider import Want
 from infra.renting.checks import Check
 
@@ -29,76 +22,26 @@ WANT = Want(gpu="T4", regions=[REGION], max_price_usd_per_h=0.25)
 SCHEDULER_ROLE = "qft-scheduler"
 
 
-@dataclass
-class WithRoles:
-    """The simulated account's clients, with roles of IAM and without any schedule."""
-
-    clients: AwsClients
-    roles: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refusals: dict[str, ProviderError] = field(default_factory=dict)
-    """What is raised, by service."""
-
-    def call(self, service: str, region: str, operation: str, **options: Any) -> dict[str, Any]:
-        """Answer for IAM and Scheduler; ask the simulated account for the rest."""
-        if service in self.refusals:
-            raise self.refusals[service]
-        if service not in {"iam", "scheduler"}:
-            return self.clients.call(service, region, operation, **options)
-        parameters = {k: v for k, v in options.items() if k not in {"doing", "once"}}
-        assert problems(service, operation, parameters) == []
-        if service == "scheduler":
-            return {}
-        name = parameters["RoleName"]
-        if name not in self.roles:
-            raise Gone(f"cannot: NoSuchEntity: the role {name} cannot be found")
-        return {"Role": {"RoleName": name, "AssumeRolePolicyDocument": self.roles[name]}}
-
-    def pages(
-        self, service: str, region: str, operation: str, key: str, **options: Any
-    ) -> list[dict[str, Any]]:
-        """The same of an answer in pages."""
-        if service in {"iam", "scheduler"}:
-            return list(self.call(service, region, operation, **options).get(key, []))
-        return self.clients.pages(service, region, operation, key, **options)
-
-    def account(self) -> str:
-        """The account that is signed in."""
-        return self.clients.account()
-
-    def close(self) -> None:
-        """Let go of connections."""
-        self.clients.close()
-
-
-@dataclass
-class Scene:
-    """A simulated account, and the doctor that looks at it."""
-
-    harness: AwsHarness
-    clients: WithRoles
-
-    def checks(self, want: Want = WANT) -> dict[str, Check]:
-        """What the doctor finds, by name."""
-        provider = AwsProvider(
-            self.harness.settings(),
-            self.harness.state_dir,
-            clock=self.harness.now,
-            sleep=self.harness.advance,
-            clients=cast("AwsClients", self.clients),
-        )
-        found = Doctor(context=provider.context).checks(want)
-        assert len({one.name for one in found}) == len(found)
-        return {one.name: one for one in found}
+def checks(harness: AwsHarness, want: Want = WANT) -> dict[str, Check]:
+    """What the doctor finds, by name."""
+    found = harness.provider().checks(want)
+    assert len({one.name for one in found}) == len(found)
+    return {one.name: one for one in found}
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def harness(tmp_path: Path) -> Iterator[AwsHarness]:
     """An account that lacks nothing."""
     with aws(tmp_path) as harness:
-        roles = {SPOT_ROLE: {}, SCHEDULER_ROLE: trust_policy(ACCOUNT)}
-        clients = WithRoles(harness.clients(), roles)
-        yield Scene(harness, clients)
-        clients.close()
+        add_roles(harness)
+        yield harness
+
+
+def add_roles(harness: AwsHarness) -> None:
+    """Make the roles of spot machines and of Scheduler."""
+    world = harness.cloud.world
+    iam.add_role(world, SPOT_ROLE, trust=iam.trust_of("spot.amazonaws.com"))
+    iam.add_role(world, SCHEDULER_ROLE, trust=trust_policy(ACCOUNT), policy=role_policy(ACCOUNT))
 
 
 def lacks(found: dict[str, Check]) -> list[str]:
@@ -106,9 +49,9 @@ def lacks(found: dict[str, Check]) -> list[str]:
     return [name for name, one in found.items() if not one.ok]
 
 
-def test_account_that_lacks_nothing_passes_and_nothing_is_made(scene: Scene) -> None:
+def test_account_that_lacks_nothing_passes_and_nothing_is_made(harness: AwsHarness) -> None:
     """Every check is in order; each request that would make something was only tried."""
-    found = scene.checks()
+    found = checks(harness)
 
     assert lacks(found) == []
     assert list(found) == [
@@ -120,18 +63,18 @@ def test_account_that_lacks_nothing_passes_and_nothing_is_made(scene: Scene) -> 
         "scheduler role",
         "your address",
     ]
-    tried = [one for one in scene.harness.cloud.requests if not one.operation.startswith("Get")]
-    making = [one for one in tried if not one.operation.startswith("Describe")]
+    reading = ("Get", "Describe", "List")
+    making = [one for one in harness.cloud.requests if not one.operation.startswith(reading)]
     assert [one.operation for one in making] == ["CreateSecurityGroup", "RunInstances"]
     assert all(one.parameters["DryRun"] for one in making)
-    assert scene.harness.cloud.leftovers() == []
+    assert harness.cloud.leftovers() == []
 
 
-def test_without_credentials_nothing_else_is_asked(scene: Scene) -> None:
+def test_without_credentials_nothing_else_is_looked_at(harness: AwsHarness) -> None:
     """One check says how to sign in; the rest could not be seen."""
-    scene.harness.cloud.expire_credentials()
+    harness.cloud.expire_credentials()
 
-    found = scene.checks()
+    found = checks(harness)
 
     assert list(found) == ["credentials"]
     assert not found["credentials"].ok
@@ -142,8 +85,7 @@ def test_profile_that_does_not_exist_is_no_crash(tmp_path: Path) -> None:
     """A name that is not in the files of the SDK is told with the command that lists them."""
     with aws(tmp_path) as harness:
         provider = AwsProvider(harness.settings(profile="nobody"), tmp_path, clock=harness.now)
-        with mock.patch.dict(os.environ):
-            found = provider.checks(WANT)
+        found = provider.checks(WANT)
         provider.close()
 
     (check,) = found
@@ -152,11 +94,11 @@ def test_profile_that_does_not_exist_is_no_crash(tmp_path: Path) -> None:
     assert "aws configure list" in check.fix
 
 
-def test_quota_of_a_new_account_is_told_in_vcpus_with_its_page(scene: Scene) -> None:
+def test_quota_of_a_new_account_is_given_in_vcpus_with_its_page(harness: AwsHarness) -> None:
     """No spot quota stands in the way; the page of that region and the wait are named."""
-    scene.harness.cloud.market.quotas[REGION, SPOT_QUOTA] = 0
+    harness.cloud.market.quotas[REGION, SPOT_QUOTA] = 0
 
-    quota = scene.checks()[f"spot quota in {REGION}"]
+    quota = checks(harness)[f"spot quota in {REGION}"]
 
     assert not quota.ok
     assert quota.required
@@ -165,32 +107,30 @@ def test_quota_of_a_new_account_is_told_in_vcpus_with_its_page(scene: Scene) -> 
     assert "hours to a day" in quota.fix
 
 
-def test_one_region_with_quota_is_enough(scene: Scene) -> None:
+def test_one_region_with_quota_is_enough(harness: AwsHarness) -> None:
     """Of several regions one has to be usable: the others are warnings."""
-    scene.harness.cloud.market.quotas[REGION, SPOT_QUOTA] = 0
+    harness.cloud.market.quotas[REGION, SPOT_QUOTA] = 0
 
-    found = scene.checks(Want(gpu="T4", regions=[REGION, "us-west-2"]))
+    found = checks(harness, Want(gpu="T4", regions=[REGION, "us-west-2"]))
 
     assert lacks(found) == [f"spot quota in {REGION}"]
     assert not found[f"spot quota in {REGION}"].required
 
 
-def test_region_that_is_not_enabled_is_told_with_its_command(scene: Scene) -> None:
+def test_region_that_is_not_enabled_comes_with_its_command(harness: AwsHarness) -> None:
     """It is no matter of signing in, and nothing is asked of it."""
-    found = scene.checks(Want(gpu="T4", regions=["ap-east-1"]))
+    found = checks(harness, Want(gpu="T4", regions=["ap-east-1"]))
 
     closed = found["region ap-east-1"]
     assert closed.fix == "aws account enable-region --region-name ap-east-1"
     assert closed.required
-    assert all("ap-east-1" not in one.region for one in scene.harness.cloud.requests)
+    assert all("ap-east-1" not in one.region for one in harness.cloud.requests)
 
 
 def test_account_without_default_network_gets_the_free_command(tmp_path: Path) -> None:
     """A region without default VPC is mended by one command, and no machine is tried there."""
     with aws(tmp_path, default_vpc=False) as harness:
-        clients = WithRoles(harness.clients(), {SPOT_ROLE: {}})
-        found = Scene(harness, clients).checks()
-        clients.close()
+        found = checks(harness)
 
     network = found[f"network in {REGION}"]
     assert not network.ok
@@ -203,9 +143,7 @@ def test_network_without_a_way_out_is_found(tmp_path: Path) -> None:
     """Machines in a subnet that leads to no gateway would never answer."""
     with aws(tmp_path, default_vpc=False) as harness:
         add_network(harness.cloud.world, REGION, is_default=True, gateway=False)
-        clients = WithRoles(harness.clients(), {SPOT_ROLE: {}})
-        found = Scene(harness, clients).checks()
-        clients.close()
+        found = checks(harness)
 
     assert "internet gateway" in found[f"network in {REGION}"].detail
     assert "aws ec2 create-route" in found[f"network in {REGION}"].fix
@@ -215,12 +153,12 @@ def test_network_without_a_way_out_is_found(tmp_path: Path) -> None:
     "action", ["ec2:RunInstances", "ec2:CreateSecurityGroup", "ec2:*SecurityGroup*"]
 )
 def test_right_that_is_missing_is_named_with_the_commands_that_grant_it(
-    scene: Scene, action: str
+    harness: AwsHarness, action: str
 ) -> None:
     """EC2's answer to a request that was only tried names the right; the policy is printed."""
-    scene.harness.cloud.deny(action)
+    harness.cloud.deny(action)
 
-    renting = scene.checks()["rights"]
+    renting = checks(harness)["rights"]
 
     assert not renting.ok
     assert renting.required
@@ -230,22 +168,22 @@ def test_right_that_is_missing_is_named_with_the_commands_that_grant_it(
     assert attach.startswith("aws iam attach-user-policy --user-name qft ")
 
 
-def test_account_that_never_used_spot_machines_gets_the_command(scene: Scene) -> None:
+def test_account_that_never_used_spot_machines_gets_the_command(harness: AwsHarness) -> None:
     """The service-linked role is made once; who may make it needs not do so by hand."""
-    del scene.clients.roles[SPOT_ROLE]
+    del iam.roles(harness.cloud.world)[SPOT_ROLE]
 
-    role = scene.checks()["spot role"]
+    role = checks(harness)["spot role"]
 
     assert not role.ok
     assert not role.required
     assert role.fix == "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com"
 
 
-def test_lines_that_make_the_schedulers_role_are_printed(scene: Scene) -> None:
+def test_lines_that_make_the_schedulers_role_are_printed(harness: AwsHarness) -> None:
     """Without the role machines still switch themselves off; four lines make it and grant it."""
-    del scene.clients.roles[SCHEDULER_ROLE]
+    del iam.roles(harness.cloud.world)[SCHEDULER_ROLE]
 
-    role = scene.checks()["scheduler role"]
+    role = checks(harness)["scheduler role"]
 
     assert not role.ok
     assert not role.required
@@ -259,11 +197,11 @@ def test_lines_that_make_the_schedulers_role_are_printed(scene: Scene) -> None:
     assert ACCOUNT in role.fix
 
 
-def test_role_that_trusts_somebody_else_is_mended(scene: Scene) -> None:
+def test_role_that_trusts_somebody_else_is_mended(harness: AwsHarness) -> None:
     """A role of that name that Scheduler may not take gets another trust policy."""
-    scene.clients.roles[SCHEDULER_ROLE] = {"Statement": []}
+    iam.roles(harness.cloud.world)[SCHEDULER_ROLE].trust = iam.trust_of("ec2.amazonaws.com")
 
-    role = scene.checks()["scheduler role"]
+    role = checks(harness)["scheduler role"]
 
     assert "does not trust" in role.detail
     assert role.fix.strip().startswith(
@@ -271,12 +209,12 @@ def test_role_that_trusts_somebody_else_is_mended(scene: Scene) -> None:
     )
 
 
-@pytest.mark.parametrize("service", ["iam", "scheduler"])
-def test_what_may_not_be_looked_at_is_a_warning(scene: Scene, service: str) -> None:
+@pytest.mark.parametrize("action", ["iam:GetRole", "scheduler:ListSchedules"])
+def test_what_may_not_be_looked_at_is_a_warning(harness: AwsHarness, action: str) -> None:
     """Without the right to look the doctor says so, and what grants it; renting goes on."""
-    scene.clients.refusals[service] = NotAllowed("the credentials lack the right", hint="ask")
+    harness.cloud.deny(action)
 
-    found = scene.checks()
+    found = checks(harness)
 
     assert not found["scheduler role"].ok
     assert not found["scheduler role"].required

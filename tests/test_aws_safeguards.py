@@ -379,7 +379,7 @@ def test_account_that_may_set_nothing_still_has_the_machine_itself(scene: Scenar
     assert "at most $1.25 of compute" in found["self-release"].detail
 
 
-def test_limit_beyond_the_end_of_the_request_is_told_as_data(scene: Scenario) -> None:
+def test_limit_beyond_the_end_of_the_request_is_given_as_data(scene: Scenario) -> None:
     """A raised budget takes another machine: the latest limit of this one stands as a number."""
     found = by_name(scene.safeguards.set_safeguards(VM, until_s=UNTIL_S + DAY_S))
 

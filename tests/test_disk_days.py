@@ -56,7 +56,7 @@ class RecordingCloud(FakeCloud):
         ]
 
 
-def drive(path: Path, *, disk_days: float | None) -> Story:
+def run_up(path: Path, *, disk_days: float | None) -> Story:
     """A run to its end in a cloud that has safeguards."""
     story = Story(path)
     story.cloud = RecordingCloud(world=story.world)
@@ -72,7 +72,7 @@ def test_budget_reaches_the_cloud_with_the_machine_and_with_its_safeguards(
     tmp_path: Path, disk_days: float | None
 ) -> None:
     """The cloud hears of the days when the machine is made, and again when it answers."""
-    story = drive(tmp_path / "journal.jsonl", disk_days=disk_days)
+    story = run_up(tmp_path / "journal.jsonl", disk_days=disk_days)
 
     assert isinstance(story.cloud, RecordingCloud)
     assert story.cloud.disk_days == [disk_days, disk_days]
@@ -80,7 +80,7 @@ def test_budget_reaches_the_cloud_with_the_machine_and_with_its_safeguards(
 
 def test_latest_limit_of_a_machine_is_on_record(tmp_path: Path) -> None:
     """The limit that a machine cannot outlast stands in the journal, until there is another one."""
-    story = drive(tmp_path / "journal.jsonl", disk_days=None)
+    story = run_up(tmp_path / "journal.jsonl", disk_days=None)
 
     events = read(tmp_path / "journal.jsonl")
     assert fold(events).latest_limit_s == LATEST_S

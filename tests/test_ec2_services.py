@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ec2 import alarms, iam, scheduler
+from ec2 import alarms, iam, schedules
 from ec2.harness import AwsHarness, aws
 from ec2.iam import ARN, add_role, trust_of
 from ec2.state import ACCOUNT
@@ -90,7 +90,7 @@ def stop_once(harness: AwsHarness, user: Ec2User, id_: str, in_s: float, **chang
 
 def problems(harness: AwsHarness) -> list[str]:
     """How every invocation so far was answered."""
-    return [one.problem for one in scheduler.scheduler(harness.cloud.world).invocations]
+    return [one.problem for one in schedules.scheduler(harness.cloud.world).invocations]
 
 
 def test_a_schedule_stops_its_machine_in_the_minute_and_deletes_itself(
@@ -134,7 +134,7 @@ def test_a_rate_stops_again_what_ec2_has_restarted(harness: AwsHarness, user: Ec
     assert restarted == "running"
     assert user.state(made) in {"stopping", "stopped"}
     harness.advance(2 * 86400)
-    assert scheduler.names(harness.cloud.world) == []
+    assert schedules.names(harness.cloud.world) == []
 
 
 def test_schedules_cancel_a_request_and_terminate(harness: AwsHarness, user: Ec2User) -> None:
@@ -178,7 +178,7 @@ def test_a_role_that_scheduler_cannot_assume_is_refused(
 
     with pytest.raises(ProviderError, match="must allow AWS EventBridge Scheduler to assume"):
         stop_once(harness, user, made, 600)
-    assert scheduler.names(harness.cloud.world) == []
+    assert schedules.names(harness.cloud.world) == []
 
 
 def test_a_role_tied_to_the_schedule_group_is_accepted(harness: AwsHarness, user: Ec2User) -> None:
@@ -188,7 +188,7 @@ def test_a_role_tied_to_the_schedule_group_is_accepted(harness: AwsHarness, user
 
     stop_once(harness, user, made, 600)
 
-    assert len(scheduler.names(harness.cloud.world)) == 1
+    assert len(schedules.names(harness.cloud.world)) == 1
 
 
 def test_a_new_role_is_accepted_after_a_while(harness: AwsHarness, user: Ec2User) -> None:
@@ -306,7 +306,7 @@ def test_schedules_are_listed_changed_and_deleted(harness: AwsHarness, user: Ec2
     assert [one["Name"] for one in rows] == names
     assert changed["ScheduleExpression"].startswith("at(")
     assert user.state(made) == "running"
-    assert [name.rpartition("/")[2] for name in scheduler.names(harness.cloud.world)] == names[:1]
+    assert [name.rpartition("/")[2] for name in schedules.names(harness.cloud.world)] == names[:1]
     with pytest.raises(ProviderError, match="does not exist"):
         user.call("get_schedule", "scheduler", Name=names[1])
 

@@ -13,7 +13,7 @@ from ec2.resources import Instance
 from ec2.steps import Ec2User
 
 from infra.aws.errors import NotYetVisibleError, TokenReusedError, TokenSpentError
-from infra.errors import BadRequest, NoCapacity, ProviderError, Transient
+from infra.errors import BadRequest, NoCapacity, PriceAboveCap, ProviderError, Transient
 
 
 @pytest.fixture
@@ -190,10 +190,12 @@ def test_a_rehearsed_interruption_waits_for_the_user(harness: AwsHarness, user: 
     assert user.state(made) == "running"
 
 
+@pytest.mark.parametrize("tagged", [False, True])
 def test_a_live_request_launches_again_after_a_termination(
-    harness: AwsHarness, user: Ec2User
+    harness: AwsHarness, user: Ec2User, *, tagged: bool
 ) -> None:
-    """Terminated without cancelling, a machine comes back as another one, without our tags."""
+    """Terminated without cancelling, a machine comes back as another one, its tags or not."""
+    harness.cloud.world.relaunch_tagged = tagged
     made = user.running()
     user.call("terminate_instances", InstanceIds=[made])
     assert user.request(made) == ("open", "instance-terminated-by-user")
@@ -203,7 +205,7 @@ def test_a_live_request_launches_again_after_a_termination(
 
     assert second.id != made
     assert shown["SpotInstanceRequestId"] == user.look(made)["SpotInstanceRequestId"]
-    assert (shown["State"]["Name"], shown.get("Tags", [])) == ("running", [])
+    assert (shown["State"]["Name"], "Tags" in shown) == ("running", tagged)
     assert user.request(second.id) == ("active", "fulfilled")
     user.cancel(second.id)
     user.call("terminate_instances", InstanceIds=[second.id])
@@ -335,6 +337,49 @@ def test_a_machine_may_die_before_it_runs(harness: AwsHarness, user: Ec2User) ->
 
     assert user.look(made)["StateReason"]["Code"] == "Client.InternalError"
     assert harness.cloud.ledger.usd("compute") == 0
+
+
+def test_a_machine_may_take_its_time_to_stop(harness: AwsHarness, user: Ec2User) -> None:
+    """A slow guest is in `stopping` for minutes, in which its compute does not bill."""
+    harness.cloud.world.timing.stop_s = 450
+    made = user.running()
+    harness.advance(600)
+    user.call("stop_instances", InstanceIds=[made])
+    usd = harness.cloud.ledger.usd("compute")
+    harness.advance(449)
+    assert user.state(made) == "stopping"
+    harness.advance(1)
+
+    assert user.state(made) == "stopped"
+    assert harness.cloud.ledger.usd("compute") == usd > 0
+
+
+def test_a_start_is_refused_as_a_launch_is(harness: AwsHarness, user: Ec2User) -> None:
+    """A machine that its user stopped cannot start above its cap, nor in a full zone."""
+    made = stopped(harness, user)
+    harness.set_price("us-east-1", 0.8)
+    with pytest.raises(PriceAboveCap, match=r"0\.8"):
+        user.call("start_instances", InstanceIds=[made])
+    harness.set_price("us-east-1", 0.4)
+    harness.set_capacity("us-east-1", free=False)
+    with pytest.raises(NoCapacity, match="no available Spot capacity"):
+        user.call("start_instances", InstanceIds=[made])
+    harness.set_capacity("us-east-1", free=True)
+    user.call("start_instances", InstanceIds=[made])
+
+    assert user.state(made) == "pending"
+    assert harness.cloud.ledger.billing("compute") == []
+
+
+def test_new_groups_may_be_invisible_for_a_while(harness: AwsHarness, user: Ec2User) -> None:
+    """A security group just made can be unknown by its id and missing in lists."""
+    harness.cloud.world.timing.group_lag_s = 10
+    group = user.group()
+    with pytest.raises(NotYetVisibleError):
+        user.run(SecurityGroupIds=[group])
+    harness.advance(10)
+
+    assert user.run(SecurityGroupIds=[group]).startswith("i-")
 
 
 def test_a_group_is_busy_while_an_interface_is_in_it(harness: AwsHarness, user: Ec2User) -> None:

@@ -219,6 +219,43 @@ def test_rights_can_be_taken_one_by_one(cloud: Ec2Cloud, user: Ec2User) -> None:
         user.call("list_service_quotas", "service-quotas", ServiceCode="ec2")
 
 
+def rule(action: str, resource: str | list[str] = "*", **condition: Any) -> dict[str, Any]:
+    """One statement of a policy."""
+    statement = {"Effect": "Allow", "Action": action, "Resource": resource}
+    return {**statement, "Condition": condition} if condition else statement
+
+
+def test_a_policy_limits_the_user_to_what_carries_a_tag(
+    harness: AwsHarness, cloud: Ec2Cloud, user: Ec2User
+) -> None:
+    """A policy is read as IAM does: what is made must be tagged, what is changed must be, too."""
+    born = {"Null": {"aws:RequestTag/qft-run": "false"}}
+    kinds = ("instance", "volume", "network-interface", "spot-instances-request")
+    statements = [
+        rule("ec2:Describe*"),
+        rule("ssm:GetParameter", "arn:aws:ssm:*::parameter/aws/service/*"),
+        rule("ec2:RunInstances", [f"arn:aws:ec2:*:*:{one}/*" for one in kinds], **born),
+        rule("ec2:RunInstances", ["arn:aws:ec2:*::image/*", "arn:aws:ec2:*:*:subnet/*"]),
+        rule("ec2:CreateTags", "*", StringEquals={"ec2:CreateAction": "RunInstances"}),
+        rule("ec2:TerminateInstances", "*", Null={"aws:ResourceTag/qft-run": "false"}),
+    ]
+    cloud.world.policies = [{"Version": "2012-10-17", "Statement": statements}]
+    made = user.running()
+    with pytest.raises(NotAllowed, match="ec2:CreateTags on resource"):
+        user.call("create_tags", Resources=[made], Tags=[{"Key": "a", "Value": "b"}])
+    with pytest.raises(NotAllowed, match="ec2:StopInstances"):
+        user.call("stop_instances", InstanceIds=[made])
+    untagged = [{"ResourceType": "instance", "Tags": [{"Key": "mine", "Value": "1"}]}]
+    with pytest.raises(NotAllowed, match="ec2:RunInstances on resource"):
+        user.run(zone="us-east-1b", TagSpecifications=untagged)
+    user.call("terminate_instances", InstanceIds=[made])
+    harness.advance(120)
+    (relaunched,) = cloud.machines()
+
+    with pytest.raises(NotAllowed, match=f"TerminateInstances on resource: .*{relaunched.id}"):
+        user.call("terminate_instances", InstanceIds=[relaunched.id])
+
+
 def test_a_dry_run_looks_at_the_image(user: Ec2User) -> None:
     """A dry run is refused for an image that is not there, as the launch would be."""
     with pytest.raises(ProviderError, match=r"InvalidAMIID\.NotFound"):

@@ -39,7 +39,7 @@ class Acceptance:
             return vm
         self._verify(spec, vm)
         if spec.until_s is not None:
-            self.safeguards.set_safeguards(vm, until_s=spec.until_s)
+            self.safeguards.set_safeguards(vm, until_s=spec.until_s, disk_days=spec.disk_days)
         deadline = self.context.clock() + self.context.settings.accept_wait_s
         while True:
             seen = self.observer.observe(vm)

@@ -112,19 +112,28 @@ class Listing:
             found = inventories.of_run(region, run_id, record.ids)
             for row in found.untagged:
                 view = view_of(row)
-                vm = Vm(
-                    provider="aws",
-                    run_id=run_id,
-                    id=str(MachineId(account=account, region=region, instance=view.instance)),
-                    region=region,
-                    size=view.size,
-                    zone=view.zone,
-                    generation=record.generation,
-                    metadata_api="aws",
-                )
+                vm = self._recorded(record, view, account)
                 yield self._as_seen(vm, view)
             if not replace(found, untagged=[]).is_empty:
                 yield from self._of_run(found, account)
+            elif not found.untagged and self.observer.safeguard_names(run_id, region):
+                yield self._recorded(record, MachineView(), account)  # a removal that was killed
+
+    @staticmethod
+    def _recorded(record: RunRecord, view: MachineView, account: str) -> Vm:
+        """A machine, or what is left of one, by this computer's record alone."""
+        region = record.ids.get("region", "")
+        return Vm(
+            provider="aws",
+            run_id=record.path.stem,
+            id=str(MachineId(account=account, region=region, instance=view.instance)),
+            region=region,
+            size=view.size,
+            zone=view.zone,
+            generation=record.generation,
+            metadata_api="aws",
+            power=PowerState.REMNANTS,
+        )
 
 
 def _is_closed(error: Exception) -> bool:

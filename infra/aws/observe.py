@@ -24,12 +24,14 @@ class VmObserver:
     context: AwsContext
     price_now: Callable[[str, str, str], float | None]
     """Size, region and zone in, the spot price now out; None if nobody knows."""
+    safeguard_names: Callable[[str, str], list[str]] = lambda _run_id, _region: []
+    """A run and a region in, the names of its schedules and alarms out."""
 
     def observe(self, vm: Vm) -> Observation:
         """Look at the machine once. A machine that is gone is an observation, not an error.
 
-        One request while it is up, one more to learn why it stopped, five to see what is left of
-        one that is gone. Raises `NotAllowed` for a machine of another account.
+        One request while it is up, one more to learn why it stopped, up to seven to see what is
+        left of one that is gone. Raises `NotAllowed` for a machine of another account.
         """
         id_ = self.id_of(vm)
         if id_ is None:
@@ -47,6 +49,9 @@ class VmObserver:
         if view.state == TERMINATED or (not view.state and not is_new(orders, now_s)):
             found = self._inventories.of_run(id_.region, vm.run_id)
             remains = remains_of(found, vm, id_.instance)
+            if not remains.anything and record.generation == vm.generation:
+                names = self.safeguard_names(vm.run_id, id_.region)
+                remains = Remains(anything=bool(names))
         return self._complete(vm, view, read(view, orders, remains, now_s=now_s))
 
     def id_of(self, vm: Vm) -> MachineId | None:

@@ -68,10 +68,12 @@ class SpotPrices:
     observed: dict[tuple[str, str, str], tuple[float, float | None]] = field(default_factory=dict)
     """By size, region and zone: when a running machine's price was asked for, and the answer."""
 
-    def read(self, region: str, sizes: Sequence[str]) -> RegionPrices:
-        """Return the prices of a region, at most `PRICES_FRESH_S` old. Raises `ProviderError`."""
+    def read(
+        self, region: str, sizes: Sequence[str], *, fresh_s: float = PRICES_FRESH_S
+    ) -> RegionPrices:
+        """Return the prices of a region, at most `fresh_s` old. Raises `ProviderError`."""
         kept = self.kept(region, sizes)
-        if kept is not None and 0 <= self.context.clock() - kept.at_s < PRICES_FRESH_S:
+        if kept is not None and 0 <= self.context.clock() - kept.at_s < fresh_s:
             return kept
         return self._ask(region, sizes)
 

@@ -15,7 +15,6 @@ from infra.aws.doctor import Doctor
 from infra.aws.listing import Listing
 from infra.aws.observe import VmObserver
 from infra.aws.offers import Offers, quota_covers
-from infra.aws.quota import explained
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.settings import AwsSettings
 from infra.aws.start_stop import PowerControl
@@ -81,10 +80,7 @@ class AwsProvider(Provider):
 
     def create(self, spec: VmSpec) -> Vm:
         """Create the machine of `spec.run_id`: persistent spot, under the cap; or raise."""
-        try:
-            return self._creator.create(spec)
-        except OverQuota as error:
-            raise self._explained(error, spec.offer.region, spec.offer.size) from error
+        return self._creator.create(spec)
 
     def observe(self, vm: Vm) -> Observation:
         """Observe the machine once."""
@@ -92,10 +88,7 @@ class AwsProvider(Provider):
 
     def start(self, vm: Vm) -> None:
         """Start a stopped machine under its old cap, admitting the caller's address of now."""
-        try:
-            self._power.start(vm)
-        except OverQuota as error:
-            raise self._explained(error, vm.region, vm.size) from error
+        self._power.start(vm)
 
     def deallocate(self, vm: Vm) -> None:
         """Stop the machine, which releases its compute and keeps its disk."""
@@ -155,9 +148,6 @@ class AwsProvider(Provider):
         if "context" in self.__dict__:
             self.context.clients.close()
 
-    def _explained(self, error: OverQuota, region: str, size: str) -> OverQuota:
-        return explained(error, self.context.clients, region, size)
-
     # ---- the parts, made when first needed: importing the SDK takes half a second ----
 
     @cached_property
@@ -179,7 +169,11 @@ class AwsProvider(Provider):
 
     @cached_property
     def _observer(self) -> VmObserver:
-        return VmObserver(context=self.context, price_now=self._offers.price_now)
+        return VmObserver(
+            context=self.context,
+            price_now=self._offers.price_now,
+            safeguard_names=self._safeguards.leftovers,
+        )
 
     @cached_property
     def _refusal_cache(self) -> RefusalCache:
@@ -204,7 +198,9 @@ class AwsProvider(Provider):
 
     @cached_property
     def _power(self) -> PowerControl:
-        return PowerControl(context=self.context, observer=self._observer)
+        return PowerControl(
+            context=self.context, observer=self._observer, safeguards=self._safeguards
+        )
 
     @cached_property
     def _creator(self) -> VmCreator:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.aws.errors import SPOT_QUOTA, SPOT_QUOTA_NAME, quota_page
 from infra.catalog.aws import AWS
-from infra.errors import OverQuota, ProviderError, Transient
+from infra.errors import OverQuota, Transient
 from infra.untrusted import number, table, whole
 
 if TYPE_CHECKING:
@@ -65,19 +65,13 @@ def read_quota(clients: AwsClients, region: str) -> SpotQuota:
     return SpotQuota(region=region, limit=max(int(limit), 0), used=used)
 
 
-def explained(error: OverQuota, clients: AwsClients, region: str, size: str) -> OverQuota:
-    """Return a refusal for the spot quota with the figures that AWS's own answer lacks.
+def explained(error: OverQuota, quota: SpotQuota, vcpus: int) -> OverQuota:
+    """Return a refusal for quota with the figures that AWS's own answer lacks.
 
-    The refusal as it is, where they cannot be read or do not explain it.
+    The refusal as it is, where they do not explain it.
     """
-    if error.family != SPOT_QUOTA_NAME:
-        return error
-    try:
-        quota = read_quota(clients, region)
-    except ProviderError:  # the refusal is told all the same
-        return error
-    shortage = quota.shortage(_vcpus({"InstanceType": size}))
-    if not shortage:
+    shortage = quota.shortage(vcpus)
+    if not shortage or error.family != SPOT_QUOTA_NAME:
         return error
     return OverQuota(
         f"{error}; {shortage}", family=error.family, limit=quota.limit, hint=error.hint

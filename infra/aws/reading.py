@@ -168,7 +168,9 @@ def has_run(view: MachineView, orders: Orders) -> bool | None:
         return True
     if view.launched_s is None or view.changed_s is None:
         return None
-    return view.changed_s - view.launched_s >= BOOT_S
+    if view.changed_s - view.launched_s >= BOOT_S:
+        return True
+    return None if view.reason_code == USER else False
 
 
 def stop_cause(view: MachineView, orders: Orders, *, ran: bool | None) -> StopCause:

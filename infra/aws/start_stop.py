@@ -12,7 +12,9 @@ from infra.aws.inventory import Inventories
 from infra.aws.machine_view import PENDING, RUNNING, SHUTTING_DOWN, STOPPED, STOPPING, MachineView
 from infra.aws.naming import MachineId
 from infra.aws.observe import VmObserver, orders_of
+from infra.aws.prices import SpotPrices
 from infra.aws.reading import LAG_S, read
+from infra.aws.safeguards import AwsSafeguards
 from infra.aws.security_group import SecurityGroups
 from infra.errors import (
     PASSING,
@@ -36,6 +38,7 @@ class PowerControl:
 
     context: AwsContext
     observer: VmObserver
+    safeguards: AwsSafeguards
 
     def start(self, vm: Vm) -> None:
         """Start a stopped machine under its old cap; silent if it runs or is starting.
@@ -51,6 +54,7 @@ class PowerControl:
         if view.request_state and not view.is_request_live:
             raise _request_ended(view)
         self.allow_caller_ip(vm)
+        self.safeguards.before_start(vm)
         record = self._record(vm)
         before = replace(record)
         record.note("start", self.context.clock())
@@ -236,7 +240,7 @@ class PowerControl:
             return None
         refused = isinstance(error, PriceAboveCap)
         cap = view.cap_usd_per_h
-        price = self.observer.price_now(view.size, self._id(vm).region, view.zone)
+        price = self._price(vm, view)
         dear = cap is not None and price is not None and price > cap
         if not (dear or refused or view.status_code.endswith("-by-price")):
             return None
@@ -247,6 +251,16 @@ class PowerControl:
             hint="no API changes the cap of a machine: with a higher `vm.max_price` the run moves"
             " to a new one, after its checkpoint is home",
         )
+
+    def _price(self, vm: Vm, view: MachineView) -> float | None:
+        """The spot price at this moment; None if nobody answers."""
+        try:
+            prices = SpotPrices(context=self.context).read(
+                self._id(vm).region, [view.size], fresh_s=0.0
+            )
+        except ProviderError:  # the refusal is told all the same
+            return None
+        return prices.price(view.size, view.zone)
 
     def _call(self, vm: Vm, operation: str, *, doing: str, once: bool = False) -> dict[str, Any]:
         id_ = self._id(vm)

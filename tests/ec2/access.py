@@ -4,40 +4,55 @@ from __future__ import annotations
 
 import fnmatch
 
+from ec2.policies import allowed
 from ec2.replies import USER, ApiCall, AwsError, HttpRequest
 from ec2.state import ACCOUNT, State
+from ec2.targets import Target, targets
 from ec2.wire import Signature
 
 
-def check_rights(world: State, call: ApiCall) -> None:
+def check_rights(state: State, call: ApiCall) -> None:
     """Raise the error of the service if the caller may not do what the call asks."""
     if call.caller != USER:
-        may = world.rights.get(call.caller)
-        if may is not None and may(call):
-            return
-    elif not is_denied(world, call.action):
+        may = state.rights.get(call.caller)
+        if may is None or not may(call):
+            raise refusal(call, Target(action=call.action))
         return
+    for target in targets(state, call):
+        if not user_may(state, target):
+            raise refusal(call, target)
+
+
+def user_may(state: State, target: Target) -> bool:
+    """Whether the user may do an action with a resource."""
+    if is_denied(state, target.action):
+        return False
+    return not state.policies or allowed(state.policies, target.action, target.arn, target.context)
+
+
+def is_denied(state: State, action: str) -> bool:
+    """Whether an action, such as `ec2:RunInstances`, was taken from the user."""
+    return any(fnmatch.fnmatchcase(action, pattern) for pattern in state.denied)
+
+
+def refusal(call: ApiCall, target: Target) -> AwsError:
+    """The error of a service for what its caller may not do."""
     who = f"arn:aws:iam::{ACCOUNT}:user/qft" if call.caller == USER else call.caller
     words = (
-        f"User: {who} is not authorized to perform: {call.action} on resource: * because no "
-        f"identity-based policy allows the {call.action} action"
+        f"User: {who} is not authorized to perform: {target.action} on resource: {target.arn} "
+        f"because no identity-based policy allows the {target.action} action"
     )
     if call.service == "ec2":
         blob = "CnV0Ym9keQ3l0aGluZyBlbmNvZGVk" * 4
-        raise AwsError(
+        return AwsError(
             "UnauthorizedOperation",
             f"You are not authorized to perform this operation. {words}. "
             f"Encoded authorization failure message: {blob}",
             status=403,
         )
     if call.service in {"sts", "iam"}:
-        raise AwsError("AccessDenied", words, status=403)
-    raise AwsError("AccessDeniedException", words)
-
-
-def is_denied(state: State, action: str) -> bool:
-    """Whether the user may not do an action, such as `ec2:RunInstances`."""
-    return any(fnmatch.fnmatchcase(action, pattern) for pattern in state.denied)
+        return AwsError("AccessDenied", words, status=403)
+    return AwsError("AccessDeniedException", words)
 
 
 def check_caller(state: State, request: HttpRequest, signature: Signature | None) -> Signature:

@@ -11,7 +11,7 @@ from typing import Self
 from arm.clock import EPOCH_S, SimClock
 from arm.disruptions import Disruptions
 
-from ec2 import alarms, scheduler, spot_life
+from ec2 import alarms, schedules, spot_life
 from ec2.access import check_caller
 from ec2.dispatch import perform
 from ec2.furnishing import furnish
@@ -61,7 +61,7 @@ class Ec2Cloud:
         )
         furnish(self.world, default_vpc=self.default_vpc)
         spot_life.attach(self.world)
-        scheduler.attach(self.world, perform)
+        schedules.attach(self.world, perform)
         if isinstance(self.hypervisor, Ec2Guests):
             self.hypervisor.attach(self.world)
         self.requests: list[ApiCall] = []
@@ -108,7 +108,7 @@ class Ec2Cloud:
         world = self.world
         groups = [one.id for one in world.groups.values() if one.name != "default"]
         ids = [one.id for one in (*self.machines(), *self.spot_requests())]
-        watching = [*scheduler.names(world), *alarms.names(world)]
+        watching = [*schedules.names(world), *alarms.names(world)]
         return sorted([*ids, *world.volumes, *world.interfaces, *groups, *watching])
 
     def calls(self, operation: str) -> list[ApiCall]:

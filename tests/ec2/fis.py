@@ -53,7 +53,7 @@ def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
             raise _invalid(f"The action {name} is invalid.")
         if target is None or target["resourceType"] != TARGET_TYPE:
             raise _invalid(f"The action {name} needs a target of the type {TARGET_TYPE}.")
-    iam.check_pass_role(world, call, body["roleArn"])
+    iam.check_pass_role(world, call, body["roleArn"], "fis.amazonaws.com")
     id_ = world.new_id("EXT").replace("-0", "")
     made = {key: value for key, value in body.items() if key != "clientToken"}
     made["targets"] = {

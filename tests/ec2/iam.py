@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ec2.access import refusal, user_may
+from ec2.policies import CONDITIONS, allowed, conditions_hold, listed
 from ec2.replies import ApiCall, AwsError
 from ec2.state import ACCOUNT
+from ec2.targets import Target
 from ec2.world import World
 
 KEY = "iam"
 ARN = f"arn:aws:iam::{ACCOUNT}:role/"
-CONDITIONS = ("Null", "StringEquals", "StringLike", "ArnEquals", "ArnLike")
-"""The operators of conditions that are played; others are refused."""
 SPOT_SERVICE = "spot.amazonaws.com"
 SPREADS_S = 10.0
 """How long a new role is not yet accepted by the services that are to assume it."""
@@ -184,22 +184,18 @@ def can_assume(world: World, arn: str, service: str, *, source_arn: str) -> bool
     context = {"aws:SourceAccount": ACCOUNT, "aws:SourceArn": source_arn}
     return any(
         one["Effect"] == "Allow"
-        and service in _listed(one.get("Principal", {}).get("Service", []))
-        and "sts:AssumeRole" in _listed(one["Action"])
-        and _conditions_hold(one.get("Condition", {}), context)
-        for one in _listed(role.trust["Statement"])
+        and service in listed(one.get("Principal", {}).get("Service", []))
+        and "sts:AssumeRole" in listed(one["Action"])
+        and conditions_hold(one.get("Condition", {}), context)
+        for one in listed(role.trust["Statement"])
     )
 
 
-def check_pass_role(world: World, call: ApiCall, arn: str) -> None:
+def check_pass_role(world: World, call: ApiCall, arn: str, service: str) -> None:
     """Raise the service's error if the caller may not pass a role to it."""
-    if any(fnmatch.fnmatchcase("iam:PassRole", one) for one in world.denied):
-        raise AwsError(
-            "AccessDeniedException",
-            f"User: arn:aws:iam::{ACCOUNT}:user/qft is not authorized to perform: iam:PassRole on "
-            f"resource: {arn} because no identity-based policy allows the iam:PassRole action",
-            status=403,
-        )
+    target = Target(action="iam:PassRole", arn=arn, context={"iam:PassedToService": service})
+    if not user_may(world, target):
+        raise refusal(call, target)
 
 
 def allows(world: World, role: Role, call: ApiCall) -> bool:
@@ -207,7 +203,7 @@ def allows(world: World, role: Role, call: ApiCall) -> bool:
     named = [
         (id_, _tags(world, id_))
         for parameter in RESOURCE_PARAMETERS
-        for id_ in _listed(call.parameters.get(parameter, []))
+        for id_ in listed(call.parameters.get(parameter, []))
     ]
     return all(
         _allows(role, call, world.arn(_kind(id_), id_, call.region) if id_ else "*", tags)
@@ -217,15 +213,7 @@ def allows(world: World, role: Role, call: ApiCall) -> bool:
 
 def _allows(role: Role, call: ApiCall, arn: str, tags: Mapping[str, str]) -> bool:
     context = {f"aws:ResourceTag/{name}": value for name, value in tags.items()}
-    fitting = [
-        one["Effect"]
-        for policy in role.policies.values()
-        for one in _listed(policy["Statement"])
-        if any(_matches(call.action, wanted) for wanted in _listed(one["Action"]))
-        and any(_matches(arn, wanted) for wanted in _listed(one["Resource"]))
-        and _conditions_hold(one.get("Condition", {}), context)
-    ]
-    return "Allow" in fitting and "Deny" not in fitting
+    return allowed(list(role.policies.values()), call.action, arn, context)
 
 
 def _tags(world: World, id_: str) -> dict[str, str]:
@@ -242,33 +230,11 @@ def _kind(id_: str) -> str:
     )
 
 
-def _matches(text: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(text.lower(), pattern.lower())
-
-
-def _conditions_hold(conditions: Mapping[str, Any], context: Mapping[str, str]) -> bool:
-    return all(
-        _condition_holds(operator, context.get(key), [str(one) for one in _listed(wanted)])
-        for operator, rows in conditions.items()
-        for key, wanted in rows.items()
-    )
-
-
-def _condition_holds(operator: str, value: str | None, wanted: Sequence[str]) -> bool:
-    if operator == "Null":
-        return (value is None) == (wanted[0].lower() == "true")
-    if value is None:
-        return False
-    if operator == "StringEquals":
-        return value in wanted
-    return any(fnmatch.fnmatchcase(value, one) for one in wanted)
-
-
 def _document(text: str) -> dict[str, Any]:
     """A policy document; raises IAM's error for one that is not, or that is not played."""
     try:
         found = json.loads(text)
-        rows = _listed(found["Statement"])
+        rows = listed(found["Statement"])
         played = all(
             {"Effect", "Action"} <= set(one) and set(one.get("Condition", {})) <= set(CONDITIONS)
             for one in rows
@@ -279,7 +245,3 @@ def _document(text: str) -> dict[str, Any]:
         raise AwsError("MalformedPolicyDocument", "This policy contains invalid Json")
     document: dict[str, Any] = found
     return document
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]

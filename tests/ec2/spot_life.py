@@ -91,7 +91,7 @@ def evaluate(world: World, request: SpotRequest) -> None:
         if request.status != obstacle:
             world.set_status(request, "open", obstacle)
     elif world.relaunches:
-        make_instance(world, request.parameters, request=request, tagged=False)
+        make_instance(world, request.parameters, request=request, tagged=world.relaunch_tagged)
         return
     world.after(world.timing.relaunch_s, lambda: evaluate(world, request))
 

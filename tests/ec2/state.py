@@ -91,6 +91,8 @@ class State:
     """The id of every machine that was ever launched, by anybody, in order."""
     denied: set[str] = field(default_factory=set)
     """Actions that the user may not do, such as `ec2:RunInstances`; `*` stands for any letters."""
+    policies: list[dict[str, Any]] = field(default_factory=list)
+    """All that the user may do, as policies of IAM; with none, everything that is not denied."""
     keys: set[str] = field(default_factory=lambda: {KEY_ID})
     """The access keys that are valid now."""
     expired_keys: set[str] = field(default_factory=set)
@@ -107,6 +109,8 @@ class State:
     """Whether EC2 restarts what it interrupted when there is room again."""
     relaunches: bool = True
     """Whether EC2 launches a new machine for a live request whose machine was terminated."""
+    relaunch_tagged: bool = False
+    """Whether that machine carries the tags of the first one; nobody has shown it either way."""
     expiry_terminates: bool = False
     """Whether a stopped machine goes when its request expires; nobody has shown it either way."""
     start_refusal: str = "InsufficientInstanceCapacity"
