@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from botocore import xform_name
-from ec2 import alarms, iam, scheduler
+from ec2 import alarms, iam, schedules
 from ec2.harness import AwsHarness, aws, spec
 from ec2.resources import Instance
 from ec2.state import ACCOUNT
@@ -60,7 +60,7 @@ def advance_to(harness: AwsHarness, at_s: float) -> None:
 
 def schedule_names(harness: AwsHarness) -> list[str]:
     """The last parts of the names of all schedules."""
-    return [one.rpartition(".")[2] for one in scheduler.names(harness.cloud.world)]
+    return [one.rpartition(".")[2] for one in schedules.names(harness.cloud.world)]
 
 
 def test_printed_lines_make_the_role_by_which_the_machine_is_stopped(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ class Experiments:
 
     templates: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)
-    """The id that each client token made."""
+    templates_by_token: dict[str, dict[str, Any]] = field(default_factory=dict)
+    experiments_by_token: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each client token made: the two operations do not share tokens."""
 
 
 def fis(world: World) -> Experiments:
@@ -44,8 +45,8 @@ def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """CreateExperimentTemplate; of actions, only the interruption of spot machines is played."""
     here, body = fis(world), call.parameters
     token = body["clientToken"]
-    if token in here.tokens:
-        return {"experimentTemplate": here.templates[here.tokens[token]]}
+    if token in here.templates_by_token:
+        return {"experimentTemplate": here.templates_by_token[token]}
     for name, action in body["actions"].items():
         duration = action.get("parameters", {}).get("durationBeforeInterruption", "")
         target = body.get("targets", {}).get(action.get("targets", {}).get("SpotInstances", ""))
@@ -62,7 +63,7 @@ def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     }
     arn = f"arn:aws:fis:{call.region}:{ACCOUNT}:experiment-template/{id_}"
     here.templates[id_] = {**made, "id": id_, "arn": arn, "creationTime": world.moment()}
-    here.tokens[token] = id_
+    here.templates_by_token[token] = here.templates[id_]
     return {"experimentTemplate": here.templates[id_]}
 
 
@@ -88,8 +89,8 @@ def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
     """StartExperiment: acts a little later, with the role's rights."""
     here = fis(world)
     token = call.parameters["clientToken"]
-    if token in here.tokens:
-        return {"experiment": here.experiments[here.tokens[token]]}
+    if token in here.experiments_by_token:
+        return {"experiment": here.experiments_by_token[token]}
     template = _template(world, call, "experimentTemplateId")
     id_ = world.new_id("EXP").replace("-0", "")
     made = {
@@ -101,7 +102,7 @@ def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
         "creationTime": world.moment(),
     }
     here.experiments[id_] = made
-    here.tokens[token] = id_
+    here.experiments_by_token[token] = made
     world.after(START_S, lambda: _act(world, call.region, template, made))
     return {"experiment": made}
 
