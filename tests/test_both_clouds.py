@@ -188,7 +188,7 @@ def test_all_machines_of_both_clouds_are_listed_and_released(both: TwoClouds) ->
     listed = both.qft("ls", "--all", "--json")
     assert (listed.code, [one["provider"] for one in json.loads(listed.out)]) == (0, ["azure"])
 
-    both.aws.cloud.deny("ec2:DescribeInstances")
+    both.aws.cloud.deny("ec2:*")
     half = both.qft("ls", "--all", "--json")
     assert half.code == 3
     assert [one["provider"] for one in json.loads(half.out)] == ["azure"]
@@ -218,6 +218,30 @@ def test_a_cloud_that_is_dearer_by_the_hour_alone_comes_second(both: TwoClouds) 
     vm = both.state().vm
     assert vm is not None
     assert (vm.provider, both.azure.cloud.machines()) == ("aws", [])
+
+
+def test_aws_signed_out_leaves_azure(both: TwoClouds) -> None:
+    """Nobody is signed in to AWS: the run says so when it looks for machines; Azure is rented."""
+    both.aws.set_price("us-east-1", 0.05)
+    with mock.patch.dict("os.environ", {"AWS_ACCESS_KEY_ID": "AKIAUNKNOWNUNKNOWN00"}):
+        up = both.qft("up", "--plain")
+        gone = both.qft("down", "--delete")
+
+    assert up.code == 0, up.err
+    assert "aws could not be asked" in up.err
+    assert gone.code == 0, gone.err
+    assert both.azure.cloud.leftovers() == []
+
+
+def test_rights_missing_at_azure_leave_aws(both: TwoClouds) -> None:
+    """What Azure forbids is not tried again there; the run goes on at AWS, and is removed there."""
+    both.azure.cloud.login.forbidden = True
+
+    begin(both)
+    gone = both.qft("down", "--delete")
+
+    assert gone.code == 0, gone.err
+    assert (both.aws.cloud.leftovers(), both.aws.cloud.ledger.billing()) == ([], [])
 
 
 def test_doctor_checks_both_and_one_in_order_is_enough(both: TwoClouds) -> None:
