@@ -246,5 +246,5 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
 def notes_on_names(vm: VmTable) -> list[str]:
     """Return notes on names under `vm` that mean something else than they seem to."""
     gpu = "; ".join(vm.card_notes)
-    is_rented = vm.provider not in {"local", "ssh"}
+    is_rented = vm.rents
     return [gpu, vm.image.note(vm.card) if is_rented and vm.image else ""]
