@@ -218,7 +218,7 @@ def test_a_profile_that_does_not_exist_is_named(harness: AwsHarness, home: Home)
     assert not isinstance(caught.value, SignedOut)
 
 
-def test_half_a_profile_is_told(harness: AwsHarness, home: Home) -> None:
+def test_half_a_profile_is_named(harness: AwsHarness, home: Home) -> None:
     """A profile with a key id and no secret is a mistake in a file, and told as one."""
     (home.path / "credentials").write_text("[default]\naws_access_key_id = AKIAHALF\n")
     with pytest.raises(NotAllowed, match="aws_secret_access_key") as caught:
