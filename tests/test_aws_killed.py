@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from arm.disruptions import Disruption
 from ec2.disruptions import dropped, empty_answer, internal_error, proxy_page, throttled
+from ec2.furnishing import add_images
 from ec2.harness import AwsHarness, aws, spec
 from ec2.killing import KilledError, Killer
 
@@ -241,3 +242,27 @@ def test_lost_answer_to_a_change_of_the_group_is_not_an_error(
 
     assert vm.power is PowerState.RUNNING
     assert len(harness.cloud.machines()) == 1
+
+
+@pytest.mark.parametrize("withdrawn", ["withdrawn", ""])
+def test_image_stays_the_one_that_was_chosen_before_the_kill(
+    harness: AwsHarness, withdrawn: str
+) -> None:
+    """What `latest` means changes under us; the image on record is taken while there is one."""
+    world = harness.cloud.world
+    before = set(world.images)
+    killer = Killer()
+    harness.provider(killer=killer).create(spec(run_id="count"))
+    (old,) = {one.image_id for one in harness.cloud.machines()}
+    harness.provider().delete("count")
+    at = next(at for at, one in enumerate(killer.sent, start=1) if "CreateSecurityGroup" in one)
+    assert died(harness, "run-a", at=at, answered=True) == "CreateSecurityGroup"
+    add_images(world, "us-east-1", "24.04", date="20261106")
+    if withdrawn:
+        del world.images[old]
+
+    harness.provider().create(wanted(harness, "run-a"))
+
+    (machine,) = harness.cloud.machines()
+    assert (machine.image_id == old) == (not withdrawn)
+    assert (machine.image_id in before) == (not withdrawn)
