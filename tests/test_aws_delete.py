@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from arm.disruptions import Disruption, DisruptionKind
+from ec2 import iam, schedules
 from ec2.harness import AwsHarness, aws, spec
 from ec2.killing import KilledError, Killer
-from ec2.state import Timing
+from ec2.state import ACCOUNT, Timing
 from support.aws_machines import instance_of, provider_of, rent, stopped
 
+from infra.aws.permissions import role_policy, trust_policy
 from infra.errors import NotAllowed, SignedOut, Transient
 from infra.provider import PowerState
 from infra.renting.run_record import RunRecord
@@ -61,6 +63,35 @@ def test_the_request_is_cancelled_before_the_machine_goes(harness: AwsHarness) -
     kinds = ["spot request", "virtual machine", "disk", "security group"]
     assert [one.kind for one in removed] == kinds
     nothing_is_left(harness)
+
+
+def test_schedules_go_last(harness: AwsHarness) -> None:
+    """What ends the bill of a removal that was killed is there until nothing else is."""
+    iam.add_role(
+        harness.cloud.world,
+        "qft-scheduler",
+        trust=trust_policy(ACCOUNT),
+        policy=role_policy(ACCOUNT),
+    )
+    vm = rent(harness, until_s=harness.now() + 7200)
+    assert schedules.names(harness.cloud.world)
+    counter = Killer()
+    last = rent(harness, "run-b", until_s=harness.now() + 7200)
+    harness.provider(killer=counter).delete(vm.run_id)
+    at = counter.sent.index("scheduler.DeleteSchedule") + 1
+    assert counter.sent.index("ec2.DeleteSecurityGroup") + 1 < at
+    with pytest.raises(KilledError):
+        harness.provider(killer=Killer(at=at)).delete(last.run_id)
+    (left,) = provider_of(harness).list_all()
+    seen = provider_of(harness).observe(last)
+
+    removed = provider_of(harness).delete(last.run_id)
+
+    assert (left.run_id, left.power) == (last.run_id, PowerState.REMNANTS)
+    assert seen.power is PowerState.REMNANTS
+    assert {"virtual machine", "schedule or alarm"} <= {one.kind for one in removed}
+    assert schedules.names(harness.cloud.world) == []
+    assert provider_of(harness).list_all() == []
 
 
 def test_compute_is_billed_until_the_machine_was_terminated(harness: AwsHarness) -> None:
