@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from infra.aws.context import AwsContext, recorded_regions
+from infra.aws.context import AwsContext
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.leftovers import idle_usd_per_h
 from infra.aws.machine_view import SHUTTING_DOWN, MachineView, tags_of_answer, view_of
 from infra.aws.naming import MachineId
 from infra.aws.observe import VmObserver, orders_of
 from infra.aws.reading import read
-from infra.aws.regions import regions_to_ask
+from infra.aws.regions import recorded_here, regions_to_ask
 from infra.errors import NotAllowed, SignedOut
 from infra.provider import PowerState, Vm
-from infra.renting.run_record import RunRecord, records
+from infra.renting.run_record import RunRecord
 from infra.renting.tags import RUN, vm_from_tags
 
 
@@ -36,7 +36,8 @@ class Listing:
         """
         account = self.context.account()
         inventories = Inventories(context=self.context)
-        regions, recorded = regions_to_ask(self.context), recorded_regions(self.context.state_dir)
+        regions = regions_to_ask(self.context)
+        recorded = {one.ids["region"] for one in recorded_here(self.context)}
         answers = inventories.in_regions(regions, inventories.search)
         found: list[Vm] = []
         refused: list[Exception] = []
@@ -104,10 +105,9 @@ class Listing:
     def _unlisted(self, account: str, listed: set[str]) -> Iterator[Vm]:
         """What this computer recorded in the account and no list by tag shows."""
         inventories = Inventories(context=self.context)
-        for record in records(self.context.state_dir):
-            run_id, region = record.path.stem, record.ids.get("region", "")
-            mine = record.ids.get("account") == account and region
-            if run_id in listed or not mine:
+        for record in recorded_here(self.context):
+            run_id, region = record.path.stem, record.ids["region"]
+            if run_id in listed:
                 continue
             found = inventories.of_run(region, run_id, record.ids)
             for row in found.untagged:
