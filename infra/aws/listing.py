@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from infra.aws.context import AwsContext
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.leftovers import idle_usd_per_h
-from infra.aws.machine_view import SHUTTING_DOWN, MachineView, tags_of_answer, view_of
+from infra.aws.machine_view import SHUTTING_DOWN, MachineView, run_of, view_of
 from infra.aws.naming import MachineId
 from infra.aws.observe import VmObserver, orders_of
 from infra.aws.reading import read
 from infra.aws.regions import recorded_here, regions_to_ask
+from infra.aws.vm import vm_from_instance
 from infra.errors import NotAllowed, SignedOut
 from infra.provider import PowerState, Vm
 from infra.renting.run_record import RunRecord
-from infra.renting.tags import RUN, vm_from_tags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,27 +74,17 @@ class Listing:
 
     def _vm(self, found: Inventory, view: MachineView, account: str) -> Vm | None:
         """The machine that tags describe: its own, or those of what it belongs to."""
-        id_ = MachineId(account=account, region=found.region, instance=view.instance)
         rows = [*found.requests, *found.instances, *found.volumes, *found.groups]
-        mine = [one for one in rows if one.get("SpotInstanceRequestId") == view.request]
-        tagged = [tags for one in [*mine, *rows] if RUN in (tags := tags_of_answer(one))]
-        tags = dict(view.tags) if RUN in view.tags else next(iter(tagged), {})
-        vm = vm_from_tags(
-            tags,
-            provider="aws",
-            id_of=lambda _run_id, _generation: str(id_),
-            default_idle_usd_per_h=idle_usd_per_h(found),
-        )
-        if vm is None:
-            return None
-        return replace(
-            vm,
+        instance = [one for one in found.instances if one.get("InstanceId") == view.instance]
+        request = [
+            one for one in found.requests if one.get("SpotInstanceRequestId") == view.request
+        ]
+        tagged = (one for one in [*instance, *request, *rows] if run_of(one))
+        return vm_from_instance(
+            {**(instance[0] if instance else {}), "Tags": next(tagged, {}).get("Tags")},
+            account=account,
             region=found.region,
-            zone=view.zone or vm.zone,
-            size=view.size or vm.size,
-            port=self.context.settings.ssh_port,
-            metadata_url=self.context.settings.metadata_url,
-            metadata_api="aws",
+            settings=self.context.settings,
         )
 
     def _as_seen(self, vm: Vm, view: MachineView) -> Vm:
