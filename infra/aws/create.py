@@ -144,7 +144,11 @@ class VmCreator:
         record, region = self.context.record(spec.run_id), spec.offer.region
         if record.generation != spec.generation or record.ids.get("region") != region:
             record = RunRecord(path=record.path, generation=spec.generation)
-        record.ids |= {"account": self.context.account(), "region": region}
+        record.ids |= {
+            "account": self.context.account(),
+            "profile": self.context.settings.profile,
+            "region": region,
+        }
         for key in ("instance", "request"):
             record.ids.pop(key, None)
         record.save()
