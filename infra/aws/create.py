@@ -21,7 +21,7 @@ from infra.aws.image import ImageFinder
 from infra.aws.naming import TAG_NAME_CHARS_MAX, client_token, group_name
 from infra.aws.network import SubnetFinder
 from infra.aws.observe import VmObserver
-from infra.aws.quota import explained
+from infra.aws.quota import explained, read_quota
 from infra.aws.reading import NEW_S
 from infra.aws.request import (
     LaunchTarget,
@@ -34,6 +34,7 @@ from infra.aws.request import (
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.security_group import SecurityGroups, specify
 from infra.aws.vm import vm_from_instance
+from infra.catalog.aws import AWS
 from infra.errors import (
     NoCapacity,
     OverQuota,
@@ -143,7 +144,11 @@ class VmCreator:
         record, region = self.context.record(spec.run_id), spec.offer.region
         if record.generation != spec.generation or record.ids.get("region") != region:
             record = RunRecord(path=record.path, generation=spec.generation)
-        record.ids |= {"account": self.context.account(), "region": region}
+        record.ids |= {
+            "account": self.context.account(),
+            "profile": self.context.settings.profile,
+            "region": region,
+        }
         for key in ("instance", "request"):
             record.ids.pop(key, None)
         record.save()
@@ -199,9 +204,14 @@ class VmCreator:
         offer = spec.offer
         if isinstance(error, PriceAboveCap) and error.current_usd_per_h is None:
             error.current_usd_per_h = self.observer.price_now(offer.size, offer.region, offer.zone)
-        if isinstance(error, OverQuota):
-            return explained(error, self.context.clients, offer.region, offer.size)
-        return error
+        listed = AWS.find(offer.size)
+        if not isinstance(error, OverQuota) or listed is None:
+            return error
+        try:
+            quota = read_quota(self.context.clients, offer.region)
+        except ProviderError:  # no right to read it: the refusal is told as it came
+            return error
+        return explained(error, quota, listed.vcpus)
 
     def _give_up(self, spec: VmSpec, error: ProviderError) -> None:
         """Remove what a failed create made; a failure of that is added to the first one."""

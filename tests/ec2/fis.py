@@ -8,7 +8,7 @@ from typing import Any
 
 from ec2 import iam
 from ec2.replies import ApiCall, AwsError
-from ec2.spot_life import EXPERIMENT, interrupt
+from ec2.spot_lifecycle import EXPERIMENT, interrupt
 from ec2.state import ACCOUNT
 from ec2.world import World
 
@@ -30,8 +30,8 @@ class Experiments:
 
     templates: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)
-    """The id that each client token made."""
+    tokens: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The id that each (operation, client token) made: two operations may share a token."""
 
 
 def fis(world: World) -> Experiments:
@@ -43,7 +43,7 @@ def fis(world: World) -> Experiments:
 def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """CreateExperimentTemplate; of actions, only the interruption of spot machines is played."""
     here, body = fis(world), call.parameters
-    token = body["clientToken"]
+    token = (call.operation, body["clientToken"])
     if token in here.tokens:
         return {"experimentTemplate": here.templates[here.tokens[token]]}
     for name, action in body["actions"].items():
@@ -68,7 +68,10 @@ def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
 
 def delete_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """DeleteExperimentTemplate."""
-    return {"experimentTemplate": fis(world).templates.pop(_template(world, call, "id")["id"])}
+    here = fis(world)
+    gone = here.templates.pop(_template(world, call, "id")["id"])
+    here.tokens = {key: id_ for key, id_ in here.tokens.items() if id_ != gone["id"]}
+    return {"experimentTemplate": gone}
 
 
 def get_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def list_experiment_templates(world: World, call: ApiCall) -> dict[str, Any]:
 def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
     """StartExperiment: acts a little later, with the role's rights."""
     here = fis(world)
-    token = call.parameters["clientToken"]
+    token = (call.operation, call.parameters["clientToken"])
     if token in here.tokens:
         return {"experiment": here.experiments[here.tokens[token]]}
     template = _template(world, call, "experimentTemplateId")
@@ -146,7 +149,7 @@ def _act(world: World, region: str, template: dict[str, Any], made: dict[str, An
             parameters={"InstanceIds": [one.id for one in running]},
             caller=role,
         )
-        if not world.rights[role](call):
+        if not world.permissions[role](call):
             reason = f"{role} is not authorized to perform: ec2:{RIGHT}"
             made["state"] = {"status": "failed", "reason": reason}
             return
