@@ -237,22 +237,30 @@ def down_all(
     """
     options = _Options(delete=delete, now=now, on_message=on_message, everything=True)
     results: list[Result] = []
+    done: set[tuple[str, str]] = set()
     try:
         for provider in providers:
-            results += _down_listed_by(provider, home, options)
+            results += _down_listed_by(provider, home, options, done)
     except KeyboardInterrupt:
         on_message("\ninterrupted; `qft ls --all` shows what bills, the same command goes on")
         raise
     return results
 
 
-def _down_listed_by(provider: Provider, home: Path, options: _Options) -> Iterator[Result]:
-    """Release or remove every machine that one provider lists."""
+def _down_listed_by(
+    provider: Provider, home: Path, options: _Options, done: set[tuple[str, str]]
+) -> Iterator[Result]:
+    """Release or remove every machine that one provider lists, but those that are done.
+
+    Two profiles may open the same account.
+    """
     try:
         listed = with_retries(provider.list_all, time.sleep)
     except ProviderError as error:
         yield Result(run=provider.name, trouble=_message(error))
         return
+    listed = [vm for vm in listed if (vm.provider, vm.id) not in done]
+    done |= {(vm.provider, vm.id) for vm in listed}
     for vm in listed:
         with _without_drivers(home, vm, options) as (run, ended):
             try:

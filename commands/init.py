@@ -34,7 +34,8 @@ TEMPLATE = """\
 name: {name}
 
 vm:
-  provider: local        # rehearse on this computer; `azure` rents, `ssh` is a machine you have
+  provider: local        # rehearse on this computer; `azure` and `aws` rent, `any` rents where the
+                         # job is cheapest, `ssh` is a machine you have
   gpu: T4
   max_price: 0.25        # USD per hour, hard: the cloud itself enforces it
 budget: {{usd: 5.00, hours: 24, evictions: 20}}

@@ -112,6 +112,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
     One that does not answer hides no machine of the others.
     """
     lines: list[MachineLine] = []
+    shown: set[tuple[str, str]] = set()
     problems, hints = [], []
     starting = _starting(qft_home(environment()))
     for provider in providers_to_ask(qft_home(environment()), provider_name):
@@ -122,6 +123,9 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
             problems.append(f"{provider.name}: {error}")
             hints.append(error.hint)
             continue
+        # Two profiles may open the same account.
+        listed = [vm for vm in listed if (vm.provider, vm.id) not in shown]
+        shown |= {(vm.provider, vm.id) for vm in listed}
         lines += [
             MachineLine(
                 run_id=vm.run_id,

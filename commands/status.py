@@ -26,6 +26,7 @@ from commands.ui.output import columns, print_data, print_json
 from infra.errors import ProviderError
 from infra.provider import Observation, PowerState, StopReason
 from infra.run.budget import bill
+from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE
 from infra.run.journal import Event, Kind, Outcome, read
@@ -130,6 +131,7 @@ class RunStatus:
             "before": asdict(self.receipt.before) if self.receipt.before else None,
             "after": asdict(self.receipt.after) if self.receipt.after else None,
             "simulated": self.receipt.simulated,
+            **self.receipt.moves_json(),
             "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
             else None,
@@ -154,6 +156,8 @@ class RunStatus:
         if state.vm is not None:
             own = state.vm.provider == "ssh"
             place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
+            if self.receipt.providers:
+                place += f" at {state.vm.provider}"
             rows.append(("machine", f"{place}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
                 age = duration(max(0.0, self.now_s - state.vm_started_s))
@@ -162,12 +166,15 @@ class RunStatus:
         source = job.heartbeat if job is not None else self.receipt
         if not source.exact:
             rows.append(("exactness", inexact(source.inexact_from)))
+        if self.receipt.cards:
+            rows.append(("cards", f"{', then '.join(self.receipt.cards)}: {NOT_EXACT}"))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", safeguard) for safeguard in state.safeguards if state.up]
         rows += [("does not", safeguard) for safeguard in state.safeguards_missing if state.up]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
+        rows += [("of that", one.line) for one in self.receipt.providers]
         rows += score_lines(self.receipt.before, self.receipt.after)
         if state.ending is not None and state.ending.outcome is not Outcome.DONE:
             rows.append(("stopped", state.ending.reason))

@@ -18,6 +18,8 @@ class Registration(ABC):
     """The value of `vm.provider` that selects it."""
     lists_machines = True
     """Whether its machines can be listed without any run's config."""
+    empty_is_account = False
+    """Whether an empty account is one of its own; else it stands for one of `accounts`."""
 
     @abstractmethod
     def make(self, vm: VmTable, state_dir: Path, environment: Mapping[str, str]) -> Provider:

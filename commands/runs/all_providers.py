@@ -31,7 +31,7 @@ def providers_to_ask(home: Path, name: str = "") -> list[Provider]:
     for entry in registrations():
         accounts = sorted(entry.accounts(home / entry.name, environment()))
         tables |= {(entry.name, one): entry.bare_table(one) for one in accounts}
-        if accounts:
+        if accounts and not entry.empty_is_account:
             tables.pop((entry.name, ""), None)
     return [factory.make_provider(vm, home) for vm in tables.values()]
 

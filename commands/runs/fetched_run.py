@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from commands.runs.config import LoadedConfig
@@ -20,8 +20,9 @@ from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.provider import Offer, StopReason
 from infra.run.budget import bill
-from infra.run.fold import fold
+from infra.run.fold import apply, fold
 from infra.run.journal import Event, Kind, read
+from infra.run.state import RunState
 from infra.timestamps import format_utc
 from trainer import hub
 from trainer.adapters.parent import adapter_sha256
@@ -100,7 +101,7 @@ def gather_facts(
         "listed": simulated,
         "hours": used.compute_h,
         "redone_steps": receipt.redone_steps,
-        **_machine(fold(events).offer),
+        **_machine(events),
         # On the machine they have other names.
         "data": loaded.config.data.model_dump(mode="json", include={"train", "eval"}),
         "base": Path(os.path.normpath(loaded.model_folder or loaded.config.model.id)).name,
@@ -109,11 +110,34 @@ def gather_facts(
     }
 
 
-def _machine(offer: Offer | None) -> dict[str, object]:
-    """Name the machine that was rented last; of one of the user's own, no address is told."""
+def _machine(events: Sequence[Event]) -> dict[str, object]:
+    """Name the machine that was rented last; of one of the user's own, no address is told.
+
+    Of a run that moved between providers, the last machine of each in turn, with its provider.
+    """
+    offer = fold(events).offer
     if offer is None or offer.provider == "ssh":
         return {}
-    return {"machine": f"{offer.size} in {offer.place}"}
+    stays = list(_stays(events))
+    if len(stays) < 2:
+        return {"machine": f"{offer.size} in {offer.place}"}
+    named = [f"{one.size} in {one.place} ({one.provider})" for one in stays]
+    return {"machine": ", then ".join(named)}
+
+
+def _stays(events: Sequence[Event]) -> Iterator[Offer]:
+    """Yield the last offer that was granted at each provider, before the run moved to another."""
+    state = RunState()
+    last: Offer | None = None
+    for event in events:
+        state = apply(state, event)
+        if event.kind is not Kind.CREATE_ACCEPTED or state.offer is None:
+            continue
+        if last is not None and last.provider != state.offer.provider:
+            yield last
+        last = state.offer
+    if last is not None:
+        yield last
 
 
 def _parent(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:

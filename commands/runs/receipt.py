@@ -16,7 +16,8 @@ from commands.runs.planning.actual import actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import read_planned
 from commands.runs.score import Score, read_score, score_lines
-from infra.run.budget import bill
+from infra.run.budget import bill, bills_by_provider
+from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
@@ -61,14 +62,24 @@ class Receipt:
     """The adapter that the training went on from, by `method.from`; empty if it began anew."""
     comparison: Comparison | None = None
     """What was planned against what it took; None for a run that began without a plan."""
+    providers: tuple[ProviderBill, ...] = ()
+    """What each provider billed, where there was more than one; they add up to the whole."""
+    cards: tuple[str, ...] = ()
+    """The GPUs that it was trained on, where it moved from one to another."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `parent`, `planned` and `actual` are there only if there is one."""
+        """Plain values; those that not every run has are there only if there is one."""
         values = asdict(replace(self, comparison=None))
         del values["comparison"]
+        del values["providers"], values["cards"]
         if not self.parent:
             del values["parent"]
-        return values | (self.comparison.to_json() if self.comparison else {})
+        return values | self.moves_json() | (self.comparison.to_json() if self.comparison else {})
+
+    def moves_json(self) -> dict[str, Any]:
+        """Plain values of the providers and cards between which it moved; empty if it did not."""
+        found = {"providers": [asdict(one) for one in self.providers], "cards": [*self.cards]}
+        return {key: value for key, value in found.items() if value}
 
     def lines(self) -> list[tuple[str, str]]:
         """What to print: a word and its fact."""
@@ -86,11 +97,14 @@ class Receipt:
             ("wall time", duration(self.wall_s)),
             ("machine time", duration(self.machine_h * 3600)),
             ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
+            *[("of that", one.line) for one in self.providers],
             ("evictions", survived if apart else f"{survived}, {redone}"),
             *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
             *[("redone", again)] * (apart and show_redone),
             ("steps", str(self.steps)),
         ]
+        if self.cards:
+            rows.append(("cards", f"{', then '.join(self.cards)}: {NOT_EXACT}"))
         if self.comparison:
             rows += self.comparison.lines(simulated=self.simulated)
         rows += score_lines(self.before, self.after)
@@ -100,6 +114,31 @@ class Receipt:
             rows.append(("adapter", self.adapter))
         still = f"${self.usd_per_h_now:.4f}/h" if self.usd_per_h_now else "nothing"
         return rows if self.own else [*rows, ("still billing", still)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderBill:
+    """What one of several providers billed."""
+
+    provider: str
+    machine_h: float
+    usd: float
+
+    @property
+    def line(self) -> str:
+        """What to print of it."""
+        return f"${self.usd:.4f} at {self.provider}, {duration(self.machine_h * 3600)} of a machine"
+
+
+def _provider_bills(state: RunState, at_s: float) -> tuple[ProviderBill, ...]:
+    """Return what each provider billed; empty where there was one at most."""
+    bills = bills_by_provider(state, at_s)
+    if len(bills) < 2:
+        return ()
+    return tuple(
+        ProviderBill(provider=name, machine_h=one.compute_h, usd=one.usd)
+        for name, one in bills.items()
+    )
 
 
 def _is_own(event: Event) -> bool:
@@ -129,6 +168,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     status = last_status(folder, out)
     adapter = out / "adapter"
     downs, lost = _interrupted(events)
+    moved_card = len(set(state.cards)) > 1
     return Receipt(
         run_id=state.run_id,
         # A job goes on without any `qft`, too: what the machine worked has passed on the wall.
@@ -144,7 +184,9 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         steps=state.steps,
         redone_steps=status.redone_steps + lost,
         downs=downs,
-        exact=status.exact and state.exact,
+        exact=status.exact and state.exact and not moved_card,
+        providers=_provider_bills(state, last_s),
+        cards=state.cards if moved_card else (),
         inexact_from=status.inexact_from or state.inexact_from,
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),

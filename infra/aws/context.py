@@ -35,8 +35,8 @@ class AwsContext:
     def record(self, run_id: str) -> RunRecord:
         """Load what this computer recorded of `run_id`.
 
-        Its `ids` hold `account`, `region`, `zone`, `instance`, `request` and `group`, as far as
-        they exist or may exist; each is on disk before it is asked for where it can be known.
+        Its `ids` hold `account`, `profile`, `region`, `zone`, `instance`, `request` and `group`, as
+        far as they exist or may exist; each is on disk before it is asked for where it can be known.
         Raises `NotAllowed` if the run is in another account.
         """
         record = RunRecord.load(self.state_dir, run_id)
@@ -49,9 +49,12 @@ class AwsContext:
         return self.settings.caller_address or self.find_address()
 
 
-def accounts(directory: Path) -> set[str]:
-    """List the accounts in which this computer recorded a machine that is not seen removed."""
-    return {one.ids.get("account", "") for one in records(directory)} - {""}
+def profiles(directory: Path) -> set[str]:
+    """List the profiles with which this computer recorded a machine that is not seen removed.
+
+    Empty for the SDK's own choice.
+    """
+    return {one.ids.get("profile", "") for one in records(directory)}
 
 
 def recorded_regions(directory: Path) -> set[str]:

@@ -99,7 +99,12 @@ class ExistingMachines:
         if record.ids.get("instance") == row.get("InstanceId"):
             return
         record = RunRecord(path=record.path, generation=vm.generation)
-        record.ids = {"account": self.context.account(), "region": vm.region, "zone": vm.zone}
+        record.ids = {
+            "account": self.context.account(),
+            "profile": self.context.settings.profile,
+            "region": vm.region,
+            "zone": vm.zone,
+        }
         record.ids |= ids_of(row)
         record.save()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,8 @@ class Span:
     usd_per_h: float
     compute: bool
     """True while the machine bills compute, false while only its disk and address bill."""
+    provider: str = field(default="", compare=False)
+    """Who bills it."""
 
 
 def open_span(
@@ -33,6 +35,13 @@ def reprice_span(spans: tuple[Span, ...], at_s: float, usd_per_h: float) -> tupl
     if not spans or spans[-1].end_s is not None or not spans[-1].compute:
         return spans
     return open_span(spans, at_s, usd_per_h, compute=True)
+
+
+def billed_by(spans: tuple[Span, ...], provider: str) -> tuple[Span, ...]:
+    """Return the spans with those of nobody billed by that provider."""
+    if not provider or all(span.provider for span in spans):
+        return spans
+    return tuple(span if span.provider else replace(span, provider=provider) for span in spans)
 
 
 def close_span(spans: tuple[Span, ...], at_s: float) -> tuple[Span, ...]:

@@ -5,7 +5,7 @@ Errs towards spending: a span opens when a machine is asked for and closes when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infra.run.state import RunState
 
@@ -53,6 +53,17 @@ def bill(state: RunState, now_s: float) -> Bill:
         if span.end_s is None:
             usd_per_h_now += span.usd_per_h
     return Bill(usd=usd, compute_h=compute_h, idle_h=idle_h, usd_per_h_now=usd_per_h_now)
+
+
+def bills_by_provider(state: RunState, now_s: float) -> dict[str, Bill]:
+    """Add up the spans of each provider, in the order in which they were rented from."""
+    names = dict.fromkeys(span.provider for span in state.spans)
+    return {
+        name: bill(
+            replace(state, spans=tuple(one for one in state.spans if one.provider == name)), now_s
+        )
+        for name in names
+    }
 
 
 def limit_reached(budget: Budget, state: RunState, now_s: float) -> str:

@@ -14,6 +14,7 @@ from infra.errors import ErrorKind
 from infra.provider import Offer, PowerState, StopReason, Vm
 from infra.run.billing_spans import (
     Span,
+    billed_by,
     close_span,
     drop_open_span,
     open_span,
@@ -57,6 +58,8 @@ def fold(events: Iterable[Event]) -> RunState:
 def apply(state: RunState, event: Event) -> RunState:
     """Return the state after one more event."""
     after = _RULES[event.kind](state, event)
+    if after.spans is not state.spans and after.offer is not None:
+        after = replace(after, spans=billed_by(after.spans, after.offer.provider))
     return replace(after, alive_s=event.at_s) if event.kind in _ALIVE else after
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ec2.ledger import ADDRESS_USD_PER_H, DISK_USD_PER_GB_H
+from ec2.regions import SIZES
 from ec2.resources import Instance, SpotRequest, Volume
 from ec2.state import State
 
@@ -69,7 +70,7 @@ class World(State):
                 return
             self.set_state(instance, "stopped")
             lag_s = self.timing.marked_s if request_status.endswith("by-user") else 0.0
-            self.after(lag_s, lambda: self._settle(instance, launches, request_status))
+            self.after(lag_s, lambda: self._update_request(instance, launches, request_status))
 
         self.after(self.timing.stop_s, stopped)
 
@@ -107,6 +108,8 @@ class World(State):
 
     def price_of(self, instance: Instance) -> float:
         """What a machine costs by the hour while it runs now."""
+        if not instance.request_id:
+            return SIZES[instance.size].on_demand_usd_per_h
         return self.market.price(instance.size, instance.zone)
 
     def add_volume(self, volume: Volume) -> None:
@@ -130,7 +133,7 @@ class World(State):
         instance.transition = f"{who} initiated ({self.moment():%Y-%m-%d %H:%M:%S} GMT)"
         instance.public_ip = ""
 
-    def _settle(self, instance: Instance, launches: int, status: str) -> None:
+    def _update_request(self, instance: Instance, launches: int, status: str) -> None:
         """The request of a machine that has stopped says so."""
         request = self.request_of(instance)
         if request is None or request.state != "active":

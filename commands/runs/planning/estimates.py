@@ -95,7 +95,7 @@ def warn_before_renting(loaded: LoadedConfig, on_message: Callable[[str], None])
 
 def warn_if_too_large(loaded: LoadedConfig, on_message: Callable[[str], None]) -> None:
     """Tell that the training will not fit the card that is to be rented, if that is known."""
-    if loaded.config.vm.provider in {"ssh", "local"}:
+    if not loaded.config.vm.rents:
         return
     estimate = estimate_run(loaded)
     if estimate is not None and not estimate["fits"]:

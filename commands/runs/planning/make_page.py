@@ -40,6 +40,7 @@ from commands.runs.planning.pricing import (
     in_order_tried,
     inputs_of,
     priced_offer,
+    priced_offers,
     rehearsed_offer,
 )
 from commands.runs.planning.ranking import (
@@ -142,7 +143,7 @@ def _priced(
     """Return the offers with what the job costs there, as a run tries them; without inputs bare."""
     if inputs is None:
         return tuple(JobOffer(offer=one) for one in found)
-    priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
+    priced = priced_offers(loaded, found, inputs=inputs)
     return tuple(in_order_tried(loaded, priced))
 
 
@@ -245,5 +246,5 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
 def notes_on_names(vm: VmTable) -> list[str]:
     """Return notes on names under `vm` that mean something else than they seem to."""
     gpu = "; ".join(vm.card_notes)
-    is_rented = vm.provider not in {"local", "ssh"}
+    is_rented = vm.rents
     return [gpu, vm.image.note(vm.card) if is_rented and vm.image else ""]
