@@ -42,9 +42,9 @@ def other_cap(vm: Vm, in_force: float | None, wanted: float | None) -> str:
     """Return why a machine whose cap never changes does not do; empty if its cap is as wanted."""
     if in_force is None or in_force == wanted:
         return ""
-    asked = "none is" if wanted is None else f"{wanted:g} USD/h is"
+    now = "none is" if wanted is None else f"{wanted:g} USD/h is"
     return (
-        f"the machine's price cap is {in_force:g} USD/h, and {asked} asked for: {vm.provider} fixes"
+        f"the machine's price cap is {in_force:g} USD/h, and {now} asked for: {vm.provider} fixes"
         " it when the machine is made"
     )
 
