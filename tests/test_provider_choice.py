@@ -68,6 +68,14 @@ def test_a_wrong_choice_is_refused_with_its_place(vm: dict[str, Any], problem: s
     assert any(one.startswith(problem) for one in caught.value.problems)
 
 
+def test_the_schema_for_editors_knows_any() -> None:
+    """An editor that checks run.yaml accepts what qft accepts."""
+    one, several = VmTable.model_json_schema()["properties"]["provider"]["oneOf"]
+
+    assert {"any", "azure", "aws", "local", "ssh"} == set(one["enum"])
+    assert several["items"]["enum"] == ["azure", "aws"]
+
+
 def test_a_region_is_that_of_whichever_cloud_has_it() -> None:
     """Names of both clouds stand in one list, each spelled as its cloud does; no other is taken."""
     vm = {"provider": ["azure", "aws"], "gpu": "T4", "regions": ["West US 2", "us-east-1"]}

@@ -38,6 +38,13 @@ def reason_for_another(state: RunState, now_s: float) -> str:
     )
 
 
+def reason_not_to_start(state: RunState, now_s: float) -> str:
+    """Return why a machine that is down is not started again; empty if it may be."""
+    if state.latest_limit_s is None or now_s < state.latest_limit_s:
+        return ""
+    return f"this machine could be held to {format_utc(state.latest_limit_s)} at the latest"
+
+
 def other_cap(vm: Vm, in_force: float | None, wanted: float | None) -> str:
     """Return why a machine whose cap never changes does not do; empty if its cap is as wanted."""
     if in_force is None or in_force == wanted:
