@@ -257,6 +257,10 @@ class LocalTable(BaseModel):
     evict_after_s: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=list, description="Evict each boot of the machine after so many seconds."
     )
+    vendor: Literal["azure", "aws"] = Field(
+        default="azure",
+        description="Whose machines it plays: how they announce an eviction, and their first boot.",
+    )
 
 
 class SshTable(BaseModel):
@@ -342,6 +346,11 @@ class AwsTable(BaseModel):
         description="`ubuntu` for plain Ubuntu, or an image's id `ami-…`; empty takes AWS's"
         " deep-learning base image.",
     )
+
+    @property
+    def lacks_driver(self) -> bool:
+        """Whether the image is known to bring no driver, so that set-up installs one."""
+        return self.image == "ubuntu"
 
 
 class BudgetTable(BaseModel):

@@ -21,7 +21,9 @@ class LocalRegistration(Registration):
 
         del environment
         settings = LocalSettings(
-            notice_s=vm.local.notice_s, evict_after_s=tuple(vm.local.evict_after_s)
+            notice_s=vm.local.notice_s,
+            evict_after_s=tuple(vm.local.evict_after_s),
+            vendor=vm.local.vendor,
         )
         return LocalProvider(state_dir, settings=settings)
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ec2.harness import AwsHarness, aws
+from ec2.iam import add_role
 from support.contract import Harness, RentingContract
+
+from infra.aws.experiments import RECIPE, ROLE
+
+DOCUMENTS = re.findall(r"document '(.*?)'", RECIPE)
+"""Trust and policy of the role that may rehearse interruptions, as users are told to make it."""
 
 
 class TestAws(RentingContract):
@@ -15,8 +23,10 @@ class TestAws(RentingContract):
 
     @pytest.fixture
     def harness(self, tmp_path: Path) -> Iterator[Harness]:
-        """A cloud of its own for each test."""
+        """An account of its own for each test, with the role for rehearsals."""
         with aws(tmp_path) as harness:
+            trust, rights = (json.loads(one) for one in DOCUMENTS)
+            add_role(harness.cloud.world, ROLE, trust=trust, policy=rights)
             yield Patient(harness)
 
 

@@ -33,6 +33,7 @@ DIALECTS = ("InsufficientInstanceCapacity", "Unsupported", "IncorrectSpotRequest
 def harness(tmp_path: Path) -> Iterator[AwsHarness]:
     """An account with a computer."""
     with aws(tmp_path) as made:
+        made.changes = {"polling_s": 20.0}
         yield made
 
 
@@ -192,7 +193,7 @@ def test_a_stop_of_seven_minutes_is_waited_for_and_not_billed(tmp_path: Path) ->
         )
 
 
-def test_a_stop_that_does_not_end_is_told(tmp_path: Path) -> None:
+def test_a_stop_that_does_not_end_is_transient(tmp_path: Path) -> None:
     """After a quarter of an hour in `stopping` the order is given up for now, and not the wait."""
     with aws(tmp_path, timing=Timing(stop_s=2000)) as harness:
         harness.changes = {"polling_s": 60.0}
@@ -204,7 +205,7 @@ def test_a_stop_that_does_not_end_is_told(tmp_path: Path) -> None:
         assert provider_of(harness).observe(vm).power is PowerState.STOPPING
 
 
-def test_a_machine_that_boots_is_stopped_when_it_can_be(tmp_path: Path) -> None:
+def test_a_pending_machine_is_stopped_when_it_can_be(tmp_path: Path) -> None:
     """EC2 refuses to stop what is pending: the order is repeated until it is taken."""
     with aws(tmp_path, timing=Timing(pending_s=200)) as harness:
         harness.changes = {"polling_s": 20.0}

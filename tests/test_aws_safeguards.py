@@ -15,6 +15,7 @@ from support.recorded_aws import ACCOUNT, NOW_S, RecordedAws, context_of
 
 from infra.aws.alarm import SHORT_PERIOD_S, alarm_body, alarm_times
 from infra.aws.context import AwsContext
+from infra.aws.errors import AwsErrorInfo, RoleNotTrustedError, translate
 from infra.aws.safeguard_times import latest_limit_s, request_expiry_s, schedule_times
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.schedules import ATTEMPT_PAUSE_S, ATTEMPTS, MachineToEnd
@@ -38,7 +39,15 @@ VM = Vm(
     idle_usd_per_h=0.014027,
 )
 WANT = Want(gpu="T4", regions=[REGION], max_price_usd_per_h=0.25)
-NO_TRUST = Transient("the role must allow AWS EventBridge Scheduler to assume the role")
+NO_TRUST = translate(
+    AwsErrorInfo(
+        code="ValidationException",
+        message="The execution role you provide must allow AWS EventBridge Scheduler to assume the"
+        " role.",
+        status=400,
+    ),
+    doing="set the schedule",
+)
 MACHINE = MachineToEnd(
     run_id="run-a",
     generation=1,
@@ -322,6 +331,17 @@ def test_role_that_is_not_trusted_yet_is_tried_again(scene: Scenario) -> None:
     assert scene.context.clock() == NOW_S + 2 * ATTEMPT_PAUSE_S
 
 
+def test_other_hiccups_of_scheduler_are_not_waited_for(scene: Scenario) -> None:
+    """An answer that does not come is a finding at once: the next renewal tries again."""
+    scene.account.answers["update_schedule"] = Transient("cannot set it just now: no answer")
+
+    found = by_name(scene.safeguards.set_safeguards(VM, until_s=UNTIL_S))
+
+    assert isinstance(NO_TRUST, RoleNotTrustedError)
+    assert "no answer" in found["schedules"].detail
+    assert scene.context.clock() == NOW_S
+
+
 def test_role_that_is_never_trusted_is_given_up(scene: Scenario) -> None:
     """After about a minute the alarm takes the place of the schedules, and both are told."""
     scene.account.answers["create_schedule"] = NO_TRUST
@@ -383,8 +403,7 @@ def test_limit_beyond_the_end_of_the_request_is_given_as_data(scene: Scenario) -
     """A raised budget takes another machine: the latest limit of this one stands as a number."""
     found = by_name(scene.safeguards.set_safeguards(VM, until_s=UNTIL_S + DAY_S))
 
-    assert not found["spot request"].is_set
-    assert "another machine" in found["spot request"].hint
+    assert "another machine" in found["spot request"].detail
     latest_s = found["spot request"].latest_limit_s
     assert latest_s == latest_limit_s(request_expiry_s(UNTIL_S))
     assert scene.account.schedules[f"{PREFIX}stop"]["StartDate"].timestamp() <= latest_s + 60

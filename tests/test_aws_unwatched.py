@@ -12,6 +12,7 @@ import pytest
 from botocore import xform_name
 from ec2 import alarms, iam, schedules
 from ec2.harness import AwsHarness, aws, spec
+from ec2.killing import KilledError, Killer
 from ec2.resources import Instance
 from ec2.state import ACCOUNT
 
@@ -193,6 +194,7 @@ def test_machine_started_again_is_left_alone_until_its_new_limit_is_set(
     assert machine(harness).state == "running"
     advance_to(harness, started_s + 50 * 60)
     assert machine(harness).state in {"stopping", "stopped"}
+    assert harness.provider().observe(vm).stop_reason is StopReason.RETURNED
 
 
 def test_raised_limit_moves_the_stop(harness: AwsHarness) -> None:
@@ -207,6 +209,31 @@ def test_raised_limit_moves_the_stop(harness: AwsHarness) -> None:
     assert machine(harness).state == "running"
     advance_to(harness, until_s + HOUR_S)
     assert machine(harness).state in {"stopping", "stopped"}
+
+
+def test_killed_at_any_request_the_same_schedules_are_set_by_the_next(
+    harness: AwsHarness,
+) -> None:
+    """Wherever it dies, after any answer, a second call leaves each schedule once."""
+    vm, until_s = rent(harness)
+    held = scheduler.scheduler(harness.cloud.world).schedules
+    provider, counting = harness.provider(), Killer()
+    harness.provider(killer=counting).set_safeguards(vm, until_s=until_s, disk_days=1)
+    wanted = {name: _stable(one.body) for name, one in held.items()}
+    for at in range(1, len(counting.sent) + 1):
+        held.clear()
+        killer = Killer(at=at, answered=True)
+        with pytest.raises(KilledError):
+            harness.provider(killer=killer).set_safeguards(vm, until_s=until_s, disk_days=1)
+
+        provider.set_safeguards(vm, until_s=until_s, disk_days=1)
+
+        assert {name: _stable(one.body) for name, one in held.items()} == wanted
+
+
+def _stable(body: dict[str, Any]) -> dict[str, Any]:
+    """A schedule without the token of its request."""
+    return {key: value for key, value in body.items() if key != "ClientToken"}
 
 
 def test_removed_run_leaves_no_schedule(harness: AwsHarness) -> None:

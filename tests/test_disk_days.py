@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from support.fakecloud import FakeCloud, Story
-from support.runs import make_project
 
 from commands.runs.config import load
 from commands.runs.planning.pricing import budget_of
 from commands.runs.request import RunRequest
-from commands.runs.session import open_session
+from commands.runs.session import Session
 from infra.azure.auto_shutdown import disk_stays
 from infra.config import BudgetTable
 from infra.provider import Safeguard, Vm, VmSpec
@@ -25,6 +25,12 @@ from infra.run.journal import Kind, read
 from infra.run.plan import Goal, RunPlan
 
 LATEST_S = 2_000_000.0
+CONFIG = {
+    "name": "tiny",
+    "model": {"id": "somebody/something"},
+    "data": {"train": "rows.jsonl", "prompt": "{text}", "completion": "{answer}"},
+    "train": {"steps": 1},
+}
 
 
 @dataclass
@@ -91,18 +97,20 @@ def test_latest_limit_of_a_machine_is_on_record(tmp_path: Path) -> None:
 
 def test_run_yaml_says_how_long_the_disk_stays(tmp_path: Path) -> None:
     """`budget.disk_days` counts for the plan and for the run; without it nothing is removed."""
-    kept = load(make_project(tmp_path / "kept").config)
-    project = make_project(tmp_path / "gone", budget={"usd": 1.0, "disk_days": 3})
-    loaded = load(project.config)
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(CONFIG | {"budget": {"disk_days": 3}}))
+    loaded = load(path)
     console: Any = SimpleNamespace(log=print, progress=None, report=None)
-    request = RunRequest(loaded=loaded, home=project.home, console=console)
+    request = RunRequest(loaded=loaded, home=tmp_path, console=console)
+    traits: Any = SimpleNamespace(traits=FakeCloud.traits)
+    unused: Any = None
+    session = Session(
+        request=request, journal=unused, provider=traits, workload=unused, supervisor=unused
+    )
 
-    with open_session(request) as session:
-        planned = session.plan.budget
-
-    assert budget_of(kept).disk_days is None
     assert budget_of(loaded).disk_days == 3
-    assert planned.disk_days == 3
+    assert session.plan.budget.disk_days == 3
+    assert BudgetTable().disk_days is None
 
 
 @pytest.mark.parametrize("days", [-1, 400, float("inf")])

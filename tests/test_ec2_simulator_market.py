@@ -202,7 +202,7 @@ def test_an_account_may_have_no_default_network(tmp_path: Path) -> None:
         assert "PublicIpAddress" not in user.look(made)
 
 
-def test_rights_can_be_taken_one_by_one(cloud: Ec2Cloud, user: Ec2User) -> None:
+def test_permissions_can_be_taken_one_by_one(cloud: Ec2Cloud, user: Ec2User) -> None:
     """A denied action is refused with 403 and an encoded blob; a dry run finds that out, too."""
     with pytest.raises(DryRunPassedError):
         user.run(DryRun=True)
@@ -263,7 +263,7 @@ def test_a_dry_run_looks_at_the_image(user: Ec2User) -> None:
 
 
 @pytest.mark.parametrize("service", ["ec2", "sts", "ssm"])
-def test_sessions_expire_and_keys_are_known(cloud: Ec2Cloud, user: Ec2User, service: str) -> None:
+def test_sessions_expire_and_keys_are_checked(cloud: Ec2Cloud, user: Ec2User, service: str) -> None:
     """Each service has its own words for a session that is over and for a key nobody has."""
     calls: dict[str, tuple[str, dict[str, Any]]] = {
         "ec2": ("describe_instances", {}),

@@ -36,6 +36,7 @@ def test_config_of_the_page_is_a_config() -> None:
     table = VmTable.model_validate(yaml.safe_load(block("yaml"))["vm"])
 
     assert (table.provider, table.local.notice_s, table.local.evict_after_s) == ("local", 5, [60])
+    assert table.local.vendor == "azure"
 
 
 def test_files_of_the_page_are_the_files(tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def _action_text(action: act.Action) -> str:  # the table of what each act is ca
             return f"the machine went down ({seen.stop_reason or 'no reason given'})"
         case act.AbandonBoot(reason=reason):
             return f"giving up on this boot: {reason}"
+        case act.ChangeHostKey():
+            return "giving the machine a new host key"
         case act.Prepare():
             return "preparing the machine"
         case act.SetSafeguards():

@@ -188,7 +188,7 @@ class Doctor:
                     name=SCHEDULER_ROLE,
                     ok=False,
                     detail=f"the account {lack} `{role}`, so that no schedule can stop machines"
-                    " when this computer is dead; they still switch themselves off",
+                    " while this computer is off; they still switch themselves off",
                     fix=_lines([*make, *allow]),
                 )
             Schedules(context=self.context).names(NO_RUN, region)
@@ -243,4 +243,4 @@ def _one_of(found: Sequence[Check], *, any_ok: bool = False) -> list[Check]:
 
 def _lines(commands: Sequence[str]) -> str:
     """Commands as they stand below each other, to be pasted."""
-    return "\n".join(["", *commands]) if len(commands) > 1 else "".join(commands)
+    return "\n".join(commands)

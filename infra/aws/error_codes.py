@@ -33,6 +33,7 @@ class AwsErrorKind(StrEnum):
     EXISTS = "exists already"
     TOKEN_SPENT = "token of a dead machine"  # noqa: S105  (words)
     TOKEN_REUSED = "token with other parameters"  # noqa: S105  (words)
+    NOT_TRUSTED = "role not trusted (yet)"
     DRY_RUN = "dry run passed"
     OUR_BUG = "our bug"
     UNFORESEEN = "unforeseen"
@@ -98,7 +99,7 @@ _KIND_BY_CODE = {code.lower(): kind for kind, codes in _CODES.items() for code i
 _WORDS = (
     (r"no subnets? found for the default vpc|no default vpc", AwsErrorKind.NO_VPC),
     (r"no available spot capacity|insufficient capacity", AwsErrorKind.CAPACITY),
-    (r"must allow aws eventbridge scheduler to assume", AwsErrorKind.TRANSIENT),
+    (r"must allow aws eventbridge scheduler to assume", AwsErrorKind.NOT_TRUSTED),
 )
 """Sentences that say more than the code they come with."""
 

@@ -61,6 +61,10 @@ class RegionNotEnabledError(NotAllowed):
     """The account has to enable the region before anything can be rented there."""
 
 
+class RoleNotTrustedError(Transient):
+    """Scheduler may not take the role: it was made seconds ago, or trusts somebody else."""
+
+
 class NoDefaultVpcError(NotAllowed):
     """The region has no default VPC, and no subnet was named."""
 
@@ -231,6 +235,11 @@ _PLAIN: dict[AwsErrorKind, tuple[type[ProviderError], str, str]] = {
     AwsErrorKind.NOT_FOUND: (NotYetVisibleError, "AWS does not know it (yet)", ""),
     AwsErrorKind.GONE: (Gone, "it does not exist", ""),
     AwsErrorKind.EXISTS: (AlreadyThereError, "it exists already", ""),
+    AwsErrorKind.NOT_TRUSTED: (
+        RoleNotTrustedError,
+        "the role does not exist, does not trust EventBridge Scheduler, or was made just now",
+        "`qft doctor --provider aws` prints the commands that make it",
+    ),
     AwsErrorKind.DRY_RUN: (DryRunPassedError, "it would have been done", ""),
     AwsErrorKind.UNFORESEEN: (
         Rejected,

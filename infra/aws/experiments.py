@@ -69,7 +69,7 @@ class Experiments:
             machine.region,
             "create_experiment_template",
             doing="describe the interruption to Fault Injection Service",
-            clientToken=token,
+            clientToken=f"{token}-template",
             description=f"interruption of {machine.instance} that qft rehearses",
             roleArn=f"arn:aws:iam::{machine.account}:role/{ROLE}",
             stopConditions=[{"source": "none"}],
@@ -97,7 +97,7 @@ class Experiments:
             machine.region,
             "start_experiment",
             doing="begin the interruption",
-            clientToken=token,
+            clientToken=f"{token}-start",
             experimentTemplateId=template,
             tags={RUN: run_id},
         )

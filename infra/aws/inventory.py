@@ -29,6 +29,8 @@ from infra.errors import NotAllowed, SignedOut
 from infra.renting.tags import GENERATION, RUN
 
 WORKERS = 8
+FILTER_VALUES_MAX = 200
+"""EC2 refuses a filter of more values."""
 Row = dict[str, Any]
 Filters = list[dict[str, Any]]
 
@@ -213,23 +215,23 @@ class Inventories:
     # ---- the single looks ----
 
     def _inventory(self, region: str, mine: dict[str, Any], ids: dict[str, str]) -> Inventory:
+        asks = "SpotInstanceRequestId"
         requests = self._requests(region, [mine], doing=f"list the spot requests in {region}")
-        if ids.get("request"):
+        if _is_missing(ids.get("request"), asks, requests):
             by_id = [_filter("spot-instance-request-id", ids["request"])]
             requests += self._requests(region, by_id, doing="look at the spot request")
         doing = f"list the machines in {region}"
         instances = self._instances(region, [mine], doing=doing)
-        request_ids = _ids("SpotInstanceRequestId", requests)
-        if request_ids:
-            of_requests = [_filter("spot-instance-request-id", *request_ids)]
+        for some in _by_chunks(_ids(asks, requests)):
+            of_requests = [_filter("spot-instance-request-id", *some)]
             instances += self._instances(region, of_requests, doing=doing)
-        if ids.get("instance"):
+        if _is_missing(ids.get("instance"), "InstanceId", instances):
             by_id = [_filter("instance-id", ids["instance"])]
             instances += self._instances(region, by_id, doing=doing)
         return Inventory(
             region=region,
             instances=_unique("InstanceId", instances),
-            requests=_unique("SpotInstanceRequestId", requests),
+            requests=_unique(asks, requests),
             volumes=self.context.clients.pages(
                 "ec2",
                 region,
@@ -262,12 +264,9 @@ class Inventories:
 
     def _groups(self, region: str, mine: dict[str, Any], recorded: str) -> list[Row]:
         doing = f"list the security groups in {region}"
-        pages = self.context.clients.pages
-        looks = [mine, *([_filter("group-id", recorded)] if recorded else [])]
-        rows = [
-            row
-            for one in looks
-            for row in pages(
+
+        def listed(one: dict[str, Any]) -> list[Row]:
+            return self.context.clients.pages(
                 "ec2",
                 region,
                 "describe_security_groups",
@@ -275,7 +274,10 @@ class Inventories:
                 doing=doing,
                 Filters=[one],
             )
-        ]
+
+        rows = listed(mine)
+        if _is_missing(recorded, "GroupId", rows):
+            rows += listed(_filter("group-id", recorded))
         return _unique("GroupId", rows)
 
 
@@ -285,6 +287,16 @@ def _filter(name: str, *values: str) -> dict[str, Any]:
 
 def _ids(key: str, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({str(one.get(key)) for one in rows if one.get(key)})
+
+
+def _is_missing(id_: str | None, key: str, rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether something on record is not among what was listed by tag."""
+    return bool(id_) and all(one.get(key) != id_ for one in rows)
+
+
+def _by_chunks(ids: Sequence[str]) -> list[Sequence[str]]:
+    """Ids in lists that one filter may hold."""
+    return [ids[at : at + FILTER_VALUES_MAX] for at in range(0, len(ids), FILTER_VALUES_MAX)]
 
 
 def _unique(key: str, rows: Iterable[Row]) -> list[Row]:

@@ -7,17 +7,14 @@ from typing import Any
 
 from infra.aws.inventory import Inventory
 from infra.aws.machine_view import PENDING, RUNNING, state_of
+from infra.catalog.aws import disk_usd_per_h
 from infra.untrusted import whole
-
-GP3_USD_PER_GB_MONTH = 0.08
-"""In us-east-1; other regions are up to a third dearer."""
-HOURS_PER_MONTH = 730.0
 
 
 def idle_usd_per_h(found: Inventory) -> float:
     """What the disks of an inventory cost per hour; groups and requests cost nothing."""
     size_gb = sum(whole(one.get("Size")) or 0 for one in found.volumes)
-    return round(size_gb * GP3_USD_PER_GB_MONTH / HOURS_PER_MONTH, 6)
+    return disk_usd_per_h(size_gb)
 
 
 def describe(found: Inventory) -> str:
@@ -46,5 +43,5 @@ def _machine(instance: Mapping[str, Any]) -> str:
 
 def _volume(volume: Mapping[str, Any]) -> str:
     size_gb = whole(volume.get("Size")) or 0
-    price = size_gb * GP3_USD_PER_GB_MONTH / HOURS_PER_MONTH
+    price = disk_usd_per_h(size_gb)
     return f"disk `{volume.get('VolumeId')}` ({size_gb} GB, about {price:.4f} USD/h)"

@@ -38,6 +38,8 @@ class VmObserver:
             return Observation(power=PowerState.GONE, detail="nothing of AWS has this id")
         record = self.context.record(vm.run_id)
         orders, now_s = orders_of(record, vm), self.context.clock()
+        if not id_.instance:  # remnants were listed, so that nothing is about to show up
+            orders = replace(orders, created_at_s=0.0, requested_at_s=0.0)
         row = self._row(id_)
         view = _view(id_, row)
         if view.state in {PENDING, RUNNING}:

@@ -123,6 +123,12 @@ def safeguards_policy(account: str, role: str = SCHEDULE_ROLE) -> Policy:
             ["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"],
             f"arn:aws:cloudwatch:*:{account}:alarm:qft-*",
         ),
+        _allow(
+            "AlarmRole",  # CloudWatch makes it at the first alarm with an action of EC2
+            "iam:CreateServiceLinkedRole",
+            f"arn:aws:iam::{account}:role/aws-service-role/*",
+            {"StringEquals": {"iam:AWSServiceName": "events.amazonaws.com"}},
+        ),
     )
 
 

@@ -79,6 +79,8 @@ class RegionRemoval:
             return False
         if found.live_requests or found.ending_instances:
             return False
+        if found.untagged:  # it holds its disk and its group
+            raise _not_ours(found)
         if found.volumes or found.groups:
             for volume in found.volumes:
                 self._remove_volume(volume)
@@ -88,8 +90,6 @@ class RegionRemoval:
             return False
         if self._may_appear():
             return False
-        if found.untagged:
-            raise _not_ours(found)
         self._remove_safeguards()
         return True
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.aws.image import Image
-from infra.aws.leftovers import GP3_USD_PER_GB_MONTH, HOURS_PER_MONTH
 from infra.aws.network import Subnet
 from infra.aws.security_group import specify
 from infra.aws.user_data import user_data
+from infra.catalog.aws import disk_usd_per_h
 from infra.errors import BadRequest
 from infra.provider import VmSpec
 from infra.timestamps import format_utc
@@ -81,7 +81,7 @@ def idle_usd_per_h(spec: VmSpec, size_gb: int) -> float:
     """What a stopped machine costs per hour: its disk, since its address is given back."""
     if spec.offer.idle_usd_per_h > 0 and spec.disk_gb > 0:
         return round(spec.offer.idle_usd_per_h * size_gb / spec.disk_gb, 6)
-    return round(size_gb * GP3_USD_PER_GB_MONTH / HOURS_PER_MONTH, 6)
+    return disk_usd_per_h(size_gb)
 
 
 def run_instances_body(

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from infra.aws import safeguard_texts as texts
 from infra.aws.alarm import Alarms, alarm_times
 from infra.aws.context import AwsContext
-from infra.aws.leftovers import GP3_USD_PER_GB_MONTH, HOURS_PER_MONTH
 from infra.aws.safeguard_times import ScheduleTimes, request_expiry_s, schedule_times
 from infra.aws.schedules import Schedules, role_exists
-from infra.catalog.aws import AWS
+from infra.catalog.aws import AWS, disk_usd_per_h
 from infra.errors import ProviderError
 from infra.provider import Safeguard, Want
 from infra.renting.gather import run_all
@@ -36,11 +35,11 @@ class SafeguardPreview:
         times = schedule_times(
             now_s=now_s, until_s=until_s, expires_s=expires_s, disk_days=disk_days
         )
-        idle_usd_per_h = want.disk_gb * GP3_USD_PER_GB_MONTH / HOURS_PER_MONTH
+        idle_usd_per_h = disk_usd_per_h(want.disk_gb)
         scheduled, alarm = self._account_safeguards(want, times, now_s=now_s, until_s=until_s)
         found = [
             texts.price_cap(want.max_price_usd_per_h),
-            texts.spot_request(expires_s, until_s=until_s, disk_stays=disk_days is None),
+            texts.spot_request(expires_s, until_s=until_s),
             scheduled,
             *([] if scheduled.is_set else [alarm]),
             texts.self_release(until_s),

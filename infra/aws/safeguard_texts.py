@@ -33,7 +33,7 @@ def price_cap(cap_usd_per_h: float | None) -> Safeguard:
     )
 
 
-def spot_request(expires_s: float | None, *, until_s: float, disk_stays: bool) -> Safeguard:
+def spot_request(expires_s: float | None, *, until_s: float) -> Safeguard:
     """The end of the spot request, and whether the limit lies before it."""
     if expires_s is None:
         return Safeguard(
@@ -47,17 +47,16 @@ def spot_request(expires_s: float | None, *, until_s: float, disk_stays: bool) -
     if until_s > latest_s:
         return Safeguard(
             name=SPOT_REQUEST,
-            is_set=False,
-            detail=f"{ends}, and the budget lasts longer: from then on this machine could not be"
-            " stopped any more",
-            hint="`qft run` moves to another machine, after its checkpoint is home",
+            is_set=True,
+            detail=f"{ends}, before the budget does: `qft` moves to another machine in time, after"
+            " the checkpoint is home; without `qft` this one ends there",
             latest_limit_s=latest_s,
         )
-    loss = "; EC2 may delete the disk of a machine that is stopped then" if disk_stays else ""
     return Safeguard(
         name=SPOT_REQUEST,
         is_set=True,
-        detail=f"{ends}: EC2 restarts and replaces nothing by itself after that{loss}",
+        detail=f"{ends}: EC2 restarts and replaces nothing by itself after that, and may delete the"
+        " disk of a machine that is stopped then",
         latest_limit_s=latest_s,
     )
 

@@ -61,7 +61,7 @@ class AwsSafeguards:
             texts.SCHEDULES, lambda: self._schedules(machine, times), permission_hint=texts.DOCTOR
         )
         found = [
-            *_terms(request, until_s=until_s, disk_stays=disk_days is None),
+            *_terms(request, until_s=until_s),
             scheduled,
             *self._alarm(machine, vm, until_s=until_s, is_needed=not scheduled.is_set),
             texts.self_release(until_s),
@@ -93,13 +93,15 @@ class AwsSafeguards:
         """
         not_before_s = self.context.clock() + START_GRACE_S
         try:
-            self._scheduler.put_off(
+            moved = self._scheduler.put_off(
                 vm.run_id, vm.generation, region_of(vm), not_before_s=not_before_s
             )
         except SignedOut:
             raise
         except ProviderError:
             return  # it may be stopped once more, which is a reason to start it again
+        if moved:
+            self._note_limit(vm.run_id, not_before_s)
 
     def leftovers(self, run_id: str, region: str) -> list[str]:
         """The names of the schedules and alarms of a run that exist in a region.
@@ -145,7 +147,7 @@ class AwsSafeguards:
         if exists is False:
             role = self.context.settings.schedule_role
             raise NotAllowed(texts.NO_ROLE.format(role), hint=texts.DOCTOR)
-        self._note_limit(machine, times.stop_s)
+        self._note_limit(machine.run_id, times.stop_s)
         self._scheduler.set(machine, times, attempts=ATTEMPTS if exists else ATTEMPTS_UNSURE)
         return texts.schedules(times, is_set=True)
 
@@ -163,15 +165,15 @@ class AwsSafeguards:
         def set_alarm() -> Safeguard:
             if times is None:
                 raise BadRequest("no alarm looks further ahead than seven days")
-            self._note_limit(machine, until_s)
+            self._note_limit(machine.run_id, until_s)
             self._alarms.set(machine, times)
             return texts.alarm(times, is_set=True)
 
         return [try_set(texts.ALARM, set_alarm, permission_hint=texts.DOCTOR)]
 
-    def _note_limit(self, machine: MachineToEnd, limit_s: float) -> None:
+    def _note_limit(self, run_id: str, limit_s: float) -> None:
         """Record from when on a stop is ours, before it can happen."""
-        record = self.context.record(machine.run_id)
+        record = self.context.record(run_id)
         record.ids["limit"] = format_utc(limit_s)
         record.save()
 
@@ -190,12 +192,12 @@ def region_of(vm: Vm) -> str:
     return ids.region if ids is not None else vm.region
 
 
-def _terms(request: MachineView | None, *, until_s: float, disk_stays: bool) -> list[Safeguard]:
+def _terms(request: MachineView | None, *, until_s: float) -> list[Safeguard]:
     """What the spot request itself ends."""
     if request is None:
         why = "EC2 does not show the machine's spot request"
         return [texts.unlisted(name, why) for name in (texts.PRICE_CAP, texts.SPOT_REQUEST)]
-    ends = texts.spot_request(request.valid_until_s, until_s=until_s, disk_stays=disk_stays)
+    ends = texts.spot_request(request.valid_until_s, until_s=until_s)
     return [texts.price_cap(request.cap_usd_per_h), ends]
 
 

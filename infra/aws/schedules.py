@@ -14,10 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from infra.aws.context import AwsContext
+from infra.aws.errors import RoleNotTrustedError
 from infra.aws.naming import schedule_prefix
 from infra.aws.permissions import role_arn
 from infra.aws.safeguard_times import STOP_EVERY_MIN, ScheduleTimes
-from infra.errors import Gone, NotAllowed, SignedOut, Transient
+from infra.errors import Gone, NotAllowed, SignedOut
 
 GROUP = "default"
 IAM_REGION = "us-east-1"
@@ -136,8 +137,8 @@ class Schedules:
     def set(self, machine: MachineToEnd, times: ScheduleTimes, *, attempts: int = ATTEMPTS) -> None:
         """Make the schedules of a machine, or move those that exist; remove what is not wanted.
 
-        Raises `NotAllowed` without the right to, `Transient` if Scheduler does not trust the role
-        after `attempts`, ten seconds apart.
+        Raises `NotAllowed` without the right to, `RoleNotTrustedError` if Scheduler does not trust
+        the role after `attempts`, ten seconds apart.
         """
         role = self.context.settings.schedule_role
         wanted = schedule_bodies(machine, times, role=role)
@@ -162,23 +163,24 @@ class Schedules:
         )
         return [str(one["Name"]) for one in found]
 
-    def put_off(self, run_id: str, generation: int, region: str, *, not_before_s: float) -> None:
+    def put_off(self, run_id: str, generation: int, region: str, *, not_before_s: float) -> bool:
         """Move the schedules of a machine so that its stops begin at `not_before_s` or later.
 
-        All move by the same time, those that remove the disk first.
+        All move by the same time, those that remove the disk first. Whether any had to.
         """
         prefix = schedule_prefix(run_id, generation)
         stop = self._get(region, f"{prefix}{STOP}")
         if stop is None:
-            return
+            return False
         begins = stop.get("StartDate")
         begins_s = begins.timestamp() if isinstance(begins, datetime) else self.context.clock()
         if begins_s >= not_before_s:
-            return
+            return False
         for kind in (TERMINATE, CANCEL, STOP):
             found = stop if kind == STOP else self._get(region, f"{prefix}{kind}")
             if found is not None:
                 self._put(region, moved(found, by_s=not_before_s - begins_s))
+        return True
 
     def _get(self, region: str, name: str) -> dict[str, Any] | None:
         """Look at one schedule; None if there is none of that name."""
@@ -205,7 +207,7 @@ class Schedules:
         for left in reversed(range(attempts)):
             try:
                 self._put(region, body)
-            except Transient:
+            except RoleNotTrustedError:
                 if not left:
                     raise
                 self.context.sleep(ATTEMPT_PAUSE_S)

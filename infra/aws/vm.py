@@ -35,6 +35,8 @@ def vm_from_instance(
         port=settings.ssh_port,
         metadata_url=settings.metadata_url,
         metadata_api="aws",
+        host_key_is_readable=True,  # by `ec2:DescribeInstanceAttribute`, and in the machine
+        interruption_is_free=True,
         power=PowerState.CREATING,
     )
 

@@ -24,7 +24,10 @@ ADDRESS_USD_PER_H = 0.005
 
 
 def disk_usd_per_h(size_gb: float) -> float:
-    """What a gp3 disk of that size costs, running or not, USD per hour; us-east-1, 2026-07."""
+    """What a gp3 disk of that size costs, USD per hour, whether its machine runs or not.
+
+    In us-east-1, 2026-07; other regions are up to a third dearer.
+    """
     return round(size_gb * GP3_USD_PER_GB_MONTH / HOURS_PER_MONTH, 6)
 
 

@@ -1,4 +1,4 @@
-"""Serves a local machine's instance metadata, with Azure's scheduled-events protocol."""
+"""Serves a local machine's instance metadata, with Azure's scheduled events or as EC2 does."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from infra.local.imdsv2 import Imdsv2
+
 REQUEST_BYTES_MAX = 65536
 READ_TIMEOUT_S = 10.0
 FORBIDDEN: tuple[HTTPStatus, Any] = (HTTPStatus.FORBIDDEN, {"error": "Forbidden"})
@@ -26,9 +28,10 @@ CONNECTIONS = Path("/proc/net/tcp")
 class MetadataService:
     """Answers `/metadata/scheduledevents` and `/metadata/instance` as Azure documents them.
 
-    Every request must carry `Metadata: true` and an `api-version`, or it is a 400: the header
-    keeps a browser or a redirected request from reading what only the machine may know. Azure's
-    answers one machine only; here it is one user's, and one machine's by the secret in its address.
+    With `vendor` `aws` it answers as EC2 does instead (`imdsv2.py`). For Azure every request must
+    carry `Metadata: true` and an `api-version`, or it is a 400: the header keeps a browser or a
+    redirected request from reading what only the machine may know. Azure's answers one machine
+    only; here it is one user's, and one machine's by the secret in its address.
     """
 
     vm_name: str
@@ -39,6 +42,8 @@ class MetadataService:
     """Seconds since 1970."""
     on_start_request: Callable[[], None]
     """Called when the machine approves the announced event before its time."""
+    vendor: str = "azure"
+    """As whose service it answers: `azure` or `aws`."""
     secret: str = ""
     """What every path begins with; whoever asks without it is another machine of this computer."""
     owner: int = field(default_factory=os.getuid)
@@ -46,9 +51,14 @@ class MetadataService:
     _incarnation: int = 1
     _events: list[dict[str, Any]] = field(default_factory=list)
     _requested_before: bool = False
+    _imdsv2: Imdsv2 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._imdsv2 = Imdsv2(compute=self.compute, clock=self.clock)
 
     def announce_preemption(self, notice_s: float) -> None:
         """Announce that the machine will be taken away in `notice_s` seconds."""
+        self._imdsv2.announce_interruption(notice_s)
         self._incarnation += 1
         not_before = email.utils.formatdate(self.clock() + notice_s, usegmt=True)
         self._events = [
@@ -104,11 +114,14 @@ class MetadataService:
         return user_of(CONNECTIONS.read_text(), ours=there, theirs=here) == self.owner
 
     async def _answer(self, request: _Request) -> tuple[HTTPStatus, Any]:
-        """Choose the reply; the order of the checks is Azure's."""
+        """Choose the reply; the order of the checks is Azure's, or EC2's."""
         url = urllib.parse.urlsplit(request.target)
         query = dict(urllib.parse.parse_qsl(url.query))
         if not url.path.startswith(self.secret):
             return FORBIDDEN
+        if self.vendor == "aws":
+            path = url.path.removeprefix(self.secret)
+            return self._imdsv2.answer(request.method, path, request.headers)
         path = url.path.removeprefix(self.secret).rstrip("/").lower()
         if request.headers.get("metadata", "").lower() != "true":
             return HTTPStatus.BAD_REQUEST, {

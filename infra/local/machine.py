@@ -78,6 +78,8 @@ class MachineSpec:
     """How long it takes from power on until SSH answers, beyond what the process itself needs."""
     first_metadata_s: float = 0.0
     """How long the first question to the metadata service takes."""
+    vendor: str = "azure"
+    """As whose its metadata service answers: `azure` or `aws`."""
     metadata_path: str = ""
     """What the paths of the metadata service begin with, known to this machine only."""
     instance: dict[str, str] = field(default_factory=dict)

@@ -59,6 +59,9 @@ class LocalSettings:
     evict_after_s: Sequence[float] = ()
     """One entry per boot: after how many seconds it is evicted by script. Boots of later machines
     of a run count on from the generation."""
+    vendor: str = "azure"
+    """Whose machines it plays, `azure` or `aws`: how they announce an eviction, and whether others
+    can read the host key of their first boot."""
     boot_s: float = 0.0
     first_metadata_s: float = 0.0
 
@@ -226,6 +229,9 @@ class LocalProvider(Provider):
             host_public_key=spec.host_public_key,
             created_at=self._now(),
             price_usd_per_h=spec.offer.spot_usd_per_h,
+            metadata_api=self._settings.vendor,
+            host_key_is_readable=self._settings.vendor == "aws",
+            interruption_is_free=self._settings.vendor == "aws",
         )
         metadata_path = f"/{secrets.token_hex(16)}"
         record = {
@@ -249,6 +255,7 @@ class LocalProvider(Provider):
                 notice_s=self._settings.notice_s,
                 boot_s=self._settings.boot_s,
                 first_metadata_s=self._settings.first_metadata_s,
+                vendor=self._settings.vendor,
                 metadata_path=metadata_path,
                 market_file=str(self._root / "market.json"),
                 region=spec.offer.region,

@@ -35,6 +35,8 @@ class SshServer:
     children: set[int] = field(default_factory=set)
     """Processes that somebody here waits for; nobody else may reap them."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _acceptor: asyncssh.SSHAcceptor | None = None
+    _host_key_inode: int = 0
 
     async def serve(self) -> int:
         """Listen on a free loopback port and return it."""
@@ -43,7 +45,8 @@ class SshServer:
         def make_server() -> asyncssh.SSHServer:
             return _Authentication(user=self.user, keys=keys)
 
-        acceptor = await asyncssh.create_server(
+        self._host_key_inode = self.host_key.stat().st_ino
+        self._acceptor = await asyncssh.create_server(
             make_server,
             "127.0.0.1",
             0,
@@ -61,7 +64,15 @@ class SshServer:
             compression_algs=None,
             server_version="qft_local",
         )
-        return acceptor.get_port()
+        return self._acceptor.get_port()
+
+    def refresh_host_key(self) -> None:
+        """Present another key to new connections if another file is in the place of the key."""
+        with contextlib.suppress(FileNotFoundError):  # the machine is being deleted
+            inode = self.host_key.stat().st_ino
+            if self._acceptor is not None and inode != self._host_key_inode:
+                self._acceptor.update(server_host_keys=[str(self.host_key)])
+                self._host_key_inode = inode
 
     def _start(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Run what the client asked for in a task that survives the client's connection."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 POLL_S = 0.05
 MARKET_EVERY_S = 0.25
 PERIODIC_EVERY_S = 1.0
+HOST_KEY = "QFT_SSH_HOST_KEY"
+"""Where the host key of a machine is that has no /etc/ssh of its own; see `remote/host_key.py`."""
 
 
 def main(arguments: list[str]) -> int:
@@ -93,6 +95,7 @@ class VmProcess:
             first_call_s=spec.first_metadata_s,
             clock=time.time,
             on_start_request=self._evict_now,
+            vendor=spec.vendor,
             secret=spec.metadata_path,
         )
         os.chdir(self.machine.disk)
@@ -101,7 +104,7 @@ class VmProcess:
             user=spec.user,
             public_key=spec.public_key,
             host_key=self.machine.host_key,
-            environ=_environ_inside(self.machine.disk, spec.user),
+            environ=_environ_inside(self.machine, spec.user),
         )
         booting = asyncio.ensure_future(self._boot(spec.boot_s, metadata, ssh))
         while True:  # a machine may be evicted or deleted before it is up, as on a real cloud
@@ -124,6 +127,7 @@ class VmProcess:
         if desired is None or desired.boot != self.boot or not desired.on:
             self._kill(spec.mark)
         self._check_eviction(spec.mark, metadata, now)
+        ssh.refresh_host_key()
         if now >= self._next_market_s:
             self._next_market_s = now + MARKET_EVERY_S
             self._check_market(spec)
@@ -193,7 +197,7 @@ def _is_zombie(process: psutil.Process) -> bool:
         return False
 
 
-def _environ_inside(home: Path, user: str) -> dict[str, str]:
+def _environ_inside(machine: Machine, user: str) -> dict[str, str]:
     """The whole environment of what runs in the machine; ours is clean already, see `launch`."""
     kept = {
         name: value
@@ -201,7 +205,8 @@ def _environ_inside(home: Path, user: str) -> dict[str, str]:
         if name not in {"PYTHONPATH", VM_PROCESS, "PWD", "OLDPWD", "SHLVL", "_"}
     }
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
-    return {**kept, "HOME": str(home), "USER": user, "LOGNAME": user, "SHELL": shell}
+    account = {"HOME": str(machine.disk), "USER": user, "LOGNAME": user, "SHELL": shell}
+    return {**kept, **account, HOST_KEY: str(machine.host_key)}
 
 
 if __name__ == "__main__":

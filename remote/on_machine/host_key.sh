@@ -22,9 +22,9 @@ reload() {
         esac
         pid=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$pid/status") || pid=0
     done
-    if command -v systemctl >/dev/null; then
-        systemctl reload ssh.service 2>/dev/null || systemctl reload sshd.service 2>/dev/null || true
-    fi
+    case $key in
+    /etc/ssh/*) systemctl reload ssh.service || systemctl reload sshd.service || true ;;
+    esac
 }
 
 case $2 in

@@ -5,16 +5,16 @@ from __future__ import annotations
 import fnmatch
 
 from ec2.policies import allowed
+from ec2.protocols import Signature
 from ec2.replies import USER, ApiCall, AwsError, HttpRequest
 from ec2.state import ACCOUNT, State
 from ec2.targets import Target, targets
-from ec2.wire import Signature
 
 
-def check_rights(state: State, call: ApiCall) -> None:
+def check_permissions(state: State, call: ApiCall) -> None:
     """Raise the error of the service if the caller may not do what the call asks."""
     if call.caller != USER:
-        may = state.rights.get(call.caller)
+        may = state.permissions.get(call.caller)
         if may is None or not may(call):
             raise refusal(call, Target(action=call.action))
         return

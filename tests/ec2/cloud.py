@@ -11,7 +11,7 @@ from typing import Self
 from arm.clock import EPOCH_S, SimClock
 from arm.disruptions import Disruptions
 
-from ec2 import alarms, schedules, spot_life
+from ec2 import alarms, schedules, spot_lifecycle
 from ec2.access import check_caller
 from ec2.dispatch import perform
 from ec2.furnishing import furnish
@@ -20,13 +20,13 @@ from ec2.hypervisor import Hypervisor, NoHypervisor
 from ec2.ledger import Ec2Ledger
 from ec2.market import Market
 from ec2.pages import advisor_page
+from ec2.protocols import Signature, decode, encode, encode_error, operation_of, read_signature
 from ec2.regions import REGIONS, SIZES
 from ec2.replies import ApiCall, AwsError, HttpReply, HttpRequest
 from ec2.resources import Instance, SpotRequest
 from ec2.server import Server
-from ec2.spot_life import BY_PRICE, NO_CAPACITY
+from ec2.spot_lifecycle import BY_PRICE, NO_CAPACITY
 from ec2.state import KEY_ID, SECRET_KEY, Timing
-from ec2.wire import Signature, decode, encode, encode_error, operation_of, read_signature
 from ec2.world import World
 from infra.renting.gather import GATHER_THREAD
 
@@ -60,7 +60,7 @@ class Ec2Cloud:
             clock=self.clock, market=self.market, timing=self.timing, hypervisor=self.hypervisor
         )
         furnish(self.world, default_vpc=self.default_vpc)
-        spot_life.attach(self.world)
+        spot_lifecycle.attach(self.world)
         schedules.attach(self.world, perform)
         if isinstance(self.hypervisor, Ec2Guests):
             self.hypervisor.attach(self.world)
@@ -129,7 +129,7 @@ class Ec2Cloud:
                 if one.state == "running":
                     self.world.ledger.start_compute(one.id, usd_per_h)
                 if request.cap is not None and usd_per_h > request.cap:
-                    spot_life.interrupt(self.world, one, kind=BY_PRICE, notice_s=notice_s)
+                    spot_lifecycle.interrupt(self.world, one, kind=BY_PRICE, notice_s=notice_s)
 
     def set_region_price(self, region: str, usd_per_h: float) -> None:
         """Move the spot price of every size in every zone of a region."""
@@ -144,7 +144,7 @@ class Ec2Cloud:
         """Take a machine away as EC2 does; `kind` is `no-capacity`, `by-price`, `by-experiment`."""
         with self.world.lock:
             self.world.run_due()
-            spot_life.interrupt(self.world, machine, kind=kind, notice_s=notice_s)
+            spot_lifecycle.interrupt(self.world, machine, kind=kind, notice_s=notice_s)
 
     def rebalance(self, machine: Instance) -> None:
         """Recommend to a machine to rebalance: it may be interrupted before long."""

@@ -23,10 +23,10 @@ from ec2 import (
     spot_calls,
     tag_calls,
 )
-from ec2.access import check_rights
+from ec2.access import check_permissions
 from ec2.instance_calls import dry_run
+from ec2.protocols import check_input, check_output
 from ec2.replies import ApiCall, AwsError
-from ec2.wire import check_input, check_output
 from ec2.world import World
 
 Operation = Callable[[World, ApiCall], dict[str, Any]]
@@ -67,7 +67,7 @@ def perform(world: World, call: ApiCall) -> dict[str, Any]:
         raise AwsError("InvalidAction", message)
     check_input(call.service, call.operation, call.parameters)
     if call.action not in FREE_ACTIONS:
-        check_rights(world, call)
+        check_permissions(world, call)
     if call.parameters.get("DryRun") and call.operation not in CHECKS_FIRST:
         raise dry_run()
     answer = operation(world, call)

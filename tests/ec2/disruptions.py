@@ -8,7 +8,7 @@ from __future__ import annotations
 from arm.disruptions import Disruption, DisruptionKind
 from arm.replies import Reply
 
-from ec2.json_wire import json_error
+from ec2.json_protocols import json_error
 from ec2.replies import AwsError, HttpReply
 from ec2.xml_answers import xml_error
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ec2 import iam
 from ec2.replies import ApiCall, AwsError
-from ec2.spot_life import EXPERIMENT, interrupt
+from ec2.spot_lifecycle import EXPERIMENT, interrupt
 from ec2.state import ACCOUNT
 from ec2.world import World
 
@@ -30,9 +30,8 @@ class Experiments:
 
     templates: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    templates_by_token: dict[str, dict[str, Any]] = field(default_factory=dict)
-    experiments_by_token: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each client token made: the two operations do not share tokens."""
+    tokens: dict[tuple[str, str], str] = field(default_factory=dict)
+    """The id that each (operation, client token) made: two operations may share a token."""
 
 
 def fis(world: World) -> Experiments:
@@ -44,9 +43,9 @@ def fis(world: World) -> Experiments:
 def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """CreateExperimentTemplate; of actions, only the interruption of spot machines is played."""
     here, body = fis(world), call.parameters
-    token = body["clientToken"]
-    if token in here.templates_by_token:
-        return {"experimentTemplate": here.templates_by_token[token]}
+    token = (call.operation, body["clientToken"])
+    if token in here.tokens:
+        return {"experimentTemplate": here.templates[here.tokens[token]]}
     for name, action in body["actions"].items():
         duration = action.get("parameters", {}).get("durationBeforeInterruption", "")
         target = body.get("targets", {}).get(action.get("targets", {}).get("SpotInstances", ""))
@@ -63,13 +62,16 @@ def create_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     }
     arn = f"arn:aws:fis:{call.region}:{ACCOUNT}:experiment-template/{id_}"
     here.templates[id_] = {**made, "id": id_, "arn": arn, "creationTime": world.moment()}
-    here.templates_by_token[token] = here.templates[id_]
+    here.tokens[token] = id_
     return {"experimentTemplate": here.templates[id_]}
 
 
 def delete_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
     """DeleteExperimentTemplate."""
-    return {"experimentTemplate": fis(world).templates.pop(_template(world, call, "id")["id"])}
+    here = fis(world)
+    gone = here.templates.pop(_template(world, call, "id")["id"])
+    here.tokens = {key: id_ for key, id_ in here.tokens.items() if id_ != gone["id"]}
+    return {"experimentTemplate": gone}
 
 
 def get_experiment_template(world: World, call: ApiCall) -> dict[str, Any]:
@@ -88,9 +90,9 @@ def list_experiment_templates(world: World, call: ApiCall) -> dict[str, Any]:
 def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
     """StartExperiment: acts a little later, with the role's rights."""
     here = fis(world)
-    token = call.parameters["clientToken"]
-    if token in here.experiments_by_token:
-        return {"experiment": here.experiments_by_token[token]}
+    token = (call.operation, call.parameters["clientToken"])
+    if token in here.tokens:
+        return {"experiment": here.experiments[here.tokens[token]]}
     template = _template(world, call, "experimentTemplateId")
     id_ = world.new_id("EXP").replace("-0", "")
     made = {
@@ -102,7 +104,7 @@ def start_experiment(world: World, call: ApiCall) -> dict[str, Any]:
         "creationTime": world.moment(),
     }
     here.experiments[id_] = made
-    here.experiments_by_token[token] = made
+    here.tokens[token] = id_
     world.after(START_S, lambda: _act(world, call.region, template, made))
     return {"experiment": made}
 
@@ -147,7 +149,7 @@ def _act(world: World, region: str, template: dict[str, Any], made: dict[str, An
             parameters={"InstanceIds": [one.id for one in running]},
             caller=role,
         )
-        if not world.rights[role](call):
+        if not world.permissions[role](call):
             reason = f"{role} is not authorized to perform: ec2:{RIGHT}"
             made["state"] = {"status": "failed", "reason": reason}
             return

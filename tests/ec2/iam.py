@@ -66,7 +66,7 @@ def add_role(
     if policy is not None:
         role.policies["inline"] = policy
     roles(world)[name] = role
-    world.rights[role.arn] = lambda call: allows(world, role, call)
+    world.permissions[role.arn] = lambda call: allows(world, role, call)
     return role
 
 
@@ -96,7 +96,7 @@ def delete_role(world: World, call: ApiCall) -> dict[str, Any]:
         message = "Cannot delete entity, must delete policies first."
         raise AwsError("DeleteConflict", message, status=409)
     del roles(world)[role.name]
-    world.rights.pop(role.arn, None)
+    world.permissions.pop(role.arn, None)
     return {}
 
 

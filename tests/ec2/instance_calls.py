@@ -13,7 +13,7 @@ from ec2.regions import SIZES
 from ec2.replies import ApiCall, AwsError
 from ec2.resources import Instance, SpotRequest
 from ec2.run_rules import check_run
-from ec2.spot_life import evaluate, spot_vcpus, watch_expiry
+from ec2.spot_lifecycle import evaluate, spot_vcpus, watch_expiry
 from ec2.state import ACCOUNT
 from ec2.views import instance_view
 from ec2.world import World

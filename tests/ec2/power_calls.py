@@ -6,7 +6,7 @@ from typing import Any
 
 from ec2.replies import ApiCall, AwsError
 from ec2.resources import Instance
-from ec2.spot_life import BY_PRICE, NO_CAPACITY, spot_vcpus
+from ec2.spot_lifecycle import BY_PRICE, NO_CAPACITY, spot_vcpus
 from ec2.views import state_view
 from ec2.world import World
 

@@ -69,5 +69,5 @@ class AwsError(Exception):
         """Further members of a modelled error, such as `ResourceType` of the Scheduler."""
 
 
-class WireError(AssertionError):
+class ModelError(AssertionError):
     """The simulator itself answers with what the service's model does not have."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from ec2 import iam
 from ec2.firing import ATTEMPTS, EVENT_AGE_S, write
+from ec2.protocols import check_input
 from ec2.replies import ApiCall, AwsError
 from ec2.schedules import TARGET, Schedule, is_assumed, operation_of, scheduler, times_of
-from ec2.wire import check_input
 from ec2.world import World
 
 PAST_S = 300.0

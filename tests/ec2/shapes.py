@@ -73,7 +73,7 @@ def _text(value: Any, shape: Any, at: str) -> list[str]:
     if not isinstance(value, str):
         return [f"{at} is no text"]
     if shape.enum and value not in shape.enum:
-        return [f"{at}: '{value}' is none of {len(shape.enum)} known values"]
+        return [f"{at}: '{value}' is none of the {len(shape.enum)} values that the model has"]
     pattern = shape.metadata.get("pattern")
     if pattern and not re.search(_python(pattern), value):
         return [f"{at}: '{value}' does not match {pattern}"]

@@ -8,7 +8,7 @@ from ec2.listing import Fields, chosen, filtered, page
 from ec2.market import HISTORY_S
 from ec2.regions import REGIONS, SIZES
 from ec2.replies import ApiCall, AwsError
-from ec2.spot_life import cancel
+from ec2.spot_lifecycle import cancel
 from ec2.views import request_view
 from ec2.world import World
 

@@ -120,7 +120,7 @@ class State:
     """Whether a launch refused for price or capacity leaves its persistent request open."""
     pending_death: tuple[str, str] | None = None
     """Code and message with which launched machines die before they run."""
-    rights: dict[str, Callable[[ApiCall], bool]] = field(default_factory=dict)
+    permissions: dict[str, Callable[[ApiCall], bool]] = field(default_factory=dict)
     """What callers other than the user may do, by their ARN."""
     state_listeners: list[Callable[[Instance], None]] = field(default_factory=list)
     """Called with every machine whose state has changed."""

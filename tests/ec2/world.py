@@ -69,7 +69,7 @@ class World(State):
                 return
             self.set_state(instance, "stopped")
             lag_s = self.timing.marked_s if request_status.endswith("by-user") else 0.0
-            self.after(lag_s, lambda: self._settle(instance, launches, request_status))
+            self.after(lag_s, lambda: self._update_request(instance, launches, request_status))
 
         self.after(self.timing.stop_s, stopped)
 
@@ -130,7 +130,7 @@ class World(State):
         instance.transition = f"{who} initiated ({self.moment():%Y-%m-%d %H:%M:%S} GMT)"
         instance.public_ip = ""
 
-    def _settle(self, instance: Instance, launches: int, status: str) -> None:
+    def _update_request(self, instance: Instance, launches: int, status: str) -> None:
         """The request of a machine that has stopped says so."""
         request = self.request_of(instance)
         if request is None or request.state != "active":

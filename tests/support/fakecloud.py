@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from commands.ui.snapshot import take_snapshot
 from infra import errors
 from infra import provider as seam
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
@@ -443,7 +444,8 @@ class Story:
         self.work = FakeWorkload(world=self.world, cloud=self.cloud)
 
     def on_turn(self, report: TurnReport) -> None:
-        """Keep what a person is warned of, and let the world go on."""
+        """Keep what a person is warned of, and let the world go on; every report has words."""
+        assert take_snapshot(report, simulated=False, own=False).phase
         if report.warning != (self.warnings or [""])[-1]:
             self.warnings.append(report.warning)
         self.between()

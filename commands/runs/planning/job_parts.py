@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from commands.runs.config import LoadedConfig
@@ -27,6 +28,15 @@ MINUTE_H = 1 / 60
 
 RENT_H = Span(low=1.5, likely=3.0, high=10.0) * MINUTE_H
 RENT_SOURCE = "published: Azure takes 2 to 6 min for a machine (skypilot#3695, 2024)"
+RENT_BY_PROVIDER: Mapping[str, tuple[Span, str]] = MappingProxyType(
+    {
+        "aws": (
+            Span(low=0.7, likely=2.0, high=8.0) * MINUTE_H,
+            "published: EC2 runs a machine within 95 s (one account, 2026-10); its boot is assumed",
+        )
+    }
+)
+"""Where it takes another time to rent a machine and to reach it."""
 SET_UP_H = Span(low=3.0, likely=6.0, high=14.0) * MINUTE_H
 SET_UP_SOURCE = "our own: 3 GB of packages in 12 min on two busy cores (2026-11-22)"
 DRIVER_H = Span(low=5.0, likely=10.0, high=15.0) * MINUTE_H
@@ -54,6 +64,7 @@ class Machine:
     rented: bool = True
     here: bool = False
     """Whether this computer plays it, so that nothing is installed or fetched."""
+    provider: str = ""
     installs_driver: bool = False
     evicted_per_h: Span = NOTHING
     """Share of such machines that are evicted within an hour."""
@@ -74,6 +85,7 @@ def machine_of(loaded: LoadedConfig, offer: Offer | None, *, here: bool) -> Mach
     return Machine(
         rented=rented,
         here=here,
+        provider=offer.provider if offer is not None else "",
         installs_driver=rented and installs_driver(loaded, offer),
         evicted_per_h=evicted_per_h(offer) if rented else NOTHING,
         band=_band(offer) if rented else None,
@@ -85,6 +97,8 @@ def machine_of(loaded: LoadedConfig, offer: Offer | None, *, here: bool) -> Mach
 def installs_driver(loaded: LoadedConfig, offer: Offer | None) -> bool:
     """Tell whether set-up installs a driver: the image brings none, or not the size's kind."""
     image = loaded.config.vm.image
+    if offer is not None and offer.provider == "aws":
+        return loaded.config.vm.aws.lacks_driver
     if image is not None:
         return bool(image.note(loaded.config.vm.card))
     size = find_size(offer.size, provider=offer.provider) if offer is not None else None
@@ -150,8 +164,8 @@ def _before(inputs: JobInputs, machine: Machine) -> list[JobPart]:
         send,
         JobPart(name="load", hours=load, source=LOAD_SOURCE),
     ]
-    rent = JobPart(name="rent", hours=RENT_H, source=RENT_SOURCE)
-    return [rent, *parts] if machine.rented else parts
+    hours, source = RENT_BY_PROVIDER.get(machine.provider, (RENT_H, RENT_SOURCE))
+    return [JobPart(name="rent", hours=hours, source=source), *parts] if machine.rented else parts
 
 
 def train_part(inputs: JobInputs, found: Mapping[str, Any], gpu: TrainingGpu) -> JobPart:

@@ -40,6 +40,7 @@ from commands.runs.planning.pricing import (
     in_order_tried,
     inputs_of,
     priced_offer,
+    priced_offers,
     rehearsed_offer,
 )
 from commands.runs.planning.ranking import (
@@ -142,7 +143,7 @@ def _priced(
     """Return the offers with what the job costs there, as a run tries them; without inputs bare."""
     if inputs is None:
         return tuple(JobOffer(offer=one) for one in found)
-    priced = [priced_offer(loaded, one, inputs=inputs) for one in found]
+    priced = priced_offers(loaded, found, inputs=inputs)
     return tuple(in_order_tried(loaded, priced))
 
 

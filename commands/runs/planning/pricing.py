@@ -9,6 +9,7 @@ from commands.runs.config import LoadedConfig
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.estimates import HERE, estimate_job
 from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
+from commands.runs.planning.job_parts import Machine, machine_of
 from commands.runs.planning.ranking import (
     JobOffer,
     as_tried,
@@ -53,6 +54,33 @@ def priced_offer(
     )
 
 
+def priced_offers(
+    loaded: LoadedConfig, offers: Sequence[Offer], *, inputs: JobInputs | None = None
+) -> list[JobOffer]:
+    """Do the same for many offers, in their order.
+
+    What the job needs is found once for a card and a kind of machine: a vendor with zones has
+    hundreds of offers, which differ in little but the price.
+    """
+    inputs = inputs or job_inputs(loaded)
+    jobs: dict[tuple[str, Machine], JobOffer] = {}
+    priced = []
+    for offer in offers:
+        key = (offer.gpu, machine_of(loaded, offer, here=False))
+        if key not in jobs:
+            jobs[key] = priced_offer(loaded, offer, inputs=inputs)
+        priced.append(
+            job_offer(
+                offer,
+                jobs[key].job,
+                cap=loaded.config.vm.max_price,
+                budget=budget_of(loaded),
+                host_bytes=inputs.host_bytes,
+            )
+        )
+    return priced
+
+
 def rehearsed_offer(
     loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
 ) -> JobOffer:
@@ -78,7 +106,7 @@ def order_for(loaded: LoadedConfig) -> Callable[[Sequence[Offer]], list[Offer]]:
 
     def order(offers: Sequence[Offer]) -> list[Offer]:
         try:
-            priced = [priced_offer(loaded, one) for one in offers]
+            priced = priced_offers(loaded, offers)
         except (QftError, OSError, ValueError, LookupError, ArithmeticError):
             return list(offers)  # such as rows that are gone since: the machine has them already
         if loaded.config.vm.card and all(one.too_small for one in priced):

@@ -17,10 +17,10 @@ from ec2.forms import parse_form
 from ec2.harness import AwsHarness, aws
 from ec2.killing import KilledError, Killer
 from ec2.models import operation_model, service_model
-from ec2.replies import ApiCall, AwsError, WireError
+from ec2.protocols import check_input, check_output
+from ec2.replies import ApiCall, AwsError, ModelError
 from ec2.shapes import problems
 from ec2.steps import Ec2User
-from ec2.wire import check_input, check_output
 
 from infra.aws.errors import AlreadyThereError, NotYetVisibleError
 from infra.errors import BadRequest, ProviderError, Transient
@@ -141,7 +141,7 @@ def test_parameters_are_checked_by_the_model(
 )
 def test_an_answer_that_the_model_does_not_have_is_a_defect(answer: dict[str, Any]) -> None:
     """The simulator cannot answer with a member, a value or a type that AWS would not send."""
-    with pytest.raises(WireError):
+    with pytest.raises(ModelError):
         check_output("ec2", "DescribeInstances", answer)
 
 
@@ -376,7 +376,7 @@ def test_a_client_can_die_around_a_request(harness: AwsHarness, *, answered: boo
     assert len(harness.cloud.leftovers()) == answered
 
 
-def test_services_act_with_the_rights_of_their_role(
+def test_services_act_with_the_permissions_of_their_role(
     harness: AwsHarness, cloud: Ec2Cloud, user: Ec2User
 ) -> None:
     """A service calls for a role: what the role may do happens, anything else is refused."""
@@ -391,7 +391,7 @@ def test_services_act_with_the_rights_of_their_role(
     )
     with pytest.raises(AwsError, match=r"UnauthorizedOperation.*qft-scheduler"):
         perform(cloud.world, call)
-    cloud.world.rights[role] = lambda one: one.action == "ec2:StopInstances"
+    cloud.world.permissions[role] = lambda one: one.action == "ec2:StopInstances"
     perform(cloud.world, call)
     harness.advance(60)
 

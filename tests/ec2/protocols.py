@@ -1,7 +1,7 @@
 """Decodes a signed HTTP request into a call of an operation, and encodes its answer.
 
 Both sides are checked against botocore's own model in strict form. A request that differs from it
-gets AWS's error; an answer that does raises `WireError`, which fails the test.
+gets AWS's error; an answer that does raises `ModelError`, which fails the test.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from botocore.exceptions import DataNotFoundError
 from botocore.model import OperationModel, OperationNotFoundError
 
 from ec2.forms import parse_form
-from ec2.json_wire import find_rest, json_answer, json_error, parse_json, parse_rest
+from ec2.json_protocols import find_rest, json_answer, json_error, parse_json, parse_rest
 from ec2.models import SERVICES, operation_model, service_model
-from ec2.replies import ApiCall, AwsError, HttpReply, HttpRequest, WireError
+from ec2.replies import ApiCall, AwsError, HttpReply, HttpRequest, ModelError
 from ec2.shapes import problems
 from ec2.xml_answers import xml_answer, xml_error
 
@@ -106,7 +106,7 @@ def check_input(service: str, operation: str, parameters: Mapping[str, Any]) -> 
 
 
 def encode(signature: Signature, operation: str, answer: Mapping[str, Any]) -> HttpReply:
-    """The answer of an operation. Raises `WireError` if the model has no such answer."""
+    """The answer of an operation. Raises `ModelError` if the model has no such answer."""
     model = operation_model(signature.service, operation)
     check_output(signature.service, operation, answer)
     if signature.protocol in {"json", "rest-json"}:
@@ -115,14 +115,14 @@ def encode(signature: Signature, operation: str, answer: Mapping[str, Any]) -> H
 
 
 def check_output(service: str, operation: str, answer: Mapping[str, Any]) -> None:
-    """Raise `WireError` for an answer that differs from the model of the operation."""
+    """Raise `ModelError` for an answer that differs from the model of the operation."""
     shape = operation_model(service, operation).output_shape
     if shape is None:
         found = [f"{name} is not recognized" for name in answer]
     else:
         found = problems(answer, shape)
     if found:
-        raise WireError(f"{service} {operation} answers: {'; '.join(found)}")
+        raise ModelError(f"{service} {operation} answers: {'; '.join(found)}")
 
 
 def encode_error(signature: Signature | None, error: AwsError) -> HttpReply:
