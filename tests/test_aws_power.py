@@ -46,31 +46,34 @@ def harness(tmp_path: Path) -> Iterator[AwsHarness]:
 # ---- start ----
 
 
-def test_start_right_after_a_stop_passes_by_itself(harness: AwsHarness) -> None:
-    """EC2 refuses for 40 s to start what has just stopped: that is `Transient`, 10 s at a time."""
+def test_start_right_after_a_stop_waits_for_its_end(harness: AwsHarness) -> None:
+    """EC2 refuses for 40 s to start what has just stopped: the order is held back until then."""
     vm = rent(harness)
     provider_of(harness).deallocate(vm)
+    stopped_s = harness.now()
 
-    with pytest.raises(Transient) as caught:
-        provider_of(harness).start(vm)
-    with_retries(lambda: provider_of(harness).start(vm), harness.advance)
+    provider_of(harness).start(vm)
 
-    assert caught.value.retry_after_s == 10
+    assert harness.now() - stopped_s >= 40
+    assert len(harness.cloud.calls("StartInstances")) == 1
     assert provider_of(harness).observe(vm).power is PowerState.RUNNING
 
 
-def test_a_machine_that_is_stopping_is_started_later(harness: AwsHarness) -> None:
-    """Starting a machine in the middle of its stop is `Transient`, and its stop goes on."""
-    vm = rent(harness)
-    harness.cloud.world.stop_instance(
-        instance_of(harness, vm).id, "Client.UserInitiatedShutdown", "instance-stopped-by-user"
-    )
+def test_a_stop_that_lasts_makes_a_start_transient(tmp_path: Path) -> None:
+    """A machine that takes minutes to stop is started later: `Transient`, 10 s at a time."""
+    with aws(tmp_path, timing=Timing(stop_s=470)) as harness:
+        harness.changes = {"polling_s": 20.0}
+        vm = rent(harness)
+        harness.cloud.world.stop_instance(
+            instance_of(harness, vm).id, "Client.UserInitiatedShutdown", "instance-stopped-by-user"
+        )
 
-    with pytest.raises(Transient) as caught:
-        provider_of(harness).start(vm)
+        with pytest.raises(Transient) as caught:
+            provider_of(harness).start(vm)
+        with_retries(lambda: provider_of(harness).start(vm), harness.advance)
 
-    assert caught.value.retry_after_s == 10
-    assert harness.cloud.calls("StartInstances") == []
+        assert caught.value.retry_after_s == 10
+        assert provider_of(harness).observe(vm).power is PowerState.RUNNING
 
 
 @pytest.mark.parametrize("code", DIALECTS)
