@@ -66,4 +66,4 @@ def evict(wanted: str) -> str:
         provider.evict(vm)
     except ProviderError as error:
         raise CloudError(str(error), hint=error.hint) from error
-    return f"{provider.name} was asked to evict {vm.id}"
+    return f"{vm.provider} was asked to evict {vm.id}"

@@ -26,6 +26,7 @@ from infra.vm_choices import (
     DEFAULT_GPU,
     CloudName,
     ProviderName,
+    allow_any,
     branch_of,
     card_notes,
     each_once,
@@ -52,6 +53,7 @@ class VmTable(BaseModel):
         default="local",
         description="`local` plays a spot cloud on this computer, `azure` and `aws` rent, `ssh` is"
         " yours. A list such as `[azure, aws]`, or `any`, takes the cheapest place of several.",
+        json_schema_extra=allow_any,
     )
     gpu: Annotated[
         Annotated[str, Tag("kind one")]

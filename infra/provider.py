@@ -221,7 +221,7 @@ class Want:
 
     gpu: str = ""
     """A name from the catalog (`T4`, `A10`, …); empty means any."""
-    gpus: Sequence[str] = ()
+    gpus: Sequence[str] = field(default=(), repr=False)
     """Names of which any will do, where more than one is named; `gpu` is empty then."""
     regions: Sequence[str] = ()
     """In order of preference; empty means the provider's own default order."""

@@ -22,6 +22,11 @@ def branch_of(value: object) -> str:
     return "kind several" if isinstance(value, list | tuple) else "kind one"
 
 
+def allow_any(schema: dict[str, Any]) -> None:
+    """Let the schema for editors allow `any` where one name may stand."""
+    schema["oneOf"][0]["enum"].append(ANY)
+
+
 def listed(value: object) -> list[str]:
     """Return one name, or several, as a list without what is no name."""
     some = value if isinstance(value, list | tuple) else [value]

@@ -170,6 +170,28 @@ def test_a_limit_that_moves_on_by_itself_keeps_the_machine_until_shortly_before_
     assert reason_for_another(within, latest_s - LEAD_S) == ""
 
 
+def test_a_machine_whose_request_has_ended_is_not_started_again(story: TwoCloudStory) -> None:
+    """Down until after its latest limit, it is removed, and another one goes on from home."""
+    story.plan = replace(story.plan, budget=Budget(hours=10))
+    interrupt_at(story, 20)
+    (vm,) = story.aws.vms.values()
+    story.aws._halt(vm, StopReason.EVICTED)
+    story.world.sleep(12 * HOUR_S)
+    journal = story.journal()
+    journal.append(
+        Kind.STOP_SEEN,
+        power="deallocated",
+        reason="evicted",
+        detail="",
+        since_s=story.world.now_s - 12 * HOUR_S,
+        step=20,
+        ran=True,
+    )
+
+    assert story.go().outcome is Outcome.DONE
+    assert story.aws.log == ["create a", "delete", "create a", "delete"]
+
+
 T4 = Offer(provider="azure", region="a", size="s", gpu="T4", spot_usd_per_h=0.1)
 A10G = Offer(provider="aws", region="b", size="t", gpu="A10G", spot_usd_per_h=0.1)
 TRAINED = RunState(offer=T4, cards=("T4",), home_step=10, starts=1)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,6 +33,7 @@ from infra.run.budget import bill, bills_by_provider
 from infra.run.fold import fold
 from infra.run.workload import JobView
 
+ROOT = Path(__file__).resolve().parent.parent
 REGIONS = ["eastus", "westus2", "us-east-1"]
 
 
@@ -233,7 +237,7 @@ def test_aws_signed_out_leaves_azure(both: TwoClouds) -> None:
     assert both.azure.cloud.leftovers() == []
 
 
-def test_rights_missing_at_azure_leave_aws(both: TwoClouds) -> None:
+def test_what_azure_forbids_is_rented_at_aws(both: TwoClouds) -> None:
     """What Azure forbids is not tried again there; the run goes on at AWS, and is removed there."""
     both.azure.cloud.login.forbidden = True
 
@@ -255,3 +259,24 @@ def test_doctor_checks_both_and_one_in_order_is_enough(both: TwoClouds) -> None:
     assert not [
         one for one in found if one["name"].startswith("aws") and one["required"] and not one["ok"]
     ]
+
+
+def test_a_plan_over_both_clouds_takes_less_than_three_seconds_of_cpu(both: TwoClouds) -> None:
+    """What the SDKs, the catalogs and the prices of both take is bounded; imports are counted."""
+    program = (
+        "import sys, time; sys.argv = ['qft', 'plan', '--json']; import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as ended:\n"
+        "    print(time.process_time(), ended.code, file=sys.stderr)\n"
+    )
+    both.aws.set_price("us-east-1", 0.05)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+    assert json.loads(done.stdout)["offers"]
+    cpu_s = float(done.stderr.split()[-2])
+    assert cpu_s < 3.0, done.stderr

@@ -60,12 +60,20 @@ def test_a_list_of_one_is_that_one_and_any_is_every_cloud(written: object, kept:
         ({"gpu": ["T4", "T4"]}, "vm.gpu: `T4` is listed twice"),
     ],
 )
-def test_a_choice_with_a_fault_is_told_with_its_place(vm: dict[str, Any], problem: str) -> None:
+def test_a_wrong_choice_is_refused_with_its_place(vm: dict[str, Any], problem: str) -> None:
     """The line names the key, the entry and what may stand there."""
     with pytest.raises(UsageError) as caught:
         check({"name": "x", "vm": vm}, Path("run.yaml"))
 
     assert any(one.startswith(problem) for one in caught.value.problems)
+
+
+def test_the_schema_for_editors_knows_any() -> None:
+    """An editor that checks run.yaml accepts what qft accepts."""
+    one, several = VmTable.model_json_schema()["properties"]["provider"]["oneOf"]
+
+    assert {"any", "azure", "aws", "local", "ssh"} == set(one["enum"])
+    assert several["items"]["enum"] == ["azure", "aws"]
 
 
 def test_a_region_is_that_of_whichever_cloud_has_it() -> None:
@@ -74,12 +82,12 @@ def test_a_region_is_that_of_whichever_cloud_has_it() -> None:
 
     assert table(**vm).regions == ["westus2", "us-east-1"]
     assert region_faults(vm) == []
-    (fault,) = region_faults(vm | {"regions": ["us-west-9"]})
-    assert "Azure has no region `us-west-9`" in fault
-    assert "AWS has no region `us-west-9`" in fault
+    (problem,) = region_faults(vm | {"regions": ["us-west-9"]})
+    assert "Azure has no region `us-west-9`" in problem
+    assert "AWS has no region `us-west-9`" in problem
 
 
-def test_a_card_is_a_fault_only_if_no_cloud_has_it() -> None:
+def test_a_card_is_refused_only_if_no_cloud_has_it() -> None:
     """The L4 is AWS's alone, the A100 Azure's alone."""
     assert gpu_faults({"provider": "any", "gpu": ["L4", "A100"]}) == []
     assert gpu_faults({"provider": "azure", "gpu": ["T4", "L4"]}) != []
@@ -192,7 +200,7 @@ def test_profiles_of_aws_are_accounts_and_the_default_is_one_of_them(tmp_path: P
     assert aws.account_of(aws.bare_table("work")) == "work"
 
 
-def test_every_provider_of_a_run_is_asked_what_there_is(
+def test_every_provider_of_a_run_is_listed_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run over both clouds lets `ls --all` and `down --all` ask both."""

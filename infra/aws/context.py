@@ -36,7 +36,7 @@ class AwsContext:
         """Load what this computer recorded of `run_id`.
 
         Its `ids` hold `account`, `profile`, `region`, `zone`, `instance`, `request` and `group`, as
-        far as they exist or may exist; each is on disk before it is asked for where it can be known.
+        far as they exist or may exist; each is on disk before it is asked for where that can be.
         Raises `NotAllowed` if the run is in another account.
         """
         record = RunRecord.load(self.state_dir, run_id)

@@ -14,7 +14,6 @@ from infra.provider import Want
 from infra.registration import Registration
 from infra.renting.checks import Check
 
-
 CHOSEN = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID")
 """What says that the environment itself chooses an account."""
 

@@ -30,6 +30,11 @@ def open_span(
     return (*close_span(spans, at_s), Span(start_s=at_s, usd_per_h=usd_per_h, compute=compute))
 
 
+def not_before_last(spans: tuple[Span, ...], at_s: float) -> float:
+    """Return a time that is not before the beginning of the last span."""
+    return max(at_s, spans[-1].start_s) if spans else at_s
+
+
 def reprice_span(spans: tuple[Span, ...], at_s: float, usd_per_h: float) -> tuple[Span, ...]:
     """Let the running compute span go on at another price; without one nothing changes."""
     if not spans or spans[-1].end_s is not None or not spans[-1].compute:

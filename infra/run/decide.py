@@ -37,7 +37,7 @@ from infra.run.budget import limit_reached, renewal_age_s
 from infra.run.interruption import TAKEN_S_MAX
 from infra.run.journal import RELEASE_INTENTS, Kind, Outcome
 from infra.run.plan import Goal, Policy, RunPlan
-from infra.run.replacement import reason_for_another
+from infra.run.replacement import reason_for_another, reason_not_to_start
 from infra.run.state import Refusal, RunEnd, RunState
 from infra.run.workload import JobOutcome, JobPhase, JobView
 from infra.timestamps import parse_utc_s
@@ -244,6 +244,8 @@ def _recover(
         reason = f"the machine failed or stayed silent in {starts}"
         reason += f" ({machine.detail})" if machine.detail else ""
         return Finish(ending=RunEnd(outcome=Outcome.MACHINE_FAILED, reason=reason))
+    if not state.trained and (ended := reason_not_to_start(state, now_s)):
+        return Delete(reason=ended)
     if state.start_failures == 0:
         return Start()
     disk_ahead = state.disk_step > state.home_step

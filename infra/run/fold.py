@@ -13,10 +13,10 @@ from pathlib import Path
 from infra.errors import ErrorKind
 from infra.provider import Offer, PowerState, StopReason, Vm
 from infra.run.billing_spans import (
-    Span,
     billed_by,
     close_span,
     drop_open_span,
+    not_before_last,
     open_span,
     reprice_span,
     with_compute,
@@ -31,6 +31,7 @@ from infra.run.stop_reasons import (
     had_run,
     is_eviction,
     is_refusal,
+    spans_after_stop,
     spans_until_release,
     went_down_s,
     with_refusal,
@@ -144,13 +145,10 @@ def _start_intended(state: RunState, event: Event) -> RunState:
         state,
         pending=event.kind,
         start_requested_s=event.at_s,
-        spans=open_span(state.spans, _after_last(state.spans, since_s), usd_per_h, compute=True),
+        spans=open_span(
+            state.spans, not_before_last(state.spans, since_s), usd_per_h, compute=True
+        ),
     )
-
-
-def _after_last(spans: tuple[Span, ...], at_s: float) -> float:
-    """Return a time that is not before the last stretch of the bill."""
-    return max(at_s, spans[-1].start_s) if spans else at_s
 
 
 def _start_failed(state: RunState, event: Event) -> RunState:
@@ -248,25 +246,8 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
         unexplained_stop=None if event.data.get("certain", True) else unexplained_stop,
         rehearsed=rehearsed,
         rehearsing=None,
-        spans=_spans_after_stop(state, spans, event, when),
+        spans=spans_after_stop(state, spans, event, when),
     )
-
-
-def _spans_after_stop(
-    state: RunState, spans: tuple[Span, ...], event: Event, when_s: float
-) -> tuple[Span, ...]:
-    """Return the spans with what bills after a stop: the disk, or another machine in its place.
-
-    That machine bills since the vendor launched it, at the price of the one that went.
-    """
-    if event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}:
-        return spans
-    idle = open_span(spans, when_s, state.idle_usd_per_h, compute=False)
-    if event.data.get("replaced_s") is None:
-        return idle
-    since_s = min(max(float(event.data["replaced_s"]), when_s), event.at_s)
-    price = state.vm.price_usd_per_h if state.vm else 0.0
-    return open_span(idle, since_s, price + state.beside_compute_usd_per_h, compute=True)
 
 
 def _stop_explained(state: RunState, event: Event) -> RunState:

@@ -38,13 +38,20 @@ def reason_for_another(state: RunState, now_s: float) -> str:
     )
 
 
+def reason_not_to_start(state: RunState, now_s: float) -> str:
+    """Return why a machine that is down is not started again; empty if it may be."""
+    if state.latest_limit_s is None or now_s < state.latest_limit_s:
+        return ""
+    return f"this machine could be held to {format_utc(state.latest_limit_s)} at the latest"
+
+
 def other_cap(vm: Vm, in_force: float | None, wanted: float | None) -> str:
     """Return why a machine whose cap never changes does not do; empty if its cap is as wanted."""
     if in_force is None or in_force == wanted:
         return ""
-    asked = "none is" if wanted is None else f"{wanted:g} USD/h is"
+    now = "none is" if wanted is None else f"{wanted:g} USD/h is"
     return (
-        f"the machine's price cap is {in_force:g} USD/h, and {asked} asked for: {vm.provider} fixes"
+        f"the machine's price cap is {in_force:g} USD/h, and {now} asked for: {vm.provider} fixes"
         " it when the machine is made"
     )
 

@@ -125,6 +125,23 @@ def went_down_s(state: RunState, event: Event) -> float:
     return min(max(float(since_s), state.alive_s), event.at_s)
 
 
+def spans_after_stop(
+    state: RunState, spans: tuple[Span, ...], event: Event, when_s: float
+) -> tuple[Span, ...]:
+    """Return the spans with what bills after a stop: the disk, or another machine in its place.
+
+    That machine bills since the vendor launched it, at the price of the one that went.
+    """
+    if event.data["power"] in {PowerState.GONE, PowerState.REMNANTS}:
+        return spans
+    idle = open_span(spans, when_s, state.idle_usd_per_h, compute=False)
+    if event.data.get("replaced_s") is None:
+        return idle
+    since_s = min(max(float(event.data["replaced_s"]), when_s), event.at_s)
+    price = state.vm.price_usd_per_h if state.vm else 0.0
+    return open_span(idle, since_s, price + state.beside_compute_usd_per_h, compute=True)
+
+
 def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
     """Return the spans with compute ended when the provider reports that it did, not when asked."""
     until_s = event.data.get("until_s") or math.inf

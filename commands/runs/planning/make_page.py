@@ -128,7 +128,7 @@ def plan_of(
         own=own,
         local_estimate=here,
         here=local_estimate_line(here, threads=cores(loaded), card=card) if at_home else "",
-        note="; ".join(filter(None, notes_on_names(vm))) if knows_card else "",
+        note="; ".join(_notes(vm, provider)) if knows_card else "",
         safeguards=safeguards,
         lacks=lacks,
         base=base,
@@ -241,6 +241,12 @@ def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple
     now_s = time.time()
     until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
     return tuple(provider.preview_safeguards(want, until_s=until_s, disk_days=budget.disk_days))
+
+
+def _notes(vm: VmTable, provider: Provider) -> list[str]:
+    """Return what to know of names in the table, and which provider could not be asked."""
+    silent = [f"{name} could not be asked: {why}" for name, why in provider.unanswered().items()]
+    return [*filter(None, notes_on_names(vm)), *silent]
 
 
 def notes_on_names(vm: VmTable) -> list[str]:
