@@ -24,8 +24,9 @@ PRESENTED_S = 30.0
 """How long a server may take to present a key that was put into use."""
 POLL_S = 0.5
 RUN = (
-    'key=${QFT_SSH_HOST_KEY:-/etc/ssh/ssh_host_ed25519_key}; if [ -w "${key%/*}" ];'
-    ' then exec sh -s -- "$key" "$@"; else exec sudo -n sh -s -- "$key" "$@"; fi'
+    'script=$1; shift; key=${QFT_SSH_HOST_KEY:-/etc/ssh/ssh_host_ed25519_key};'
+    ' if [ -w "${key%/*}" ]; then exec sh -c "$script" host-key "$key" "$@";'
+    ' else exec sudo -n sh -c "$script" host-key "$key" "$@"; fi'
 )
 """Root where the keys are root's. A machine that a computer plays names a key of its own."""
 
@@ -86,5 +87,5 @@ def use_host_key(
 def _run(connection: SshConnection, step: str, expected: str) -> str:
     script = (files("remote.on_machine") / "host_key.sh").read_text(encoding="utf-8")
     blob = keys.plain_line(expected).split()[1] if expected else ""
-    argv = ["sh", "-c", RUN, "host-key", step, blob]
-    return connection.run(argv, input=script, timeout_s=SCRIPT_S).stdout
+    argv = ["sh", "-c", RUN, "host-key", script, step, blob]
+    return connection.run(argv, timeout_s=SCRIPT_S).stdout

@@ -25,8 +25,8 @@ class TestAws(RentingContract):
     def harness(self, tmp_path: Path) -> Iterator[Harness]:
         """An account of its own for each test, with the role for rehearsals."""
         with aws(tmp_path) as harness:
-            trust, rights = (json.loads(one) for one in DOCUMENTS)
-            add_role(harness.cloud.world, ROLE, trust=trust, policy=rights)
+            trust, policy = (json.loads(one) for one in DOCUMENTS)
+            add_role(harness.cloud.world, ROLE, trust=trust, policy=policy)
             yield Patient(harness)
 
 

@@ -51,7 +51,7 @@ def blocked(harness: AwsHarness, zone: str) -> str:
     return next(one.blocked_by for one in offers if one.zone == zone and one.size == "g4dn.xlarge")
 
 
-def test_machine_is_made_as_asked_for(harness: AwsHarness) -> None:
+def test_machine_is_made_as_requested(harness: AwsHarness) -> None:
     """Persistent, stopped by an interruption, under the cap, in its zone, with an end."""
     until_s = harness.now() + 3600
 
@@ -135,7 +135,7 @@ def test_image_is_found_without_the_right_to_read_parameters(harness: AwsHarness
     assert harness.cloud.world.images[machine.image_id].name.endswith("20261106")
 
 
-def test_image_that_the_region_lacks_is_told(harness: AwsHarness) -> None:
+def test_image_that_the_region_lacks_is_an_error(harness: AwsHarness) -> None:
     """An id of another region stops the run before anything is made, with the setting to change."""
     harness.changes = {"image": "ami-0123456789abcdef0"}
 
@@ -160,7 +160,7 @@ def test_disk_is_made_as_big_as_the_image_needs(harness: AwsHarness) -> None:
 # ---- networks that cannot serve ----
 
 
-def test_region_without_a_default_network_is_told(tmp_path: Path) -> None:
+def test_region_without_a_default_network_is_an_error(tmp_path: Path) -> None:
     """The command that makes one is the hint, and nothing was made."""
     with (
         aws(tmp_path / "here", default_vpc=False) as harness,
@@ -171,7 +171,7 @@ def test_region_without_a_default_network_is_told(tmp_path: Path) -> None:
     assert "aws ec2 create-default-vpc --region us-east-1" in caught.value.hint
 
 
-def test_network_without_a_way_in_is_told_before_renting(harness: AwsHarness) -> None:
+def test_network_without_a_way_in_is_an_error_before_renting(harness: AwsHarness) -> None:
     """A subnet whose routes lead to no internet gateway would only be waited for in vain."""
     for table in harness.cloud.world.tables.values():
         table.gateway_id = ""
@@ -276,7 +276,7 @@ def test_price_above_the_cap_names_the_price(harness: AwsHarness) -> None:
     assert caught.value.current_usd_per_h == pytest.approx(0.4321)
 
 
-def test_quota_is_told_in_vcpus_with_its_page(harness: AwsHarness) -> None:
+def test_quota_is_named_in_vcpus_with_its_page(harness: AwsHarness) -> None:
     """EC2 names neither the limit nor the page; both come with the refusal."""
     harness.cloud.market.quotas["us-east-1", "L-3819A6DF"] = 0.0
 
@@ -289,7 +289,7 @@ def test_quota_is_told_in_vcpus_with_its_page(harness: AwsHarness) -> None:
     assert caught.value.limit == 0
 
 
-def test_clean_up_that_fails_is_told_with_the_refusal(harness: AwsHarness) -> None:
+def test_clean_up_that_fails_is_reported_with_the_refusal(harness: AwsHarness) -> None:
     """What could not be removed is said, together with the command that removes it."""
     harness.cloud.deny("ec2:DeleteSecurityGroup")
     harness.cloud.market.fill("us-east-1a")
@@ -317,7 +317,7 @@ def test_clean_up_that_fails_is_told_with_the_refusal(harness: AwsHarness) -> No
     ],
     ids=["behaviour", "type", "cap", "size"],
 )
-def test_machine_that_was_not_asked_for_is_removed(
+def test_machine_that_was_not_requested_is_removed(
     harness: AwsHarness, monkeypatch: pytest.MonkeyPatch, change: Twist, words: str
 ) -> None:
     """A policy of the organisation may rewrite what was asked; what would cost more goes."""

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from arm.disruptions import Disruption, DisruptionKind
+from ec2 import iam, schedules
 from ec2.harness import AwsHarness, aws, spec
 from ec2.killing import KilledError, Killer
-from ec2.state import Timing
+from ec2.state import ACCOUNT, Timing
 from support.aws_machines import instance_of, provider_of, rent, stopped
 
+from infra.aws.permissions import role_policy, trust_policy
 from infra.errors import NotAllowed, SignedOut, Transient
 from infra.provider import PowerState
 from infra.renting.run_record import RunRecord
@@ -63,6 +65,35 @@ def test_the_request_is_cancelled_before_the_machine_goes(harness: AwsHarness) -
     nothing_is_left(harness)
 
 
+def test_schedules_go_last(harness: AwsHarness) -> None:
+    """What ends the bill of a removal that was killed is there until nothing else is."""
+    iam.add_role(
+        harness.cloud.world,
+        "qft-scheduler",
+        trust=trust_policy(ACCOUNT),
+        policy=role_policy(ACCOUNT),
+    )
+    vm = rent(harness, until_s=harness.now() + 7200)
+    assert schedules.names(harness.cloud.world)
+    counter = Killer()
+    last = rent(harness, "run-b", until_s=harness.now() + 7200)
+    harness.provider(killer=counter).delete(vm.run_id)
+    at = counter.sent.index("scheduler.DeleteSchedule") + 1
+    assert counter.sent.index("ec2.DeleteSecurityGroup") + 1 < at
+    with pytest.raises(KilledError):
+        harness.provider(killer=Killer(at=at)).delete(last.run_id)
+    (left,) = provider_of(harness).list_all()
+    seen = provider_of(harness).observe(last)
+
+    removed = provider_of(harness).delete(last.run_id)
+
+    assert (left.run_id, left.power) == (last.run_id, PowerState.REMNANTS)
+    assert seen.power is PowerState.REMNANTS
+    assert {"virtual machine", "schedule or alarm"} <= {one.kind for one in removed}
+    assert schedules.names(harness.cloud.world) == []
+    assert provider_of(harness).list_all() == []
+
+
 def test_compute_is_billed_until_the_machine_was_terminated(harness: AwsHarness) -> None:
     """The end of the bill is when EC2 took the order, not when everything was gone."""
     vm = rent(harness)
@@ -112,7 +143,9 @@ def test_a_removal_that_is_killed_goes_on(harness: AwsHarness, call: str) -> Non
     vm = rent(harness)
     counter = Killer()
     harness.provider(killer=counter).delete(vm.run_id)
-    kill_and_go_on(harness, "run-b", counter.sent.index(f"ec2.{call}") + 1, answered=True)
+    removed = kill_and_go_on(harness, "run-b", counter.sent.index(f"ec2.{call}") + 1, answered=True)
+
+    assert "virtual machine" in removed
     nothing_is_left(harness)
 
 
@@ -124,12 +157,16 @@ def test_a_removal_that_is_killed_anywhere_goes_on(harness: AwsHarness, *, answe
     counter = Killer()
     harness.provider(killer=counter).delete(vm.run_id)
     for at in range(1, len(counter.sent) + 1):
-        kill_and_go_on(harness, f"run-{at}", at, answered=answered)
+        removed = kill_and_go_on(harness, f"run-{at}", at, answered=answered)
+        assert not removed or "virtual machine" in removed
     nothing_is_left(harness)
 
 
-def kill_and_go_on(harness: AwsHarness, run_id: str, at: int, *, answered: bool) -> None:
-    """Kill the removal of a new machine around a request, remove it again, and check the rest."""
+def kill_and_go_on(harness: AwsHarness, run_id: str, at: int, *, answered: bool) -> set[str]:
+    """Kill the removal of a new machine around a request, remove it again, and check the rest.
+
+    Returns the kinds of what the second removal lists.
+    """
     made = len(harness.cloud.world.machines_made)
     vm = rent(harness, run_id)
     harness.advance(600)
@@ -139,11 +176,11 @@ def kill_and_go_on(harness: AwsHarness, run_id: str, at: int, *, answered: bool)
 
     removed = provider_of(harness).delete(vm.run_id)
 
-    assert ("virtual machine" in {one.kind for one in removed}) or not harness.cloud.machines()
     if removed:
         assert billed_until_s(removed) == pytest.approx(ordered_s, abs=30)
     assert not RunRecord.load(harness.state_dir, run_id).removing
     assert len(harness.cloud.world.machines_made) == made + 1
+    return {one.kind for one in removed}
 
 
 def test_a_machine_that_ec2_launched_meanwhile_goes_too(harness: AwsHarness) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arm.disruptions import Disruption
+from ec2.disruptions import dropped, empty_answer, internal_error, proxy_page, throttled
+from ec2.furnishing import add_images
 from ec2.harness import AwsHarness, aws, spec
 from ec2.killing import KilledError, Killer
 
+from infra.errors import Transient
 from infra.provider import PowerState, VmSpec
 
 
@@ -23,6 +27,7 @@ def harness(tmp_path: Path) -> Iterator[AwsHarness]:
 
 CHANGING = ("Run", "Create", "Authorize", "Put", "Update")
 """How the names of requests begin that change something: of the others, an answer may be lost."""
+ORDER = "/ec2/.*/RunInstances"
 REQUESTS_MIN = 12
 """No create makes fewer: a look, image, network, group, the order, the checks."""
 
@@ -195,3 +200,69 @@ def test_create_with_another_spec_after_a_lost_answer_has_one_machine(
     harness.provider().delete("run-a")
     harness.advance(3600)
     assert harness.cloud.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    "disruption",
+    [
+        throttled(call=ORDER),
+        internal_error(call=ORDER),
+        proxy_page(call=ORDER),
+        proxy_page(call=ORDER, status=200),
+        empty_answer(call=ORDER),
+        dropped(call=ORDER),
+        dropped(call=ORDER, done=True),
+    ],
+    ids=["throttled", "internal", "proxy", "unreadable", "empty", "dropped", "answer dropped"],
+)
+def test_order_without_a_clear_answer_is_repeated_as_it_was(
+    harness: AwsHarness, disruption: Disruption
+) -> None:
+    """Nobody knows whether it was carried out: the same token and bytes get the one machine."""
+    harness.cloud.disruptions.add(disruption)
+
+    with pytest.raises(Transient):
+        harness.provider().create(spec())
+    vm = harness.provider().create(spec())
+
+    assert vm.power is PowerState.RUNNING
+    assert len(harness.cloud.world.machines_made) == 1
+    orders = [one.parameters for one in harness.cloud.calls("RunInstances")]
+    assert all(one == orders[0] for one in orders)
+
+
+@pytest.mark.parametrize("call", ["CreateSecurityGroup", "AuthorizeSecurityGroupIngress"])
+def test_lost_answer_to_a_change_of_the_group_is_not_an_error(
+    harness: AwsHarness, call: str
+) -> None:
+    """The SDK asks again and hears that it is there already."""
+    harness.cloud.disruptions.add(dropped(call=f"/ec2/.*/{call}", done=True))
+
+    vm = harness.provider().create(spec())
+
+    assert vm.power is PowerState.RUNNING
+    assert len(harness.cloud.machines()) == 1
+
+
+@pytest.mark.parametrize("withdrawn", ["withdrawn", ""])
+def test_image_stays_the_one_that_was_chosen_before_the_kill(
+    harness: AwsHarness, withdrawn: str
+) -> None:
+    """What `latest` means changes under us; the image on record is taken while there is one."""
+    world = harness.cloud.world
+    before = set(world.images)
+    killer = Killer()
+    harness.provider(killer=killer).create(spec(run_id="count"))
+    (old,) = {one.image_id for one in harness.cloud.machines()}
+    harness.provider().delete("count")
+    at = next(at for at, one in enumerate(killer.sent, start=1) if "CreateSecurityGroup" in one)
+    assert died(harness, "run-a", at=at, answered=True) == "CreateSecurityGroup"
+    add_images(world, "us-east-1", "24.04", date="20261106")
+    if withdrawn:
+        del world.images[old]
+
+    harness.provider().create(wanted(harness, "run-a"))
+
+    (machine,) = harness.cloud.machines()
+    assert (machine.image_id == old) == (not withdrawn)
+    assert (machine.image_id in before) == (not withdrawn)

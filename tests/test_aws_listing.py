@@ -16,6 +16,7 @@ from infra.aws.naming import MachineId
 from infra.aws.provider import AwsProvider
 from infra.errors import NotAllowed, SignedOut, Transient
 from infra.provider import PowerState
+from infra.renting.run_record import RunRecord
 
 
 @pytest.fixture
@@ -170,6 +171,17 @@ def test_a_closed_region_with_a_machine_on_record_is_an_error(harness: AwsHarnes
 
     with pytest.raises(NotAllowed, match="us-west-2"):
         provider_of(harness).list_all()
+
+
+def test_a_record_of_another_account_is_not_looked_for(harness: AwsHarness) -> None:
+    """What this computer has under another profile says nothing of the account signed in."""
+    record = RunRecord.load(harness.state_dir, "run-z")
+    record.ids = {"account": "444455556666", "region": "ap-east-1", "instance": "i-1"}
+    record.save()
+
+    assert provider_of(harness).list_all() == []
+
+    assert "ap-east-1" not in {one.region for one in harness.cloud.requests}
 
 
 def test_without_the_right_to_tags_each_kind_is_listed(harness: AwsHarness) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from arm.disruptions import Disruption, DisruptionKind
+from arm.replies import Reply
 from ec2.harness import AwsHarness, aws, spec
 from ec2.killing import KilledError, Killer
 from ec2.state import Timing
@@ -26,6 +27,11 @@ from infra.provider import PowerState, StopReason
 from infra.retry import with_retries
 from infra.timestamps import format_utc
 
+THROTTLED = (
+    '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error>'
+    "<Code>RequestLimitExceeded</Code><Message>Request limit exceeded.</Message>"
+    "</Error></Errors><RequestID>1</RequestID></Response>"
+)
 DIALECTS = ("InsufficientInstanceCapacity", "Unsupported", "IncorrectSpotRequestState")
 
 
@@ -307,6 +313,20 @@ def test_a_restart_by_ec2_is_seen_with_its_launch(harness: AwsHarness) -> None:
     assert machine.launches == 2
 
 
+def test_a_machine_that_switched_itself_off_can_be_started(harness: AwsHarness) -> None:
+    """A shutdown from inside releases the compute, reads as such, and is undone by a start."""
+    vm = rent(harness)
+    harness.advance(600)
+    harness.cloud.shut_down_inside(instance_of(harness, vm))
+    seen = wait_for(harness, vm, PowerState.DEALLOCATED)
+    harness.advance(60)
+
+    provider_of(harness).start(vm)
+
+    assert (seen.stop_reason, seen.ran) == (StopReason.RETURNED, True)
+    assert wait_for(harness, vm, PowerState.RUNNING).stop_reason is None
+
+
 def test_a_relaunched_machine_is_failed_and_removed(harness: AwsHarness) -> None:
     """Terminated in the console, the request launches another machine: seen, and removed."""
     vm = rent(harness)
@@ -447,3 +467,33 @@ def test_a_broken_answer_to_a_stop_is_looked_into(harness: AwsHarness) -> None:
     provider_of(harness).deallocate(vm)
 
     assert provider_of(harness).observe(vm).power is PowerState.DEALLOCATED
+
+
+@pytest.mark.parametrize(
+    "disruption",
+    [
+        Disruption(
+            kind=DisruptionKind.ANSWER,
+            times=9,
+            path="DescribeInstances",
+            reply=Reply(status=503, body=THROTTLED),
+        ),
+        Disruption(
+            kind=DisruptionKind.ANSWER,
+            times=9,
+            path="DescribeInstances",
+            reply=Reply(status=200, body="<html>a proxy"),
+        ),
+    ],
+    ids=["throttling", "a page that is no answer"],
+)
+def test_noise_on_the_line_is_transient(harness: AwsHarness, disruption: Disruption) -> None:
+    """Throttling, and a page that nobody can parse, say nothing of the machine."""
+    vm = rent(harness)
+    harness.cloud.disruptions.add(disruption)
+    with pytest.raises(Transient):
+        provider_of(harness).observe(vm)
+
+    harness.cloud.disruptions.queue.clear()
+
+    assert provider_of(harness).observe(vm).power is PowerState.RUNNING

@@ -392,6 +392,33 @@ def test_a_release_of_an_earlier_launch_does_not_claim_a_later_stop() -> None:
     assert "qft asked" not in seen.detail
 
 
+@pytest.mark.parametrize(
+    ("ended", "reason"), [(7100, StopReason.USER), (7200, StopReason.RETURNED)]
+)
+def test_without_a_record_the_end_of_the_request_tells_the_limit(
+    ended: float, reason: StopReason
+) -> None:
+    """Another computer knows our limit by the request, which ends an hour after it."""
+    seen = look(
+        instance("stopped", USER, ended=ended),
+        request("instance-stopped-by-user", updated=ended, ValidUntil=at(7200 + HOUR_S)),
+        now=3 * HOUR_S,
+    )
+
+    assert seen.stop_reason is reason
+
+
+@pytest.mark.parametrize(("state", "comes"), [("disabled", True), ("cancelled", False)])
+def test_an_interrupted_machine_comes_back_by_itself(state: str, *, comes: bool) -> None:
+    """Who reads of an interruption reads, too, that EC2 starts the machine again, and bills."""
+    seen = look(
+        instance("stopped", STOPPED_BY_EC2),
+        request("instance-stopped-no-capacity", state=state, updated=1800),
+    )
+
+    assert ("starts it again by itself" in seen.detail) is comes
+
+
 def test_a_notice_is_in_the_words() -> None:
     """A machine whose request is marked for a stop still runs, and says that EC2 will take it."""
     seen = look(instance("running"), request("marked-for-stop"))

@@ -258,7 +258,7 @@ REQUEST = {
 }
 
 
-def test_machine_as_asked_for_passes() -> None:
+def test_machine_as_requested_passes() -> None:
     """No difference is found in what EC2 says of the machine that was asked for."""
     assert difference_from(INSTANCE, REQUEST, spec()) == ""
     assert difference_from(INSTANCE, None, spec()) == ""
@@ -280,7 +280,7 @@ def test_machine_as_asked_for_passes() -> None:
         ({}, {"SpotPrice": "cheap"}, "cheap"),
     ],
 )
-def test_machine_that_was_not_asked_for_is_noticed(
+def test_machine_that_was_not_requested_is_noticed(
     instance: dict[str, Any], request_: dict[str, Any], words: str
 ) -> None:
     """On demand, another size or zone, one-time, losing its disk, another cap: each in words."""

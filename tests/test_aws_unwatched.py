@@ -216,7 +216,7 @@ def test_killed_at_any_request_the_same_schedules_are_set_by_the_next(
 ) -> None:
     """Wherever it dies, after any answer, a second call leaves each schedule once."""
     vm, until_s = rent(harness)
-    held = scheduler.scheduler(harness.cloud.world).schedules
+    held = schedules.scheduler(harness.cloud.world).schedules
     provider, counting = harness.provider(), Killer()
     harness.provider(killer=counting).set_safeguards(vm, until_s=until_s, disk_days=1)
     wanted = {name: _stable(one.body) for name, one in held.items()}

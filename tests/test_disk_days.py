@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support.fakecloud import FakeCloud, Story
+from support.fakecloud import FakeCloud, Story, World
 
 from commands.runs.config import load
 from commands.runs.planning.pricing import budget_of
@@ -102,10 +102,13 @@ def test_run_yaml_says_how_long_the_disk_stays(tmp_path: Path) -> None:
     loaded = load(path)
     console: Any = SimpleNamespace(log=print, progress=None, report=None)
     request = RunRequest(loaded=loaded, home=tmp_path, console=console)
-    traits: Any = SimpleNamespace(traits=FakeCloud.traits)
     unused: Any = None
     session = Session(
-        request=request, journal=unused, provider=traits, workload=unused, supervisor=unused
+        request=request,
+        journal=unused,
+        provider=FakeCloud(world=World()),
+        workload=unused,
+        supervisor=unused,
     )
 
     assert budget_of(loaded).disk_days == 3

@@ -119,6 +119,21 @@ def test_who_stops_after_the_notice_pays(harness: AwsHarness, user: Ec2User) -> 
     assert user.look(made)["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
 
 
+def test_a_machine_on_demand_costs_its_list_price(harness: AwsHarness, user: Ec2User) -> None:
+    """A machine without a spot request bills the on-demand price, in any zone with room."""
+    harness.cloud.market.on_demand_vcpus = 4
+    harness.cloud.market.fill("us-east-1a")
+    body = user.body()
+    del body["InstanceMarketOptions"], body["SubnetId"]
+    body["TagSpecifications"] = body["TagSpecifications"][:3]
+    made = user.call("run_instances", **body)["Instances"][0]
+    harness.advance(9 + 3600)
+
+    assert made["Placement"]["AvailabilityZone"] == "us-east-1b"
+    assert "SpotInstanceRequestId" not in made
+    assert harness.cloud.ledger.usd("compute") == pytest.approx(1.006)
+
+
 def test_the_market_price_is_paid_and_not_the_cap(harness: AwsHarness, user: Ec2User) -> None:
     """A price that moves below the cap is what the machine costs from then on."""
     user.run()

@@ -316,6 +316,7 @@ DISRUPTED: list[Callable[..., Disruption]] = [
     disruptions.throttled,
     disruptions.internal_error,
     disruptions.proxy_page,
+    disruptions.unreadable_page,
     disruptions.empty_answer,
     disruptions.dropped,
 ]

@@ -240,7 +240,7 @@ def test_a_recipe_is_planned_from_its_config_alone(name: str, tmp_path: Path) ->
     """In a clean clone, without a network, rows or base, every recipe has memory and hours."""
     (tmp_path / "run.yaml").write_text((EXAMPLES / name / "run.yaml").read_text())
     loaded = load(tmp_path / "run.yaml")
-    job = estimate_job(loaded, loaded.config.vm.gpu, offer=offer("0-5"))
+    job = estimate_job(loaded, loaded.config.vm.card, offer=offer("0-5"))
 
     assert job.problem == ""
     assert job.fits

@@ -147,7 +147,7 @@ def test_a_job_that_does_not_fit_is_changed_until_it_does() -> None:
     assert "cuts 7% of the rows" in found[0].effect
     for one in found:
         changed = pasted(loaded, one.change)
-        card = changed.config.vm.gpu
+        card = changed.config.vm.card
         assert offer_of(changed, card).is_free, one
     assert not job_of(pasted(loaded, "`train.max_length: 2688`"), "T4").fits
     assert found[1].keeps_result
@@ -277,8 +277,8 @@ def test_a_card_that_the_budget_does_not_pay_for_comes_with_its_budget() -> None
     changed = pasted(loaded, card.change)
 
     assert keys == ["vm.gpu", "vm.max_price", "budget.usd", "budget.hours"]
-    assert offer_of(changed, changed.config.vm.gpu).is_free
-    assert suffices(changed, changed.config.vm.gpu)
+    assert offer_of(changed, changed.config.vm.card).is_free
+    assert suffices(changed, changed.config.vm.card)
 
 
 def test_a_card_above_the_cap_is_advised_if_the_job_costs_less_on_it() -> None:

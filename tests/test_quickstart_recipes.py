@@ -150,7 +150,7 @@ def test_a_recipe_fits_the_card_it_names_within_its_budget(
     reported = recipes.estimate_recipe(recipes.load(name), yaml.safe_load(text))
     slowest_h = reported["hours"] * reported["hours_factor"]
     vm, budget = loaded.config.vm, loaded.config.budget
-    price = reference_spot_usd_per_h(vm.gpu)
+    price = reference_spot_usd_per_h(vm.card)
 
     assert reported["fits"]
     assert reported["gpu"] == vm.gpu

@@ -55,8 +55,3 @@ def profiles(directory: Path) -> set[str]:
     Empty for the SDK's own choice.
     """
     return {one.ids.get("profile", "") for one in records(directory)}
-
-
-def recorded_regions(directory: Path) -> set[str]:
-    """List the regions in which this computer recorded a machine that is not seen removed."""
-    return {one.ids.get("region", "") for one in records(directory)} - {""}

@@ -75,7 +75,7 @@ class VmCreator:
         the next call goes on from there.
         """
         check_spec(spec)
-        self._settle_pending_request(spec)
+        self._repeat_pending_request(spec)
         existing = self._existing.find(spec)
         if existing is not None:  # wherever it is: what is compared is what it costs, not its place
             there = replace(spec.offer, region=existing.region, zone=existing.zone)
@@ -89,7 +89,7 @@ class VmCreator:
             self._give_up(spec, refusal)
             raise refusal from error.__cause__
 
-    def _settle_pending_request(self, spec: VmSpec) -> None:
+    def _repeat_pending_request(self, spec: VmSpec) -> None:
         """Send a request again whose answer was not seen: EC2 answers with the same machine.
 
         An older one needs no answer: what it made is in every list by now.
@@ -134,7 +134,7 @@ class VmCreator:
         record.save()
         if not is_new and not is_resumed and self._existing.appears(spec):
             return self._existing.find(spec) or self._rent(spec)
-        groups.admit(region, group, source)
+        groups.allow_source(region, group, source)
         return self._launch(
             spec, record, LaunchTarget(image=image, subnet=subnet, group=group), tags
         )

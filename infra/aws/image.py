@@ -106,15 +106,19 @@ class ImageFinder:
         chosen = self.context.settings.image
         if chosen.startswith("ami-"):
             return self._described(region, chosen)
-        if pinned:
-            try:
-                return self._described(region, pinned)
-            except SignedOut:
-                raise
-            except NotAllowed:  # withdrawn since: the newest one takes its place
-                pass
+        if pinned and (found := self._pinned(region, pinned)):
+            return found
         source = UBUNTU if chosen == PLAIN_UBUNTU else DEEP_LEARNING
         return self._published(region, source)
+
+    def _pinned(self, region: str, id_: str) -> Image | None:
+        """The image that an earlier request had; None if it has been withdrawn since."""
+        try:
+            return self._described(region, id_)
+        except SignedOut:
+            raise
+        except NotAllowed:
+            return None
 
     def _published(self, region: str, source: ImageSource) -> Image:
         for parameter in source.parameters:

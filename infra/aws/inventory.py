@@ -8,8 +8,8 @@ by tag; what is on record is looked up by its id as well, and counts only if it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from infra.aws.context import AwsContext
@@ -25,10 +25,12 @@ from infra.aws.machine_view import (
     tags_of_answer,
     view_of,
 )
-from infra.errors import NotAllowed, SignedOut
+from infra.errors import NotAllowed, SignedOut, Transient
+from infra.renting.gather import run_all
 from infra.renting.tags import GENERATION, RUN
 
-WORKERS = 8
+REGIONS_WAIT_S = 240.0
+"""How long all regions together may take; an answer comes within seconds as a rule."""
 FILTER_VALUES_MAX = 200
 """EC2 refuses a filter of more values."""
 Row = dict[str, Any]
@@ -195,15 +197,17 @@ class Inventories:
         self, regions: Sequence[str], look: Callable[[str], Inventory]
     ) -> list[Inventory | Exception]:
         """Look at several regions at once; what was raised stands in the place of its answer."""
+        answers: dict[str, Inventory | Exception] = {}
 
-        def safe(region: str) -> Inventory | Exception:
+        def ask(region: str) -> None:
             try:
-                return look(region)
+                answers[region] = look(region)
             except Exception as error:  # noqa: BLE001  (handed to the caller, who raises it)
-                return error
+                answers[region] = error
 
-        with ThreadPoolExecutor(max_workers=WORKERS) as pool:
-            return list(pool.map(safe, regions))
+        run_all([partial(ask, one) for one in regions], [], wait_s=REGIONS_WAIT_S)
+        late = f"was silent for {REGIONS_WAIT_S:.0f} s"
+        return [answers.get(one) or Transient(f"the region {one} {late}") for one in regions]
 
     def enabled_regions(self) -> list[str]:
         """The regions that the account has enabled."""

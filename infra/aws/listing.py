@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from infra.aws.context import AwsContext, recorded_regions
+from infra.aws.context import AwsContext
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.leftovers import idle_usd_per_h
-from infra.aws.machine_view import SHUTTING_DOWN, MachineView, tags_of_answer, view_of
+from infra.aws.machine_view import SHUTTING_DOWN, MachineView, run_of, view_of
 from infra.aws.naming import MachineId
 from infra.aws.observe import VmObserver, orders_of
 from infra.aws.reading import read
-from infra.aws.regions import regions_to_ask
+from infra.aws.regions import recorded_here, regions_to_ask
+from infra.aws.vm import vm_from_instance
 from infra.errors import NotAllowed, SignedOut
 from infra.provider import PowerState, Vm
-from infra.renting.run_record import RunRecord, records
-from infra.renting.tags import RUN, vm_from_tags
+from infra.renting.run_record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class Listing:
         """
         account = self.context.account()
         inventories = Inventories(context=self.context)
-        regions, recorded = regions_to_ask(self.context), recorded_regions(self.context.state_dir)
+        regions = regions_to_ask(self.context)
+        recorded = {one.ids["region"] for one in recorded_here(self.context)}
         answers = inventories.in_regions(regions, inventories.search)
         found: list[Vm] = []
         refused: list[Exception] = []
@@ -73,27 +74,17 @@ class Listing:
 
     def _vm(self, found: Inventory, view: MachineView, account: str) -> Vm | None:
         """The machine that tags describe: its own, or those of what it belongs to."""
-        id_ = MachineId(account=account, region=found.region, instance=view.instance)
         rows = [*found.requests, *found.instances, *found.volumes, *found.groups]
-        mine = [one for one in rows if one.get("SpotInstanceRequestId") == view.request]
-        tagged = [tags for one in [*mine, *rows] if RUN in (tags := tags_of_answer(one))]
-        tags = dict(view.tags) if RUN in view.tags else next(iter(tagged), {})
-        vm = vm_from_tags(
-            tags,
-            provider="aws",
-            id_of=lambda _run_id, _generation: str(id_),
-            default_idle_usd_per_h=idle_usd_per_h(found),
-        )
-        if vm is None:
-            return None
-        return replace(
-            vm,
+        instance = [one for one in found.instances if one.get("InstanceId") == view.instance]
+        request = [
+            one for one in found.requests if one.get("SpotInstanceRequestId") == view.request
+        ]
+        tagged = (one for one in [*instance, *request, *rows] if run_of(one))
+        return vm_from_instance(
+            {**(instance[0] if instance else {}), "Tags": next(tagged, {}).get("Tags")},
+            account=account,
             region=found.region,
-            zone=view.zone or vm.zone,
-            size=view.size or vm.size,
-            port=self.context.settings.ssh_port,
-            metadata_url=self.context.settings.metadata_url,
-            metadata_api="aws",
+            settings=self.context.settings,
         )
 
     def _as_seen(self, vm: Vm, view: MachineView) -> Vm:
@@ -104,10 +95,9 @@ class Listing:
     def _unlisted(self, account: str, listed: set[str]) -> Iterator[Vm]:
         """What this computer recorded in the account and no list by tag shows."""
         inventories = Inventories(context=self.context)
-        for record in records(self.context.state_dir):
-            run_id, region = record.path.stem, record.ids.get("region", "")
-            mine = record.ids.get("account") == account and region
-            if run_id in listed or not mine:
+        for record in recorded_here(self.context):
+            run_id, region = record.path.stem, record.ids["region"]
+            if run_id in listed:
                 continue
             found = inventories.of_run(region, run_id, record.ids)
             for row in found.untagged:

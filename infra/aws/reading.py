@@ -24,6 +24,7 @@ from infra.aws.machine_view import (
     TERMINATED,
     MachineView,
 )
+from infra.aws.request import VALID_AFTER_LIMIT_S
 from infra.errors import NoCapacity, NotAllowed, OverQuota, PriceAboveCap, ProviderError
 from infra.provider import Observation, PowerState, StopReason
 from infra.timestamps import format_utc, parse_utc_s
@@ -235,11 +236,11 @@ def _ordered(view: MachineView, orders: Orders) -> StopCause:
         return StopCause(reason=StopReason.USER, detail="removed because qft asked for it")
     if not ended and orders.released_at_s and orders.released_at_s >= _launched_s(view) - SKEW_S:
         return StopCause(reason=StopReason.USER, detail="stopped because qft asked for it")
-    at_s = view.changed_s
-    if orders.limit_s and at_s is not None and at_s >= orders.limit_s - SKEW_S:
+    limit_s, at_s = _limit_s(view, orders), view.changed_s
+    if limit_s and at_s is not None and at_s >= limit_s - SKEW_S:
         return StopCause(
             reason=StopReason.RETURNED,
-            detail=f"{done} by the schedule that ends the bill at {format_utc(orders.limit_s)}",
+            detail=f"{done} by what ends the bill at {format_utc(limit_s)}",
         )
     words = f"a person, or a program with the account's rights, {done} it"
     return StopCause(reason=StopReason.USER, detail=f"{words} ({view.reason_code})")
@@ -251,14 +252,28 @@ def _taken(view: MachineView, orders: Orders) -> StopCause:
         cap = f" of {view.cap_usd_per_h} USD/h" if view.cap_usd_per_h else ""
         return StopCause(
             reason=StopReason.PRICE,
-            detail=f"evicted: the market price rose above the cap{cap} ({view.status_code})",
+            detail=f"evicted: the market price rose above the cap{cap} ({view.status_code})"
+            + _comes_back(view),
         )
     words = "evicted: EC2 needs the capacity"
     if orders.requested == "evict":
         words = "evicted: the rehearsal that qft asked for"
-    return StopCause(
-        reason=StopReason.EVICTED, detail=f"{words} ({view.status_code or view.reason_code})"
-    )
+    detail = f"{words} ({view.status_code or view.reason_code})"
+    return StopCause(reason=StopReason.EVICTED, detail=detail + _comes_back(view))
+
+
+def _limit_s(view: MachineView, orders: Orders) -> float:
+    """When our schedule begins to stop it: as recorded here, else as its request's end says."""
+    if orders.limit_s or view.valid_until_s is None:
+        return orders.limit_s
+    return view.valid_until_s - VALID_AFTER_LIMIT_S
+
+
+def _comes_back(view: MachineView) -> str:
+    """The words for a machine that EC2 will start again by itself; empty if it will not."""
+    if view.state != STOPPED or not view.is_request_live:
+        return ""
+    return "; EC2 starts it again by itself when its zone has room, and it bills from then on"
 
 
 def _is_of_market(status: str) -> bool:

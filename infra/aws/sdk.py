@@ -77,8 +77,7 @@ class AwsClients:
             answer = getattr(client, operation)(**parameters)
         except Exception as error:
             raise self._translated(error, doing=doing, region=region) from error
-        answer.pop("ResponseMetadata", None)
-        return dict(answer)
+        return answered(answer, doing=doing)
 
     def pages(
         self, service: str, region: str, operation: str, key: str, *, doing: str, **parameters: Any
@@ -89,9 +88,12 @@ class AwsClients:
             answers: Iterator[dict[str, Any]] = client.get_paginator(operation).paginate(
                 **parameters
             )
-            return [row for answer in answers for row in answer.get(key) or []]
+            found = [answered(answer, doing=doing) for answer in answers]
+        except ProviderError:
+            raise
         except Exception as error:
             raise self._translated(error, doing=doing, region=region) from error
+        return [row for answer in found for row in answer.get(key) or []]
 
     def account(self) -> str:
         """The number of the account that is signed in; asked once."""
@@ -137,6 +139,21 @@ class AwsClients:
         if isinstance(found, SignedOut):
             self.close()
         return found
+
+
+def answered(answer: dict[str, Any], *, doing: str) -> dict[str, Any]:
+    """Return an answer without the SDK's own part; raise `Transient` if it is not AWS's.
+
+    A page that a proxy sends with status 200 may parse as an answer in which nothing is listed, and
+    would say that a machine is gone. Every answer of AWS has the id of its request.
+    """
+    if not answer.get("ResponseMetadata", {}).get("RequestId"):
+        raise Transient(
+            f"cannot {doing} just now: something between here and AWS answered in its place",
+            hint="a proxy or a network that wants a login may do that; the same call is safe to"
+            " repeat",
+        )
+    return {key: value for key, value in answer.items() if key != "ResponseMetadata"}
 
 
 def translated(error: Exception, *, doing: str, region: str = "") -> ProviderError:

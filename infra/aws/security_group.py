@@ -50,7 +50,7 @@ class SecurityGroups:
         self._wait_for(region, f"`{id_}`", GroupIds=[id_])
         return id_, True
 
-    def admit(self, region: str, group_id: str, source: str) -> bool:
+    def allow_source(self, region: str, group_id: str, source: str) -> bool:
         """Let `source`, a CIDR, through to port 22 and no earlier one; whether a rule changed.
 
         The new rule is made before the old one goes, so that nobody is locked out in between.

@@ -149,7 +149,7 @@ class PowerControl:
         rows = Inventories(context=self.context).groups(region, vm.run_id)
         tagged = {str(one.get("GroupId")) for one in rows}
         ours = [one for one in view.groups if one in tagged or one == record.ids.get("group")]
-        changed = [groups.admit(region, one, source) for one in ours]
+        changed = [groups.allow_source(region, one, source) for one in ours]
         return any(changed)
 
     def cap_in_force(self, vm: Vm) -> float | None:

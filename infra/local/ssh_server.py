@@ -45,12 +45,11 @@ class SshServer:
         def make_server() -> asyncssh.SSHServer:
             return _Authentication(user=self.user, keys=keys)
 
-        self._host_key_inode = self.host_key.stat().st_ino
         self._acceptor = await asyncssh.create_server(
             make_server,
             "127.0.0.1",
             0,
-            server_host_keys=[str(self.host_key)],
+            server_host_keys=[self._read_host_key()],
             process_factory=self._start,
             sftp_factory=_SftpServer,
             sftp_version=3,
@@ -71,8 +70,11 @@ class SshServer:
         with contextlib.suppress(FileNotFoundError):  # the machine is being deleted
             inode = self.host_key.stat().st_ino
             if self._acceptor is not None and inode != self._host_key_inode:
-                self._acceptor.update(server_host_keys=[str(self.host_key)])
-                self._host_key_inode = inode
+                self._acceptor.update(server_host_keys=[self._read_host_key()])
+
+    def _read_host_key(self) -> asyncssh.SSHKey:
+        self._host_key_inode = self.host_key.stat().st_ino
+        return asyncssh.import_private_key(self.host_key.read_text(encoding="ascii"))
 
     def _start(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Run what the client asked for in a task that survives the client's connection."""

@@ -206,7 +206,7 @@ def _environ_inside(machine: Machine, user: str) -> dict[str, str]:
     }
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     account = {"HOME": str(machine.disk), "USER": user, "LOGNAME": user, "SHELL": shell}
-    return {**kept, **account, HOST_KEY: str(machine.host_key)}
+    return {**kept, **account, HOST_KEY: str(machine.host_key.resolve())}
 
 
 if __name__ == "__main__":

@@ -45,13 +45,13 @@ make)
 use)
     if ! is_expected "$key"; then
         is_expected "$next" || { echo "$next is not the key that was made" >&2 && exit 3; }
-        public_line "$next" >"$key.pub.next"
-        chmod 644 "$key.pub.next"
-        sync
-        mv -f "$key.pub.next" "$key.pub"
+        rm -f "$key.pub" # a server may refuse a pair that does not match
         mv -f "$next" "$key"
-        sync
     fi
+    public_line "$key" >"$key.pub.next"
+    chmod 644 "$key.pub.next"
+    mv -f "$key.pub.next" "$key.pub"
+    sync
     reload
     ;;
 esac

@@ -36,9 +36,14 @@ def internal_error(*, call: str = "", times: int = 1, skip: int = 0) -> Disrupti
 
 
 def proxy_page(*, call: str = "", times: int = 1, status: int = 502) -> Disruption:
-    """A proxy answers with a page instead of AWS; with status 200 botocore cannot read it."""
+    """A proxy answers with a page instead of AWS."""
     page = HttpReply(status=status, body=PROXY_PAGE, headers={"Content-Type": "text/html"})
     return _answer(page, call, times)
+
+
+def unreadable_page(*, call: str = "", times: int = 1) -> Disruption:
+    """A proxy's page with status 200, which botocore's parser cannot read."""
+    return proxy_page(call=call, times=times, status=200)
 
 
 def empty_answer(*, call: str = "", times: int = 1, status: int = 200) -> Disruption:

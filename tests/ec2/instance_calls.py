@@ -7,7 +7,14 @@ import json
 from typing import Any
 
 from ec2.access import is_denied
-from ec2.launching import groups_of, make_instance, make_request, root_disk, subnet_of
+from ec2.launching import (
+    groups_of,
+    in_default_subnet,
+    make_instance,
+    make_request,
+    root_disk,
+    subnet_of,
+)
 from ec2.listing import Fields, chosen, filtered, page
 from ec2.regions import SIZES
 from ec2.replies import ApiCall, AwsError
@@ -38,17 +45,19 @@ FIELDS: Fields = {
 
 def run_instances(world: World, call: ApiCall) -> dict[str, Any]:
     """`RunInstances`: one machine, on demand or with a spot request."""
-    parameters = dict(call.parameters)
-    check_run(parameters, now_s=world.now())
-    zone = _zone(world, call)
-    if parameters.pop("DryRun", False):
-        _check_parts(world, call, zone)
-        raise dry_run()
-    fingerprint = _fingerprint(parameters)
-    token = (call.region, zone, parameters.get("ClientToken", ""))
-    if token in world.tokens:
+    wanted = dict(call.parameters)
+    check_run(wanted, now_s=world.now())
+    is_dry = wanted.pop("DryRun", False)
+    fingerprint = _fingerprint(wanted)
+    is_zonal = bool(subnet_of(wanted))
+    parameters = wanted if is_zonal else in_default_subnet(world, call.region, wanted)
+    zone = _zone(world, call.region, parameters)
+    token = (call.region, zone if is_zonal else "", parameters.get("ClientToken", ""))
+    if token in world.tokens and not is_dry:
         return _again(world, token, fingerprint)
-    _check_parts(world, call, zone)
+    _check_parts(world, call.region, zone, parameters)
+    if is_dry:
+        raise dry_run()
     instance = _launch(world, call.region, zone, parameters)
     if token[2]:
         world.tokens[token] = fingerprint, instance.id
@@ -134,30 +143,22 @@ def _check_on_demand(world: World, region: str, size: str) -> None:
         )
 
 
-def _zone(world: World, call: ApiCall) -> str:
-    """The zone that a request means: its subnet's, or one of the default network."""
-    subnet_id = subnet_of(call.parameters)
-    if subnet_id:
-        missing = "InvalidSubnetID.NotFound"
-        subnet = world.need(world.subnets, subnet_id, call.region, missing, "subnet ID")
-        wanted = call.parameters.get("Placement", {}).get("AvailabilityZone")
-        if wanted and wanted != subnet.zone:
-            message = f"The subnet '{subnet_id}' is in {subnet.zone}, not in {wanted}."
-            raise AwsError("InvalidParameterCombination", message)
-        return subnet.zone
-    vpcs = [one for one in world.vpcs.values() if one.region == call.region and one.is_default]
-    if not vpcs:
-        raise AwsError("VPCIdNotSpecified", "No default VPC for this user")
-    message = "No subnets found for the default VPC: the simulator wants the subnet to be named"
-    raise AwsError("MissingInput", message)
+def _zone(world: World, region: str, parameters: dict[str, Any]) -> str:
+    """The zone of the subnet that a request names; it must not name another one."""
+    subnet_id = subnet_of(parameters)
+    subnet = world.need(world.subnets, subnet_id, region, "InvalidSubnetID.NotFound", "subnet ID")
+    wanted = parameters.get("Placement", {}).get("AvailabilityZone")
+    if wanted and wanted != subnet.zone:
+        message = f"The subnet '{subnet_id}' is in {subnet.zone}, not in {wanted}."
+        raise AwsError("InvalidParameterCombination", message)
+    return subnet.zone
 
 
-def _check_parts(world: World, call: ApiCall, zone: str) -> None:
+def _check_parts(world: World, region: str, zone: str, parameters: dict[str, Any]) -> None:
     """Refuse an image, a size, a group or a disk that cannot be had there."""
-    parameters = call.parameters
     image_id = parameters["ImageId"]
     image = world.images.get(image_id)
-    if image is None or image.region != call.region:
+    if image is None or image.region != region:
         message = f"The image id '[{image_id}]' does not exist"
         raise AwsError("InvalidAMIID.NotFound", message)
     if image.state != "available":
@@ -168,7 +169,7 @@ def _check_parts(world: World, call: ApiCall, zone: str) -> None:
     vpc_id = world.subnets[subnet_of(parameters)].vpc_id
     for group_id in groups_of(parameters):
         missing = "InvalidGroup.NotFound"
-        group = world.need(world.groups, group_id, call.region, missing, "security group")
+        group = world.need(world.groups, group_id, region, missing, "security group")
         if group.vpc_id != vpc_id:
             message = f"Security group {group_id} and the subnet belong to different networks."
             raise AwsError("InvalidParameter", message)

@@ -13,7 +13,7 @@ from typing import Any
 from botocore.model import OperationModel, ServiceModel
 
 from ec2.forms import parse_time, scalar
-from ec2.replies import AwsError, HttpReply, HttpRequest
+from ec2.replies import REQUEST_ID, AwsError, HttpReply, HttpRequest
 
 
 def parse_json(request: HttpRequest, operation: OperationModel) -> dict[str, Any]:
@@ -68,19 +68,18 @@ def json_answer(operation: OperationModel, answer: Mapping[str, Any]) -> HttpRep
     shape = operation.output_shape
     status = int(operation.http.get("responseCode", 200))
     body = _write(answer, shape) if shape is not None else {}
-    return HttpReply(
-        status=status, body=json.dumps(body), headers={"Content-Type": "application/json"}
-    )
+    return _page(status, body)
 
 
 def json_error(error: AwsError) -> HttpReply:
     """An error in the shape of the JSON protocols."""
     body = {"__type": error.code, "message": error.message, **error.members}
-    return HttpReply(
-        status=error.status,
-        body=json.dumps(body),
-        headers={"Content-Type": "application/json", "x-amzn-ErrorType": error.code},
-    )
+    return _page(error.status, body, {"x-amzn-ErrorType": error.code})
+
+
+def _page(status: int, body: Any, more: Mapping[str, str] | None = None) -> HttpReply:
+    headers = {"Content-Type": "application/json", "x-amzn-RequestId": REQUEST_ID, **(more or {})}
+    return HttpReply(status=status, body=json.dumps(body), headers=headers)
 
 
 def _object(body: str) -> dict[str, Any]:

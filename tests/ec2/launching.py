@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ec2.regions import REGIONS
+from ec2.replies import AwsError
 from ec2.resources import Image, Instance, NetworkInterface, SpotRequest, Volume
 from ec2.world import World
 
@@ -12,6 +14,30 @@ from ec2.world import World
 def subnet_of(parameters: Mapping[str, Any]) -> str:
     """The subnet that a request names, on the machine or on its interface; empty for none."""
     return str(interface_of(parameters).get("SubnetId") or parameters.get("SubnetId") or "")
+
+
+def in_default_subnet(world: World, region: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The same request in a subnet of the default network: of the zone it names, or with room."""
+    vpcs = [one for one in world.vpcs.values() if one.region == region and one.is_default]
+    if not vpcs:
+        raise AwsError("VPCIdNotSpecified", "No default VPC for this user")
+    zone = parameters.get("Placement", {}).get("AvailabilityZone")
+    size = parameters.get("InstanceType", "")
+    subnets = [
+        one
+        for one in world.subnets.values()
+        if one.vpc_id == vpcs[0].id and one.default_for_zone and zone in {None, one.zone}
+    ]
+    if not subnets:
+        message = f"No subnets found for the default VPC '{vpcs[0].id}'. Please specify a subnet."
+        raise AwsError("MissingInput", message)
+    sold = [one for one in subnets if REGIONS[region].sells(size, one.zone)]
+    roomy = [one for one in sold if world.market.has_room(size, one.zone)]
+    subnet_id = (*roomy, *sold, *subnets)[0].id
+    if not parameters.get("NetworkInterfaces"):
+        return {**parameters, "SubnetId": subnet_id}
+    first, *others = parameters["NetworkInterfaces"]
+    return {**parameters, "NetworkInterfaces": [{**first, "SubnetId": subnet_id}, *others]}
 
 
 def interface_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

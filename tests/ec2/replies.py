@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+REQUEST_ID = "59dbff89-35bd-4eac-99ed-be587EXAMPLE"
+"""What every answer of AWS carries, and no page of a proxy does."""
 USER = "user"
 """The caller whose access key is in the environment."""
 

@@ -61,7 +61,7 @@ def _check_network(parameters: Mapping[str, Any]) -> None:
         if [one.get("DeviceIndex") for one in interfaces] != list(range(len(interfaces))):
             message = "Each network interface requires a device index."
             raise AwsError("InvalidParameterValue", message)
-    elif parameters.get("SecurityGroups") and parameters.get("SubnetId"):
+    if parameters.get("SecurityGroups"):
         message = "The parameter groupName cannot be used with the parameter subnet"
         raise AwsError("InvalidParameterCombination", message)
 

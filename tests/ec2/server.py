@@ -152,7 +152,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)
-        self.send_header("x-amzn-RequestId", "59dbff89-35bd-4eac-99ed-be587EXAMPLE")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":

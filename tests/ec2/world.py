@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ec2.ledger import ADDRESS_USD_PER_H, DISK_USD_PER_GB_H
+from ec2.regions import SIZES
 from ec2.resources import Instance, SpotRequest, Volume
 from ec2.state import State
 
@@ -107,6 +108,8 @@ class World(State):
 
     def price_of(self, instance: Instance) -> float:
         """What a machine costs by the hour while it runs now."""
+        if not instance.request_id:
+            return SIZES[instance.size].on_demand_usd_per_h
         return self.market.price(instance.size, instance.zone)
 
     def add_volume(self, volume: Volume) -> None:

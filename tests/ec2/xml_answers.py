@@ -10,9 +10,7 @@ from xml.sax.saxutils import escape
 
 from botocore.model import OperationModel
 
-from ec2.replies import AwsError, HttpReply
-
-REQUEST_ID = "59dbff89-35bd-4eac-99ed-be587EXAMPLE"
+from ec2.replies import REQUEST_ID, AwsError, HttpReply
 
 
 def xml_answer(operation: OperationModel, answer: Mapping[str, Any], *, ec2: bool) -> HttpReply:
@@ -51,7 +49,7 @@ def _page(status: int, text: str) -> HttpReply:
     return HttpReply(
         status=status,
         body=f'<?xml version="1.0" encoding="UTF-8"?>\n{text}',
-        headers={"Content-Type": "text/xml;charset=UTF-8"},
+        headers={"Content-Type": "text/xml;charset=UTF-8", "x-amzn-RequestId": REQUEST_ID},
     )
 
 

@@ -168,7 +168,7 @@ class MachineHost(ABC, Generic[V]):
         metal.make(definition, self.quirks, pace=self.pace, button=self._buttons.port)
         with metal.store.change() as state:
             state.metadata_port = service.port
-        machine.make(spec, metal.host_key())
+        machine.make(spec, metal.host_key_path().read_text())
         self.machines[definition.id], self.metals[definition.id] = machine, metal
         self.services[definition.id] = service
         return machine
@@ -177,7 +177,8 @@ class MachineHost(ABC, Generic[V]):
         """Begin a life, with the host key that lies on the disk by now."""
         machine, metal = self.machines[id_], self.metals[id_]
         metal.boot(outbound=outbound, hurry=self.hurry)
-        machine.host_key.write_text(metal.host_key())
+        machine.host_key.unlink()
+        machine.host_key.symlink_to(metal.host_key_path())
         machine.power_on()
         metal.start(self._environ(machine))
 

@@ -173,13 +173,13 @@ class Metal:
         inside = {"PATH": str(self.programs), "METAL_ROOT": "1", **environ}
         subprocess.run(argv, env=inside, stdin=subprocess.DEVNULL, check=True)
 
-    def host_key(self) -> str:
-        """The private key with which its SSH presents itself; made by the first boot if need be."""
+    def host_key_path(self) -> Path:
+        """Where the private key lies with which its SSH presents itself, made if there is none."""
         path = self.directory / "root" / HOST_KEY
         if not path.exists():  # what cloud-init does where it is given none
             key = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
             firstboot.put(self.directory / "root", f"/{HOST_KEY}", key, 0o600)
-        return path.read_text()
+        return path
 
     def done(self) -> list[str]:
         """Every command so far that changed the system, in order."""

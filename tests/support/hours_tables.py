@@ -97,7 +97,7 @@ def recipes_table() -> list[str]:
     ]
     for name, (hours, memory) in PUBLISHED.items():
         loaded = _alone(name)
-        card = loaded.config.vm.gpu
+        card = loaded.config.vm.card
         _, size = cheapest_size(card)
         offer = Offer(
             provider=size.provider, region="", size=size.size, gpu=card, spot_usd_per_h=0.0
