@@ -53,7 +53,7 @@ def test_hours_that_were_not_billed_are_taken_off_in_print() -> None:
     assert "the cost is $0.0060, not $2.1600" in printed
 
 
-def test_what_of_a_new_machine_is_not_as_asked_is_printed_once() -> None:
+def test_what_of_a_new_machine_is_not_the_one_wanted_is_printed_once() -> None:
     """A bigger disk is told when its machine is new, and not again by a later process."""
     words = "the disk has 75 GB instead of 30"
     vm = Vm(provider="aws", run_id="run-1", id="a/b/c", region="b", size="s", note=words)

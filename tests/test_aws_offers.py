@@ -238,7 +238,7 @@ def test_a_region_that_is_not_enabled_says_how_to(
     assert provider.account_problem() is None
 
 
-def test_without_a_login_the_catalog_offers_and_the_account_is_told(harness: AwsHarness) -> None:
+def test_without_a_login_the_catalog_offers_and_the_account_is_a_problem(harness: AwsHarness) -> None:
     """Expired credentials are found by one request; prices are half of on demand, and say so."""
     harness.cloud.expire_credentials()
     provider = harness.provider()
@@ -326,7 +326,7 @@ def test_a_running_machine_is_priced_by_its_own_zone_and_seldom(harness: AwsHarn
     assert len(harness.cloud.calls("DescribeSpotPriceHistory")) == 2
 
 
-def test_a_price_that_nobody_tells_is_none_and_not_asked_for_again_soon(
+def test_a_price_that_nobody_answers_is_none_and_not_fetched_again_soon(
     harness: AwsHarness,
 ) -> None:
     """Without the right to read prices a machine is observed without one."""

@@ -56,7 +56,7 @@ def test_nothing_is_read_without_a_token_that_holds(imds: Imdsv2, clock: list[fl
 
 
 @pytest.mark.parametrize("ttl", ["", "0", "21601", "-1", "1.5", "x"])
-def test_token_has_a_life_of_one_second_to_six_hours(imds: Imdsv2, ttl: str) -> None:
+def test_token_is_valid_for_one_second_to_six_hours(imds: Imdsv2, ttl: str) -> None:
     """Any other is a 400, and so is none."""
     assert imds.answer("PUT", TOKEN_PATH, {TTL: ttl})[0] is HTTPStatus.BAD_REQUEST
     assert imds.answer("GET", TOKEN_PATH, {TTL: "60"})[0] is HTTPStatus.METHOD_NOT_ALLOWED
