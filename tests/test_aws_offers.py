@@ -238,7 +238,7 @@ def test_a_region_that_is_not_enabled_says_how_to(
     assert provider.account_problem() is None
 
 
-def test_without_a_login_the_catalog_offers_and_the_account_is_a_problem(harness: AwsHarness) -> None:
+def test_without_a_login_the_catalog_offers_and_the_account_fails(harness: AwsHarness) -> None:
     """Expired credentials are found by one request; prices are half of on demand, and say so."""
     harness.cloud.expire_credentials()
     provider = harness.provider()
