@@ -24,7 +24,7 @@ PRESENTED_S = 30.0
 """How long a server may take to present a key that was put into use."""
 POLL_S = 0.5
 RUN = (
-    'script=$1; shift; key=${QFT_SSH_HOST_KEY:-/etc/ssh/ssh_host_ed25519_key};'
+    "script=$1; shift; key=${QFT_SSH_HOST_KEY:-/etc/ssh/ssh_host_ed25519_key};"
     ' if [ -w "${key%/*}" ]; then exec sh -c "$script" host-key "$key" "$@";'
     ' else exec sudo -n sh -c "$script" host-key "$key" "$@"; fi'
 )
