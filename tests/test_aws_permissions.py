@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from infra.aws.permissions import (
     trust_policy,
 )
 
+ROOT = Path(__file__).parents[1]
 USER = f"arn:aws:iam::{ACCOUNT}:user/team/ada"
 MANAGED_CHARS_MAX = 6144
 """Of a managed policy, without spaces, as IAM counts."""
@@ -31,6 +34,14 @@ def actions(policy: dict[str, Any]) -> list[str]:
     """Every action that a policy allows."""
     found = [one["Action"] for one in policy["Statement"]]
     return [name for one in found for name in ([one] if isinstance(one, str) else one)]
+
+
+def test_the_page_has_the_policy_that_doctor_prints() -> None:
+    """What docs/aws.md gives an administrator is the policy of the code."""
+    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+
+    assert json.loads(written) == rent_policy()
 
 
 def arguments(command: str) -> tuple[str, dict[str, str]]:
