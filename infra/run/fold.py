@@ -35,6 +35,7 @@ from infra.run.stop_reasons import (
     spans_until_release,
     went_down_s,
     with_refusal,
+    without_free_hour,
 )
 
 CLOCK_STEP_S = 5.0
@@ -224,7 +225,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     when = went_down_s(state, event)
     if replaced_s is not None:  # it was gone by the time when the other one was launched
         when = min(when, max(float(replaced_s), state.alive_s))
-    spans = close_span(state.spans, when)
+    spans = without_free_hour(state, close_span(state.spans, when), event.data, when)
     failed_to_boot = event.data["power"] == PowerState.FAILED and replaced_s is None
     if failed_to_boot or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.
