@@ -184,7 +184,13 @@ def _running_seen(state: RunState, event: Event) -> RunState:
         spans = with_compute(
             spans, from_s=since_s, to_s=state.start_requested_s, usd_per_h=spans[-1].usd_per_h
         )
-    return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
+    return replace(
+        state,
+        running_s=event.at_s,
+        launched_at_s=event.data.get("launched_at_s") or 0.0,
+        start_failures=0,
+        spans=spans,
+    )
 
 
 def _address_seen(state: RunState, event: Event) -> RunState:
