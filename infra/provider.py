@@ -428,6 +428,9 @@ class Observation:
     bills_since: str = ""
     """When the compute of a machine that is up began to bill this time, by this computer's clock,
     ISO 8601 UTC; empty if the provider does not say."""
+    launched_at: str = ""
+    """When the vendor last started a machine that is up, by the vendor's own clock, ISO 8601 UTC:
+    the same as long as the machine runs, later after each start. Empty if it does not say."""
     ran: bool | None = None
     """Whether a machine that is down has run since it was last made or started; None: unknown."""
     refusal: ProviderError | None = None

@@ -109,6 +109,17 @@ def with_compute(
     return tuple(kept)
 
 
+def compute_began_s(spans: tuple[Span, ...]) -> float | None:
+    """Return when the last stretch of compute began, whatever its prices; None without one."""
+    began_s = None
+    for span in reversed(spans):
+        if span.compute:
+            began_s = span.start_s
+        elif began_s is not None or span.end_s != span.start_s:
+            break
+    return began_s
+
+
 def drop_open_span(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     """Forget the running span: what it announced was refused and never billed."""
     return spans[:-1] if spans and spans[-1].end_s is None else spans

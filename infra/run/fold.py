@@ -36,6 +36,7 @@ from infra.run.stop_reasons import (
     spans_until_release,
     went_down_s,
     with_refusal,
+    without_free_hour,
 )
 
 CLOCK_STEP_S = 5.0
@@ -183,7 +184,13 @@ def _running_seen(state: RunState, event: Event) -> RunState:
         spans = with_compute(
             spans, from_s=since_s, to_s=state.start_requested_s, usd_per_h=spans[-1].usd_per_h
         )
-    return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
+    return replace(
+        state,
+        running_s=event.at_s,
+        launched_at_s=event.data.get("launched_at_s") or 0.0,
+        start_failures=0,
+        spans=spans,
+    )
 
 
 def _address_seen(state: RunState, event: Event) -> RunState:
@@ -229,7 +236,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     when = went_down_s(state, event)
     if replaced_s is not None:  # it was gone by the time when the other one was launched
         when = min(when, max(float(replaced_s), state.alive_s))
-    spans = close_span(state.spans, when)
+    spans = without_free_hour(state, close_span(state.spans, when), event.data, when)
     failed_to_boot = event.data["power"] == PowerState.FAILED and replaced_s is None
     if failed_to_boot or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.

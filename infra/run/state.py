@@ -122,6 +122,9 @@ class RunState:
     """When that was asked for."""
     running_s: float = 0.0
     """When it was first seen running since then; 0 if it never was."""
+    launched_at_s: float = 0.0
+    """When its provider had started it, by the provider's clock, when it was first seen running
+    since then; 0 if the provider did not say."""
     alive_s: float = 0.0
     """When the machine was last seen alive."""
     host_key_kept: bool = False
