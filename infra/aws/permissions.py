@@ -1,6 +1,6 @@
 """What an AWS account must allow, as policies, and as commands that can be pasted into a shell.
 
-Conditions of the form `Null: {aws:ResourceTag/qft-run: false}` admit only what carries our tag.
+Conditions of the form `Null: {aws:ResourceTag/qft-run: false}` allow only what carries our tag.
 """
 
 from __future__ import annotations
