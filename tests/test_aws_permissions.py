@@ -14,6 +14,7 @@ from support.recorded_aws import ACCOUNT, problems
 
 from infra.aws.permissions import (
     CHANGE_ACTIONS,
+    READ_ACTIONS,
     is_trusted,
     policy_commands,
     rent_policy,
@@ -42,6 +43,15 @@ def test_the_page_has_the_policy_that_doctor_prints() -> None:
     (written,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
 
     assert json.loads(written) == rent_policy()
+
+
+@pytest.mark.parametrize("action", [*READ_ACTIONS, *CHANGE_ACTIONS])
+def test_the_policy_allows_nothing_that_the_code_does_not_call(action: str) -> None:
+    """Each right to read or to change is that of an operation which some file names."""
+    operation = xform_name(action.partition(":")[2])
+    sources = (one.read_text(encoding="utf-8") for one in (ROOT / "infra" / "aws").glob("*.py"))
+
+    assert any(f'"{operation}"' in source for source in sources)
 
 
 def arguments(command: str) -> tuple[str, dict[str, str]]:

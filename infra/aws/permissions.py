@@ -36,11 +36,9 @@ READ_ACTIONS = (
     "ec2:DescribeRouteTables",
     "ec2:DescribeVpcs",
     "ec2:DescribeRegions",
-    "ec2:DescribeAvailabilityZones",
     "ec2:DescribeImages",
     "ec2:DescribeTags",
     "servicequotas:GetServiceQuota",
-    "ec2:GetSpotPlacementScores",
 )
 CHANGE_ACTIONS = (
     "ec2:StartInstances",
