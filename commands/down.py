@@ -204,10 +204,10 @@ def _down_recorded(record: _Record, provider: Provider, state: RunState, *, dele
     if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            until_s = release(provider, vm, time.sleep)
+            ended = release(provider, vm, time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down", until_s=until_s)
+        record.note(Kind.DEALLOCATED, reason="qft down", **ended)
         released.append(f"{vm.size} {vm.id}")
     result = Result(run=record.name, deallocated=released)
     return _proved(result, provider, state.run_id, state.vm)

@@ -427,6 +427,10 @@ class Observation:
     bills_since: str = ""
     """When the compute of a machine that is up began to bill this time, by this computer's clock,
     ISO 8601 UTC; empty if the provider does not say."""
+    waived_since: str = ""
+    """From when on the compute of a machine that is down was free, until it went down, by this
+    computer's clock, ISO 8601 UTC; empty if all of it is billed. EC2 waives a first hour that it
+    ends itself."""
     ran: bool | None = None
     """Whether a machine that is down has run since it was last made or started; None: unknown."""
     refusal: ProviderError | None = None
