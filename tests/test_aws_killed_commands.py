@@ -62,7 +62,7 @@ class Attempts:
         """A command line in a new home, with a machine if the command is to remove one."""
         self.count += 1
         home = self.folder / f"home{self.count}"
-        workload = TrainingWorkload(self.harness, out=self.project.out)
+        workload = TrainingWorkload(self.harness, out=self.project.out, train_s=40.0)
         with cli_runner(self.project.folder, home, self.harness, self.capture, workload) as runner:
             if self.command[0] == "down":
                 assert runner.qft("up", "--plain").code == 0

@@ -397,6 +397,7 @@ def test_noise_on_the_line_costs_nothing_but_time(runner: CliRunner) -> None:
     end(runner)
 
 
+@SLOW
 def test_refused_create_that_left_a_request_open_is_cleared(runner: CliRunner) -> None:
     """What EC2 refuses and yet keeps open is cancelled: no machine comes from it hours later."""
     runner.harness.cloud.world.leaves_requests = True
