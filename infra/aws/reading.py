@@ -98,6 +98,7 @@ def read(
             host=view.host,
             detail=_under_way(view, power),
             bills_since=format_utc(launched_s) if is_up and view.launched_s else "",
+            launched_at=format_utc(view.launched_s) if is_up and view.launched_s else "",
         )
     ran = has_run(view, orders)
     cause = stop_cause(view, orders, ran=ran)

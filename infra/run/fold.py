@@ -18,6 +18,7 @@ from infra.run.billing_spans import (
     drop_open_span,
     not_before_last,
     open_span,
+    raise_span,
     reprice_span,
     with_compute,
     without_compute,
@@ -112,9 +113,13 @@ def _create_intended(state: RunState, event: Event) -> RunState:
 
 
 def _create_accepted(state: RunState, event: Event) -> RunState:
+    """Go on with the machine that was made, whose disk may be larger than was asked for."""
+    vm = Vm.from_json(event.data["vm"])
+    more_usd_per_h = vm.idle_usd_per_h - state.idle_usd_per_h
     return replace(
         _vm_started(state, event),
-        vm=Vm.from_json(event.data["vm"]),
+        vm=vm,
+        spans=raise_span(state.spans, more_usd_per_h),
         latest_limit_s=None,
         other_cap="",
         pending=None,
@@ -179,7 +184,13 @@ def _running_seen(state: RunState, event: Event) -> RunState:
         spans = with_compute(
             spans, from_s=since_s, to_s=state.start_requested_s, usd_per_h=spans[-1].usd_per_h
         )
-    return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
+    return replace(
+        state,
+        running_s=event.at_s,
+        launched_at_s=event.data.get("launched_at_s") or 0.0,
+        start_failures=0,
+        spans=spans,
+    )
 
 
 def _address_seen(state: RunState, event: Event) -> RunState:
