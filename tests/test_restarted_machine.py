@@ -59,6 +59,12 @@ class RestartingCloud(FakeCloud):
         self._boot(vm)
         self.world.sleep(unwatched_s)
 
+    def _halt(self, vm: Vm, reason: StopReason) -> None:
+        disk = self.disks[vm.id]
+        if disk.running_since is not None:
+            disk.exit_code = None  # the trainer is lost, and could leave none
+        super()._halt(vm, reason)
+
     def _boot(self, vm: Vm) -> None:
         if self.ahead_s is not None:
             self.launched_s = self.world.now_s
