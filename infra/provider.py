@@ -155,7 +155,8 @@ class Provider(ABC):
         """Change the price cap where the vendor allows it now; return the cap that is in force.
 
         Silent, and without effect, for a machine whose cap cannot change now because it runs: the
-        answer then differs from what was asked. Raises `Gone` if there is no such machine.
+        answer then differs from what was asked. Raises `Gone` if there is no such machine,
+        `NeverStarts` for one that is down for good.
         """
         return max_price_usd_per_h
 

@@ -19,6 +19,7 @@ from infra.aws.security_group import SecurityGroups
 from infra.errors import (
     PASSING,
     Gone,
+    NeverStarts,
     NoCapacity,
     PriceAboveCap,
     ProviderError,
@@ -51,7 +52,7 @@ class PowerControl:
             return
         if view.state == SHUTTING_DOWN:
             raise Gone(f"the machine `{vm.id}` is being terminated")
-        if view.request_state and not view.is_request_live:
+        if _has_ended_request(view):
             raise _request_ended(view)
         self.allow_caller_ip(vm)
         self.safeguards.before_start(vm)
@@ -155,9 +156,12 @@ class PowerControl:
     def cap_in_force(self, vm: Vm) -> float | None:
         """The price cap of the machine's spot request, USD per hour; None if it has none.
 
-        EC2 itself fills in the price on demand where none was asked for.
+        EC2 itself fills in the price on demand where none was asked for. Raises `NeverStarts` for a
+        stopped machine whose request has ended.
         """
         view = self.observer.look(vm)
+        if view.state == STOPPED and _has_ended_request(view):
+            raise _request_ended(view)
         return None if view.tags.get("qft-cap") == "" else view.cap_usd_per_h
 
     def billed_until_s(self, vm: Vm) -> float | None:
@@ -292,9 +296,14 @@ def _still_stopping(view: MachineView) -> Transient:
     )
 
 
-def _request_ended(view: MachineView) -> NoCapacity:
+def _has_ended_request(view: MachineView) -> bool:
+    """Whether no spot request holds the machine any more; False if EC2 shows no request."""
+    return bool(view.request_state) and not view.is_request_live
+
+
+def _request_ended(view: MachineView) -> NeverStarts:
     """The refusal to start what no spot request holds any more: its disk is all that is left."""
-    return NoCapacity(
+    return NeverStarts(
         f"EC2 starts `{view.instance}` no more: its spot request has ended ({view.status_code})",
         hint="`qft run` moves to another machine, from the newest checkpoint that is at home",
     )

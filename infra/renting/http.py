@@ -28,7 +28,7 @@ def fetch(url: str, *, timeout_s: float = 10.0) -> bytes:
     if parts.scheme != "https" and not (parts.scheme == "http" and here):
         raise NotAllowed(f"`{url}` is not an https address")
     try:
-        context = _trusted()
+        context = _trusted() if parts.scheme == "https" else None
         with urllib.request.urlopen(url, timeout=timeout_s, context=context) as answer:  # noqa: S310  (checked above)
             body = bytes(answer.read(ANSWER_BYTES_MAX))
             if answer.length:  # announced, and not there: half an address is an address, too

@@ -42,6 +42,13 @@ def reprice_span(spans: tuple[Span, ...], at_s: float, usd_per_h: float) -> tupl
     return open_span(spans, at_s, usd_per_h, compute=True)
 
 
+def raise_span(spans: tuple[Span, ...], usd_per_h: float) -> tuple[Span, ...]:
+    """Let the running span have cost so much more per hour from its beginning."""
+    if not spans or spans[-1].end_s is not None or usd_per_h <= 0:
+        return spans
+    return (*spans[:-1], replace(spans[-1], usd_per_h=spans[-1].usd_per_h + usd_per_h))
+
+
 def billed_by(spans: tuple[Span, ...], provider: str) -> tuple[Span, ...]:
     """Return the spans with those of nobody billed by that provider."""
     if not provider or all(span.provider for span in spans):
@@ -100,6 +107,17 @@ def with_compute(
         if end_s < span.end_s:
             kept.append(replace(span, start_s=end_s))
     return tuple(kept)
+
+
+def compute_began_s(spans: tuple[Span, ...]) -> float | None:
+    """Return when the last stretch of compute began, whatever its prices; None without one."""
+    began_s = None
+    for span in reversed(spans):
+        if span.compute:
+            began_s = span.start_s
+        elif began_s is not None or span.end_s != span.start_s:
+            break
+    return began_s
 
 
 def drop_open_span(spans: tuple[Span, ...]) -> tuple[Span, ...]:

@@ -18,6 +18,7 @@ from infra.run.billing_spans import (
     drop_open_span,
     not_before_last,
     open_span,
+    raise_span,
     reprice_span,
     with_compute,
     without_compute,
@@ -35,6 +36,7 @@ from infra.run.stop_reasons import (
     spans_until_release,
     went_down_s,
     with_refusal,
+    without_free_hour,
 )
 
 CLOCK_STEP_S = 5.0
@@ -111,9 +113,13 @@ def _create_intended(state: RunState, event: Event) -> RunState:
 
 
 def _create_accepted(state: RunState, event: Event) -> RunState:
+    """Go on with the machine that was made, whose disk may be larger than was asked for."""
+    vm = Vm.from_json(event.data["vm"])
+    more_usd_per_h = vm.idle_usd_per_h - state.idle_usd_per_h
     return replace(
         _vm_started(state, event),
-        vm=Vm.from_json(event.data["vm"]),
+        vm=vm,
+        spans=raise_span(state.spans, more_usd_per_h),
         latest_limit_s=None,
         other_cap="",
         pending=None,
@@ -230,7 +236,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     when = went_down_s(state, event)
     if replaced_s is not None:  # it was gone by the time when the other one was launched
         when = min(when, max(float(replaced_s), state.alive_s))
-    spans = close_span(state.spans, when)
+    spans = without_free_hour(state, close_span(state.spans, when), event.data, when)
     failed_to_boot = event.data["power"] == PowerState.FAILED and replaced_s is None
     if failed_to_boot or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.

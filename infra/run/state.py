@@ -187,13 +187,17 @@ class RunState:
 
     @property
     def idle_usd_per_h(self) -> float:
-        """What disk and address cost per hour while the machine does not run."""
-        return self.offer.idle_usd_per_h if self.offer else 0.0
+        """What disk and address cost per hour while the machine does not run.
+
+        Its disk may be larger than the offer's, where the image needs more.
+        """
+        offered = self.offer.idle_usd_per_h if self.offer else 0.0
+        return max(offered, self.vm.idle_usd_per_h if self.vm else 0.0)
 
     @property
     def beside_compute_usd_per_h(self) -> float:
         """What disk and address cost per hour while the machine runs."""
-        return self.offer.beside_compute_usd_per_h if self.offer else 0.0
+        return self.idle_usd_per_h + (self.offer.address_usd_per_h if self.offer else 0.0)
 
     @property
     def rejected(self) -> bool:

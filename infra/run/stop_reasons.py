@@ -9,13 +9,21 @@ from typing import Any
 
 from infra.errors import ErrorKind
 from infra.provider import Observation, PowerState, StopReason
-from infra.run.billing_spans import Span, close_span, open_span, without_compute
+from infra.run.billing_spans import (
+    Span,
+    close_span,
+    compute_began_s,
+    open_span,
+    without_compute,
+)
 from infra.run.journal import RELEASE_INTENTS, Event
 from infra.run.state import Refusal, RunState, UnexplainedStop
 from infra.timestamps import format_utc, parse_utc_s
 
 CLOCK_SKEW_S = 60.0
 """How much earlier than the machine was last seen alive a stop may be dated: clocks differ."""
+FREE_S = 3600.0
+"""How long a machine may have run whose vendor does not bill what it cuts short itself."""
 MARKET_REASONS = {StopReason.EVICTED, StopReason.PRICE, StopReason.UNKNOWN}
 """Reasons for which Azure, as far as anyone knows, took back what it had granted."""
 
@@ -140,6 +148,23 @@ def spans_after_stop(
     since_s = min(max(float(event.data["replaced_s"]), when_s), event.at_s)
     price = state.vm.price_usd_per_h if state.vm else 0.0
     return open_span(idle, since_s, price + state.beside_compute_usd_per_h, compute=True)
+
+
+def without_free_hour(
+    state: RunState, spans: tuple[Span, ...], stop: Mapping[str, Any], when_s: float
+) -> tuple[Span, ...]:
+    """Return the spans without a first hour that the vendor cut short, where it bills none.
+
+    Only for a stop whose reason and time the vendor reports: what is inferred counts.
+    """
+    sure = is_eviction(stop["reason"]) and stop.get("certain", True) and stop.get("since_s")
+    began_s = compute_began_s(spans)
+    if not sure or state.vm is None or not state.vm.interruption_is_free or began_s is None:
+        return spans
+    if when_s - began_s >= FREE_S:
+        return spans
+    usd_per_h = state.beside_compute_usd_per_h
+    return without_compute(spans, from_s=began_s, to_s=when_s, usd_per_h=usd_per_h)
 
 
 def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:

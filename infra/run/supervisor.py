@@ -10,7 +10,15 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from infra.errors import PASSING, Gone, NotAllowed, ProviderError, SignedOut, Transient
+from infra.errors import (
+    PASSING,
+    Gone,
+    NeverStarts,
+    NotAllowed,
+    ProviderError,
+    SignedOut,
+    Transient,
+)
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
@@ -268,6 +276,10 @@ class Supervisor:
             in_force = self._with_retries(lambda: provider.update_max_price(vm, cap))
         except Gone:  # what follows finds that out, too
             return ""
+        except NeverStarts as error:
+            if self._state.trained:  # its disk may hold what is not home: a person decides
+                raise
+            return str(error)
         reason = other_cap(vm, in_force, cap)
         return "" if may_start_under(in_force, cap, self._state) else reason
 

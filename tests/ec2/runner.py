@@ -85,8 +85,19 @@ class ObedientWorkload:
         self.connect(vm)
         return JobView(phase=JobPhase.ABSENT)
 
+    def make_host_key(self, vm: Vm) -> str:
+        """The machine's next host key: the one that it has."""
+        return vm.host_public_key
+
+    def use_host_key(self, vm: Vm, public_key: str) -> None:
+        """Answer with it from now on."""
+
     def set_time_limit(self, vm: Vm, until_s: float) -> None:
         """Nothing watches here."""
+
+    def save_and_pull(self, vm: Vm) -> None:
+        """Nothing was trained."""
+        self.connect(vm)
 
     def disconnect(self) -> None:
         """Nothing is kept open."""
