@@ -101,9 +101,7 @@ class SeveralProviders(Provider):
         chosen = self._member(spec.offer.provider)
         for member in self._members.values():
             if member is not chosen:
-                with contextlib.suppress(
-                    ProviderError
-                ):  # on record there: the run's end repeats it
+                with contextlib.suppress(ProviderError):  # the end of the run repeats it
                     member.cancel_refused(spec.run_id)
         return chosen.create(spec)
 
