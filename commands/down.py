@@ -228,10 +228,10 @@ def _down_recorded(
     if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            until_s = release(provider, vm, time.sleep)
+            ended = release(provider, vm, time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down", until_s=until_s)
+        record.note(Kind.DEALLOCATED, reason="qft down", **ended)
         result = replace(result, deallocated=[f"{vm.size} {vm.id}"])
         if may_restart(provider, vm, time.sleep):
             stops = stop_restarts(
