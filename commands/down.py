@@ -41,7 +41,13 @@ from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, Outcome, read
-from infra.run.release import billed_until_s, release, still_there
+from infra.run.release import (
+    billed_until_s,
+    may_restart,
+    release,
+    still_there,
+    stop_restarts,
+)
 from infra.run.state import RunState
 
 EXAMPLES = {
@@ -157,11 +163,22 @@ def _release_run(
         options.on_message(line)
     if state.vm is not None and not provider.traits.rents:
         clear(folder, home, provider, state, options.on_message, now=options.now)
-    done = replace(_down_recorded(record, provider, state, delete=options.delete), save=save)
+    done = _down_recorded(
+        record, provider, state, delete=options.delete, disk_days=_disk_days(folder)
+    )
+    done = replace(done, save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{options.command}` {_outcome(done)}"
         record.note(Kind.RUN_ENDED, code=Outcome.STOPPED_BY_USER.value, reason=reason)
     return done
+
+
+def _disk_days(folder: RunFolder) -> float | None:
+    """Return how long a disk is kept by run.yaml; for ever if its record cannot be read."""
+    try:
+        return reopen(folder).config.budget.disk_days
+    except UsageError:
+        return None
 
 
 def _outcome(done: Result) -> str:
@@ -194,22 +211,33 @@ class _Record:
             self.note(Kind.CHECKPOINT_HOME, step=save.home_step)
 
 
-def _down_recorded(record: _Record, provider: Provider, state: RunState, *, delete: bool) -> Result:
+def _down_recorded(
+    record: _Record,
+    provider: Provider,
+    state: RunState,
+    *,
+    delete: bool,
+    disk_days: float | None,
+) -> Result:
     """Release or remove the machine of a recorded run: journal the intent, act, observe."""
     unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
     if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
         return _remove(record, provider, state)
-    released = []
+    result = Result(run=record.name)
     vm = state.vm or next(iter(_listed(provider, state.run_id)), None)
     if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            until_s = release(provider, vm, time.sleep)
+            ended = release(provider, vm, time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down", until_s=until_s)
-        released.append(f"{vm.size} {vm.id}")
-    result = Result(run=record.name, deallocated=released)
+        record.note(Kind.DEALLOCATED, reason="qft down", **ended)
+        result = replace(result, deallocated=[f"{vm.size} {vm.id}"])
+        if may_restart(provider, vm, time.sleep):
+            stops = stop_restarts(
+                provider, vm, now_s=time.time(), disk_days=disk_days, sleep=time.sleep
+            )
+            result = replace(result, may_restart=True, stopped_again_by=stops)
     return _proved(result, provider, state.run_id, state.vm)
 
 
@@ -332,12 +360,16 @@ def _down_listed(
         gone = with_retries(lambda: provider.delete(vm.run_id, on_message), time.sleep)
         result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
         return _proved(result, provider, vm.run_id)
-    released = []
+    result = Result(run=vm.run_id)
     if vm.power is not PowerState.REMNANTS:
         with contextlib.suppress(Gone):  # somebody removed it meanwhile
             with_retries(lambda: provider.deallocate(vm), time.sleep)
-            released.append(f"{vm.size} {vm.id}")
-    return _proved(Result(run=vm.run_id, deallocated=released), provider, vm.run_id)
+            result = replace(
+                result,
+                deallocated=[f"{vm.size} {vm.id}"],
+                may_restart=may_restart(provider, vm, time.sleep),
+            )
+    return _proved(result, provider, vm.run_id)
 
 
 def _listed(provider: Provider, run_id: str) -> list[Vm]:

@@ -4,6 +4,7 @@ They say what to do next, not what went wrong inside a vendor's library:
 
     ProviderError
     ├── NoCapacity      nothing free there now: try the next offer, come back later
+    │   └── NeverStarts this machine never starts again: a new one, in the same place as well
     ├── OverQuota       the account may not: a human must ask for more
     ├── PriceAboveCap   the market is above the cap: wait, or raise the cap
     ├── NotAllowed      credentials or rights are missing: a human must fix them
@@ -60,6 +61,10 @@ class NoCapacity(ProviderError):  # noqa: N818  (the seam's vocabulary, not a su
     """Nothing of that size is free there now. Next: the next offer; forget this after a while."""
 
     kind = ErrorKind.NO_CAPACITY
+
+
+class NeverStarts(NoCapacity):
+    """This machine cannot be started again, on any day. Next: remove it and rent another one."""
 
 
 class OverQuota(ProviderError):  # noqa: N818

@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 from remote import keys
-from remote.errors import HostKeyMismatch, RemoteError, Unreachable, Untrusted
+from remote.errors import Garbled, HostKeyMismatch, RemoteError, Unreachable, Untrusted
 from remote.ssh import SshConnection, connect
 
 KIND = "ssh-ed25519"
@@ -24,7 +24,7 @@ PRESENTED_S = 30.0
 """How long a server may take to present a key that was put into use."""
 POLL_S = 0.5
 RUN = (
-    'script=$1; shift; key=${QFT_SSH_HOST_KEY:-/etc/ssh/ssh_host_ed25519_key};'
+    "script=$1; shift; key=${QFT_SSH_HOST_KEY:-/etc/ssh/ssh_host_ed25519_key};"
     ' if [ -w "${key%/*}" ]; then exec sh -c "$script" host-key "$key" "$@";'
     ' else exec sudo -n sh -c "$script" host-key "$key" "$@"; fi'
 )
@@ -35,8 +35,8 @@ def make_host_key(connection: SshConnection, *, expected: str = "") -> str:
     """Make the next host key there, unless there is one; return its public line.
 
     `expected` is the line of a change that was cut: if that key is in use already, its line is
-    returned. Raises `Untrusted` for an answer that is no such key, or is the one that is pinned,
-    and whatever `SshConnection.run` does.
+    returned. Raises `Garbled` for an answer that is no key, `Untrusted` for one of another kind or
+    for that which is pinned, and whatever `SshConnection.run` does.
     """
     line = _run(connection, "make", expected).strip()
     if len(line) > LINE_CHARS_MAX or "\n" in line:
@@ -44,7 +44,8 @@ def make_host_key(connection: SshConnection, *, expected: str = "") -> str:
     try:
         made = keys.plain_line(line)
     except RemoteError as error:
-        raise Untrusted(f"{connection.host} answers with no host key") from error
+        # As a machine that is taken away meanwhile may do: half a line, or none.
+        raise Garbled(f"{connection.host} answers with no host key") from error
     old = {keys.plain_line(connection.host.host_key)} - {expected}
     if not made.startswith(f"{KIND} ") or made in old:
         raise Untrusted(f"{connection.host} answers with a host key that is not new")

@@ -66,6 +66,22 @@ def test_a_started_machine_and_a_new_price_bill_the_address_again() -> None:
     assert found.usd == pytest.approx(0.23 + 0.02 + 0.23 + 0.33)
 
 
+def test_a_disk_that_had_to_be_larger_bills_as_it_was_made() -> None:
+    """Two hours of running and three of standing still cost 0.03 an hour for it, not 0.02."""
+    events = journal(
+        (0, Kind.RUN_STARTED, {"run_id": "r", "name": "r"}),
+        (0, Kind.CREATE_INTENDED, {"generation": 1, "offer": asdict(OFFER)}),
+        (0.1, Kind.CREATE_ACCEPTED, {"vm": asdict(replace(VM, idle_usd_per_h=0.03))}),
+        (1, Kind.PRICE_SEEN, {"usd_per_h": 0.30}),
+        (2, Kind.DEALLOCATE_INTENDED, {"reason": "done"}),
+        (2, Kind.DEALLOCATED, {"reason": "done", "until_s": None}),
+    )
+
+    found = bill(fold(events), 5 * 3600.0)
+
+    assert found.usd == pytest.approx(0.24 + 0.34 + 3 * 0.03)
+
+
 def test_a_plan_counts_the_address_with_the_disk() -> None:
     """Ten hours that bill compute cost ten hours of address more than without one."""
     hours = Span(low=10.0, likely=10.0, high=10.0)

@@ -10,6 +10,7 @@ from support.fakecloud import FakeCloud
 from support.fakeclouds import TwoCloudStory
 
 from commands.ui.snapshot import take_snapshot
+from infra.errors import NeverStarts
 from infra.provider import Offer, Safeguard, StopReason, Traits, Vm, VmSpec, Want
 from infra.run import actions as act
 from infra.run.budget import Bill, Budget
@@ -32,6 +33,8 @@ class FixedTermsCloud(FakeCloud):
 
     caps: dict[str, float | None] = field(default_factory=dict)
     latest: dict[str, float] = field(default_factory=dict)
+    down_for_good: set[str] = field(default_factory=set)
+    """Machines that nothing starts any more."""
 
     def create(self, spec: VmSpec) -> Vm:
         """Make the machine under the cap of now, to be held to an hour after its limit."""
@@ -46,6 +49,8 @@ class FixedTermsCloud(FakeCloud):
         """Return the cap in force, which nothing changes."""
         del max_price_usd_per_h
         self._hiccup()
+        if vm.id in self.down_for_good:
+            raise NeverStarts(f"`{vm.id}` never starts again: its spot request has ended")
         return self.caps[vm.id]
 
     def set_safeguards(
@@ -134,6 +139,39 @@ def test_a_machine_that_is_down_is_started_once_more_only_under_a_lower_cap(
 
     assert story.go().outcome is Outcome.DONE
     assert story.aws.log[before:] == log
+
+
+def test_a_machine_that_never_starts_again_is_replaced_in_its_only_place(
+    story: TwoCloudStory,
+) -> None:
+    """Where one place is on offer, it is removed and rented anew there, not tried for ever."""
+    cloud = story.aws
+    assert isinstance(cloud, FixedTermsCloud)
+    cloud.regions = ("a",)
+    interrupt_at(story, 20)
+    (vm,) = cloud.vms.values()
+    cloud._halt(vm, StopReason.EVICTED)
+    cloud.down_for_good.add(vm.id)
+
+    assert story.go().outcome is Outcome.DONE
+    assert cloud.log == ["create a", "delete", "create a", "delete"]
+
+
+def test_a_trained_machine_that_never_starts_again_is_left_to_a_person(
+    story: TwoCloudStory,
+) -> None:
+    """Its disk may hold an adapter that is not home: nothing of ours removes it."""
+    cloud = story.aws
+    assert isinstance(cloud, FixedTermsCloud)
+    interrupt_at(story, 20)
+    (vm,) = cloud.vms.values()
+    story.journal().append(Kind.TRAINED)
+    cloud._halt(vm, StopReason.EVICTED)
+    cloud.down_for_good.add(vm.id)
+
+    with pytest.raises(NeverStarts):
+        story.go()
+    assert cloud.log == ["create a"]
 
 
 def test_a_budget_raised_past_the_end_of_the_request_takes_another_machine(

@@ -49,6 +49,11 @@ def lacks(found: dict[str, Check]) -> list[str]:
     return [name for name, one in found.items() if not one.ok]
 
 
+def test_card_that_aws_does_not_rent_out_is_no_reason_to_stop(harness: AwsHarness) -> None:
+    """The account is checked for the smallest size instead."""
+    assert lacks(checks(harness, Want(gpu="H100", regions=[REGION]))) == []
+
+
 def test_account_that_lacks_nothing_passes_and_nothing_is_made(harness: AwsHarness) -> None:
     """Every check is in order; each request that would make something was only tried."""
     found = checks(harness)

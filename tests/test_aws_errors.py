@@ -238,6 +238,23 @@ def test_whoever_signs_in_again_needs_no_restart(harness: AwsHarness) -> None:
     assert clients.account() == "111122223333"
 
 
+@pytest.mark.parametrize("code", ["OptInRequired", "AuthFailure"])
+def test_a_region_that_is_not_enabled_signs_nobody_out(harness: AwsHarness, code: str) -> None:
+    """It refuses credentials as if they were wrong, which other regions accept."""
+    harness.cloud.world.opt_in_code = code
+    clients = harness.clients()
+
+    with pytest.raises(RegionNotEnabledError) as caught:
+        clients.call("ec2", "ap-east-1", "describe_vpcs", doing="look")
+
+    assert "enable-region --region-name ap-east-1" in caught.value.hint
+    harness.cloud.expire_credentials()
+    with pytest.raises(SignedOut):
+        clients.call("ec2", "ap-east-1", "describe_vpcs", doing="look")
+    harness.cloud.renew_credentials()
+    clients.close()
+
+
 def test_a_page_in_place_of_an_answer_lists_nothing(harness: AwsHarness) -> None:
     """A proxy's page with status 200 is no empty list: it says nothing about what exists."""
     clients = harness.clients()

@@ -11,7 +11,7 @@ from ec2.killing import KilledError, Killer
 from ec2.state import Timing
 from support.aws_machines import compute_hours, instance_of, provider_of, rent, stopped, wait_for
 
-from infra.errors import NoCapacity, NotAllowed, OverQuota, PriceAboveCap, Transient
+from infra.errors import NeverStarts, NoCapacity, NotAllowed, OverQuota, PriceAboveCap, Transient
 from infra.provider import PowerState, StopReason
 from infra.retry import with_retries
 from infra.timestamps import format_utc
@@ -75,6 +75,18 @@ def test_only_ec2_starts_what_it_interrupted(harness: AwsHarness, code: str) -> 
     seen = provider_of(harness).observe(vm)
     assert (seen.power, seen.stop_reason) == (PowerState.DEALLOCATED, StopReason.EVICTED)
     assert seen.refusal is None
+
+
+def test_what_no_request_holds_any_more_never_starts(harness: AwsHarness) -> None:
+    """A stopped machine whose spot request was cancelled says so to whoever would start it."""
+    vm = stopped(harness)
+    request = next(iter(harness.cloud.world.requests.values()))
+    request.state = "cancelled"
+
+    provider = provider_of(harness)
+    for act in (provider.start, lambda vm: provider.update_max_price(vm, 0.3)):
+        with pytest.raises(NeverStarts, match="its spot request has ended"):
+            act(vm)
 
 
 def test_start_without_room_is_no_capacity(harness: AwsHarness) -> None:

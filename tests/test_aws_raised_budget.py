@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from ec2.runner import ObedientWorkload
 from ec2.state import ACCOUNT
 
 from infra.aws.permissions import role_policy, trust_policy
-from infra.provider import Offer, Vm, VmSpec, Want
+from infra.provider import Offer, VmSpec, Want
 from infra.run.budget import Budget
 from infra.run.context import RunContext
 from infra.run.fold import fold
@@ -25,18 +24,6 @@ from infra.run.workload import Workload
 
 HOUR_S = 3600.0
 CAP = 0.30
-
-
-@dataclass
-class KeyChangingWorkload(ObedientWorkload):
-    """A machine's inside whose host key can be changed."""
-
-    def make_host_key(self, vm: Vm) -> str:
-        """A key that was made on the machine."""
-        return vm.host_public_key
-
-    def use_host_key(self, vm: Vm, public_key: str) -> None:
-        """Answer with it from now on."""
 
 
 @pytest.fixture
@@ -59,7 +46,7 @@ def up(harness: AwsHarness, path: Path, *, hours: float) -> None:
         journal.append(Kind.RUN_STARTED, run_id="run-a", name="run")
     context = RunContext(
         provider=harness.provider(),
-        workload=cast("Workload", KeyChangingWorkload(harness)),
+        workload=cast("Workload", ObedientWorkload(harness)),
         journal=journal,
         make_spec=make_spec,
         want=Want(gpu="T4", regions=["us-east-1"], max_price_usd_per_h=CAP),

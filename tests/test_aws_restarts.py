@@ -82,6 +82,26 @@ def test_a_relaunched_machine_is_failed_and_removed(harness: AwsHarness) -> None
     assert harness.cloud.ledger.billing() == []
 
 
+def test_a_relaunched_machine_that_may_not_be_removed_has_a_command(harness: AwsHarness) -> None:
+    """The minimal policy ends what is tagged: an administrator tags what EC2 launched by itself."""
+    vm = rent(harness)
+    harness.advance(600)
+    harness.cloud.terminate_behind(instance_of(harness, vm))
+    harness.advance(300)
+    (other,) = harness.cloud.machines()
+    harness.cloud.deny("ec2:TerminateInstances")
+    harness.cloud.deny("ec2:StopInstances")
+
+    with pytest.raises(NotAllowed) as caught:
+        provider_of(harness).delete(vm.run_id)
+
+    assert (
+        f"`aws ec2 create-tags --region us-east-1 --resources {other.id}"
+        " --tags Key=qft-run,Value=run-a`"
+    ) in caught.value.hint
+    assert harness.cloud.spot_requests() == []
+
+
 def test_before_the_relaunch_the_open_request_is_remnants(harness: AwsHarness) -> None:
     """A terminated machine whose request is still open is not gone: it may come back."""
     vm = rent(harness)

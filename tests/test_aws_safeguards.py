@@ -201,7 +201,7 @@ def test_worst_case_ends_at_the_first_stop(scene: Scenario) -> None:
     """The bill that is possible is told with the schedules: the cap until the first stop."""
     found = by_name(scene.safeguards.set_safeguards(VM, until_s=UNTIL_S))
 
-    assert "at most $1.25 of compute" in found["schedules"].detail
+    assert "at most $1.28 of compute" in found["schedules"].detail
     assert found["self-release"].stops_at_s == UNTIL_S
 
 
@@ -285,7 +285,7 @@ def test_without_a_role_an_alarm_stops_the_machine(scene: Scenario) -> None:
     assert alarm["AlarmActions"] == ["arn:aws:automate:us-east-1:ec2:stop"]
     assert alarm["TreatMissingData"] == "notBreaching"
     assert alarm["Period"] * alarm["EvaluationPeriods"] == 5 * HOUR_S
-    assert "at most $1.29 of compute" in found["alarm"].detail
+    assert "at most $1.32 of compute" in found["alarm"].detail
 
 
 def test_alarm_goes_when_schedules_can_be_set(scene: Scenario) -> None:
@@ -312,7 +312,7 @@ def test_account_that_may_set_nothing_still_has_the_machine_itself(scene: Scenar
     held = [name for name, one in found.items() if one.is_set]
     assert held == ["price cap", "spot request", "self-release"]
     assert all("a day" in one.detail for one in found.values() if not one.is_set)
-    assert "at most $1.25 of compute" in found["self-release"].detail
+    assert "at most $1.27 of compute" in found["self-release"].detail
 
 
 def test_limit_beyond_the_end_of_the_request_is_given_as_data(scene: Scenario) -> None:
@@ -332,7 +332,7 @@ def test_machine_without_cap_counts_at_the_on_demand_price(scene: Scenario) -> N
     found = by_name(scene.safeguards.set_safeguards(VM, until_s=UNTIL_S))
 
     assert not found["price cap"].is_set
-    assert "at most $2.64 of compute" in found["schedules"].detail
+    assert "at most $2.66 of compute" in found["schedules"].detail
 
 
 def test_request_that_is_not_shown_yet_keeps_nothing_from_being_set(scene: Scenario) -> None:

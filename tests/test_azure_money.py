@@ -16,7 +16,7 @@ from infra.azure.auto_shutdown import ACTION, next_strike_s
 from infra.azure.permissions import allowed
 from infra.errors import NotAllowed
 from infra.provider import PowerState, Safeguard, StopReason, Want
-from infra.renting.safeguards import worst_case
+from infra.renting.safeguards import HourlyRates, worst_case
 
 HOUR_S = 3600.0
 WANT = Want(gpu="T4", regions=["eastus"], max_price_usd_per_h=0.25)
@@ -91,7 +91,7 @@ def test_bill_ends_with_everything_of_ours_dead(harness: AzureHarness) -> None:
     vm = harness.provider().create(spec())
     now = harness.cloud.clock.now()
     found = harness.provider().set_safeguards(vm, until_s=now + 5 * HOUR_S)
-    worst = worst_case(found, now_s=now, cap_usd_per_h=0.149174, idle_usd_per_h=0.0181)
+    worst = worst_case(found, now_s=now, rates=HourlyRates(price_max=0.149174, idle=0.0181))
 
     harness.advance(24 * HOUR_S)
 
@@ -157,7 +157,7 @@ def test_nothing_in_force_is_reported_as_unbounded() -> None:
     """Without a switch that names a time the worst case is not a number, and says why."""
     found = [Safeguard(name="price cap", is_set=True, detail="")]
 
-    worst = worst_case(found, now_s=0, cap_usd_per_h=0.25, idle_usd_per_h=0.02)
+    worst = worst_case(found, now_s=0, rates=HourlyRates(price_max=0.25, idle=0.02))
 
     assert math.isinf(worst.compute_usd)
     assert "nothing stops it" in worst.why
@@ -169,7 +169,7 @@ def test_worst_case_trusts_azures_own_schedule(harness: AzureHarness, left_h: fl
     vm = harness.provider().create(spec())
     now = harness.cloud.clock.now()
     found = harness.provider().set_safeguards(vm, until_s=now + left_h * HOUR_S)
-    worst = worst_case(found, now_s=now, cap_usd_per_h=0.149174, idle_usd_per_h=0.0181)
+    worst = worst_case(found, now_s=now, rates=HourlyRates(price_max=0.149174, idle=0.0181))
     before = harness.cloud.ledger.usd("compute")
 
     harness.advance(48 * HOUR_S)

@@ -242,7 +242,8 @@ def test_down_releases_although_the_disk_here_is_full(
     monkeypatch.setattr(journal, "append", full)
     record = down._Record("run", journal, messages.append)
 
-    result = down._down_recorded(record, story.cloud, fold(journal.events), delete=True)
+    state = fold(journal.events)
+    result = down._down_recorded(record, story.cloud, state, delete=True, disk_days=None)
 
     assert (story.cloud.vms, result.left) == ({}, [])
     assert "No space left" in messages[0]
@@ -260,7 +261,11 @@ def test_down_of_a_machine_that_is_gone_removes_what_it_left(
     journal = Journal(story.path, clock=story.world.clock)
 
     down._down_recorded(
-        down._Record("run", journal, print), story.cloud, fold(journal.events), delete=False
+        down._Record("run", journal, print),
+        story.cloud,
+        fold(journal.events),
+        delete=False,
+        disk_days=None,
     )
 
     assert story.cloud.log[-1] == "delete"

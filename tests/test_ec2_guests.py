@@ -6,6 +6,8 @@ import base64
 import contextlib
 import gzip
 import json
+import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +24,7 @@ from ec2.resources import Instance
 from ec2.steps import REGION, Ec2User
 from metal import firstboot
 from metal.machine import Metal
+from metal.programs import SHELLED
 from support.azure_login import TIMEOUT_S, enter
 from support.runs import wait_until
 
@@ -220,6 +223,24 @@ def test_the_image_decides_about_the_driver(  # noqa: PLR0917  (fixtures and cas
         shown = connection.run(query, timeout_s=TIMEOUT_S, check=False)
 
     assert (shown.stdout.strip(), shown.exit_code) == (output, code)
+
+
+def test_a_shell_that_is_ended_in_its_first_moments_ends_as_killed(tmp_path: Path) -> None:
+    """A machine that goes down while a command begins has not carried it out with success."""
+    ended = tmp_path / "sed"
+    ended.write_text("#!/bin/sh\nkill -9 $$\n")
+    ended.chmod(0o755)
+    shell = tmp_path / "sh"
+    shell.write_text("#!/bin/sh\n" + SHELLED["sh"].format(root=tmp_path, kernel=""))
+
+    done = subprocess.run(
+        ["/bin/sh", str(shell), "-c", "echo key"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (128 + signal.SIGKILL, b"")
 
 
 def test_cards_are_those_of_the_size() -> None:

@@ -20,7 +20,7 @@ from infra.run.host_key import change_host_key
 from infra.run.journal import Event, Journal, Kind
 from infra.run.state import RunState
 from remote import keys
-from remote.errors import CommandFailed, HostKeyMismatch, RemoteError, Untrusted
+from remote.errors import CommandFailed, Garbled, HostKeyMismatch, RemoteError, Untrusted
 from remote.host_key import make_host_key, use_host_key
 from remote.ssh import SshConnection, connect
 
@@ -135,8 +135,8 @@ def test_both_keys_are_accepted_while_one_replaces_the_other(server: sshd.Sshd) 
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        ("echo nonsense", Untrusted),
-        ("echo", Untrusted),
+        ("echo nonsense", Garbled),
+        ("echo", Garbled),
         ("head -c 100000 /dev/zero | tr '\\0' x", Untrusted),
         ("echo ssh-rsa AAAAB3NzaC1yc2EAAAABIwAAAAJ4", Untrusted),
         ("echo {line}", Untrusted),

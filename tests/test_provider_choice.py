@@ -192,6 +192,9 @@ def test_profiles_of_aws_are_accounts_and_the_default_is_one_of_them(tmp_path: P
     """Profiles that this computer rented with are asked, and the one that the environment names."""
     aws = registration("aws")
     (tmp_path / "a.json").write_text(json.dumps({"version": 1, "ids": {"profile": "work"}}))
+    (tmp_path / "refusals.json").write_text("[]")
+    (tmp_path / "interruption-rates.json").write_text(json.dumps({"at_s": 1.0, "rows": []}))
+    assert aws.accounts(tmp_path, {}) == {"work"}
     (tmp_path / "b.json").write_text(json.dumps({"version": 1, "ids": {"account": "1" * 12}}))
 
     assert aws.accounts(tmp_path, {}) == {"work", ""}

@@ -17,7 +17,7 @@ from infra.renting.checks import Check, checked
 from infra.renting.first_boot import cloud_config
 from infra.renting.gather import run_all
 from infra.renting.refusal_cache import RefusalCache
-from infra.renting.safeguards import try_set, with_worst_case
+from infra.renting.safeguards import HourlyRates, try_set, with_worst_case
 from infra.renting.tags import tags_of, vm_from_tags
 
 
@@ -105,11 +105,15 @@ def test_safeguards_name_the_bill_that_they_leave_possible() -> None:
         raise NotAllowed("no right", hint="ask somebody")
 
     found = [try_set("schedule", refuse, permission_hint="ask for a role")]
-    priced = with_worst_case(found, now_s=0.0, price_max=0.5, idle_usd_per_h=0.01, main="schedule")
+    priced = with_worst_case(
+        found, now_s=0.0, rates=HourlyRates(price_max=0.5, idle=0.01), main="schedule"
+    )
 
     assert (found[0].is_set, found[0].hint) == (False, "ask for a role")
     assert "nothing stops it by itself: $12.24 a day" in priced[0].detail
-    assert with_worst_case(found, now_s=0, price_max=0, idle_usd_per_h=1, main="x") == found
+    assert (
+        with_worst_case(found, now_s=0, rates=HourlyRates(price_max=0, idle=1), main="x") == found
+    )
 
 
 def test_questions_that_are_late_or_refused_cost_no_answer() -> None:

@@ -23,6 +23,8 @@ class RestartingCloud(FakeCloud):
     """A cloud that acts by itself while nobody looks: starts a machine again, or another one."""
 
     launched_s: float = 0.0
+    ahead_s: float | None = None
+    """How far its clock is ahead of this computer's; None if it names no launch by that clock."""
     replaced_s: float = 0.0
     gone_s: float = 0.0
 
@@ -38,17 +40,35 @@ class RestartingCloud(FakeCloud):
                 detail="another machine was launched in its place",
                 ran=True,
             )
-        if seen.power is PowerState.RUNNING and self.launched_s:
+        if seen.power is not PowerState.RUNNING or not self.launched_s:
+            return seen
+        if self.ahead_s is None:
             return replace(seen, bills_since=format_utc(self.launched_s))
-        return seen
+        launched_s = self.launched_s + self.ahead_s
+        return replace(
+            seen,
+            bills_since=format_utc(min(launched_s, self.world.now_s)),
+            launched_at=format_utc(launched_s),
+        )
 
-    def restart(self, vm: Vm, *, down_s: float) -> None:
+    def restart(self, vm: Vm, *, down_s: float, unwatched_s: float = 600) -> None:
         """Take the machine away and start it again after a while in which nobody looks."""
         self._halt(vm, StopReason.EVICTED)
         self.world.sleep(down_s)
         self.launched_s = self.world.now_s
         self._boot(vm)
-        self.world.sleep(600)
+        self.world.sleep(unwatched_s)
+
+    def _halt(self, vm: Vm, reason: StopReason) -> None:
+        disk = self.disks[vm.id]
+        if disk.running_since is not None:
+            disk.exit_code = None  # the trainer is lost, and could leave none
+        super()._halt(vm, reason)
+
+    def _boot(self, vm: Vm) -> None:
+        if self.ahead_s is not None:
+            self.launched_s = self.world.now_s
+        super()._boot(vm)
 
 
 @pytest.fixture
@@ -90,6 +110,49 @@ def test_a_machine_restarted_unseen_is_an_eviction_and_goes_on(story: Story) -> 
     assert (ending.outcome, state.evictions, cloud.created) == (Outcome.DONE, 1, 1)
     started = [one for one in read(story.path) if one.kind is Kind.START_INTENDED]
     assert [one.data["since_s"] for one in started] == [pytest.approx(cloud.launched_s, abs=1)]
+
+
+@pytest.mark.parametrize("ahead_s", [-240.0, 0.0, 240.0])
+@pytest.mark.parametrize("step", [10, 190])
+def test_each_unseen_restart_counts_once_however_wrong_the_clock(
+    story: Story, ahead_s: float, step: int
+) -> None:
+    """A clock that is minutes off makes no eviction of a launch, and hides none, soon or late.
+
+    What the trainer lost by it is no crash, and it goes on on the same machine.
+    """
+    cloud = story.cloud
+    assert isinstance(cloud, RestartingCloud)
+    cloud.ahead_s, story.work.steps = ahead_s, 250
+
+    def restart() -> None:
+        cloud.restart(next(iter(cloud.vms.values())), down_s=20, unwatched_s=1)
+
+    once_at(story, step, restart)
+
+    ending = story.go()
+
+    events = read(story.path)
+    state = fold(events)
+    assert (ending.outcome, state.evictions, state.crashes) == (Outcome.DONE, 1, ())
+    assert [one.kind for one in events].count(Kind.STOP_SEEN) == 1
+    assert Kind.TRAINER_EXITED not in [one.kind for one in events]
+    assert cloud.created == 1
+
+
+@pytest.mark.parametrize("ahead_s", [-240.0, 240.0])
+def test_an_undisturbed_machine_is_not_taken_for_a_restarted_one(
+    story: Story, ahead_s: float
+) -> None:
+    """Whatever the clocks say, a machine that was started once was not taken away."""
+    cloud = story.cloud
+    assert isinstance(cloud, RestartingCloud)
+    cloud.ahead_s, story.work.steps = ahead_s, 400
+
+    ending = story.go()
+
+    state = fold(read(story.path))
+    assert (ending.outcome, state.evictions, state.stops) == (Outcome.DONE, 0, 0)
 
 
 def test_a_machine_that_restarted_after_a_seen_stop_bills_from_its_launch(story: Story) -> None:

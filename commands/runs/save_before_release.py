@@ -97,6 +97,10 @@ class Result:
     """What the provider still lists afterwards."""
     bills_compute: bool = False
     """Whether a machine among that still bills its full price."""
+    may_restart: bool = False
+    """Whether the provider, which interrupted it, may start it again by itself."""
+    stopped_again_by: list[str] = field(default_factory=list)
+    """What of the provider's stops it then."""
     trouble: str = ""
     """Why it could not be done; empty if it was."""
     save: LastSave = field(default_factory=LastSave)
@@ -111,6 +115,7 @@ class Result:
             "idle_usd_per_h": self.idle_usd_per_h,
             "left": self.left,
             "bills_compute": self.bills_compute,
+            "may_restart": self.may_restart,
             "trouble": self.trouble or None,
             "save": self.save.to_json(),
         }
@@ -126,10 +131,20 @@ class Result:
             price = f"${self.idle_usd_per_h:.4f}/h for the disk and address"
             price = "it bills its full price" if self.bills_compute else price
             lines.append(f"still there: {', '.join(self.left)} ({price})")
+            lines += [self._restart_line()] * self.may_restart
             lines.append(f"hint: `qft down --delete {self.run}` removes it too")
         else:
             lines.append(f"nothing of `{self.run}` bills: the provider lists no machine of it")
         return lines
+
+    def _restart_line(self) -> str:
+        """What to say of a machine that runs again although nobody starts it."""
+        names = " and ".join(self.stopped_again_by)
+        ends = f"until the {names} of the provider stop it" if names else "until it is stopped"
+        return (
+            "warning: the provider interrupted it, and may start it again by itself; it then bills"
+            f" its full price {ends}"
+        )
 
 
 class SavingWorkload(Protocol):

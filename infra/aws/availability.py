@@ -14,7 +14,7 @@ from infra.aws.offerings import Offerings
 from infra.aws.prices import RegionPrices, SpotPrices
 from infra.aws.quota import SpotQuota, read_quota
 from infra.catalog.aws_regions import ENABLED_REGIONS
-from infra.errors import NotAllowed, ProviderError, SignedOut
+from infra.errors import NotAllowed, ProviderError
 from infra.renting.gather import Findings, run_all
 from infra.untrusted import table
 
@@ -138,11 +138,6 @@ def _ask_region(found: AwsFindings, region: str, job: Callable[[AwsFindings, str
     try:
         job(found, region)
     except RegionNotEnabledError:
-        found.not_enabled[region] = not_enabled(region)
-    except SignedOut:
-        if region in ENABLED_REGIONS:
-            raise
-        # The account is signed in: a region that is not enabled may refuse it with the same code.
         found.not_enabled[region] = not_enabled(region)
 
 

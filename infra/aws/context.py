@@ -52,6 +52,6 @@ class AwsContext:
 def profiles(directory: Path) -> set[str]:
     """List the profiles with which this computer recorded a machine that is not seen removed.
 
-    Empty for the SDK's own choice.
+    Empty for the SDK's own choice. Files beside the records, such as what was refused, name none.
     """
-    return {one.ids.get("profile", "") for one in records(directory)}
+    return {one.ids.get("profile", "") for one in records(directory) if one.ids}

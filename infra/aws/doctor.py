@@ -52,7 +52,8 @@ class Doctor:
         credentials, caller = self._credentials()
         if not credentials.ok:
             return [credentials]
-        size = next(one for one in AWS.matching(want.gpu) if one.gpu_count == 1)
+        sizes = AWS.matching(want.gpu) or AWS.matching()  # of a GPU that AWS does not have
+        size = next(one for one in sizes if one.gpu_count == 1)
         regions = list(want.regions) or list(AWS.regions[:REGIONS_MAX])
         enabled, closed = self._enabled(regions)
         quota = [self._quota(region, size) for region in enabled]
@@ -204,7 +205,7 @@ class Doctor:
             return Check(
                 name="your address",
                 ok=True,
-                detail=f"the security group will admit {address} only",
+                detail=f"the security group will let in {address} only",
             )
 
         return checked("your address", check)

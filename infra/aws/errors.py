@@ -28,6 +28,10 @@ from infra.errors import (
 SPOT_QUOTA = "L-3819A6DF"
 SPOT_QUOTA_NAME = "All G and VT Spot Instance Requests"
 ON_DEMAND_QUOTA = "L-DB2E81BA"
+CLOCK_CODES = frozenset(
+    {"AuthFailure", "RequestExpired", "SignatureDoesNotMatch", "InvalidSignatureException"}
+)
+"""How AWS refuses a signature whose time is wrong; EC2 says the first of these."""
 BUSY_S = 10.0
 """How soon a machine that is stopping is asked again."""
 
@@ -152,9 +156,7 @@ def _permissions(info: AwsErrorInfo, doing: str) -> ProviderError:
 
 def _credentials(info: AwsErrorInfo, doing: str) -> ProviderError:
     clock = (
-        "; or this computer's clock is more than 15 minutes off"
-        if info.code in {"RequestExpired", "SignatureDoesNotMatch", "InvalidSignatureException"}
-        else ""
+        "; or this computer's clock is more than 15 minutes off" if info.code in CLOCK_CODES else ""
     )
     return SignedOut(
         f"cannot {doing}: AWS does not accept the credentials ({info.text or info.status}){clock}",
@@ -179,9 +181,13 @@ def _busy(info: AwsErrorInfo, doing: str) -> ProviderError:
 
 
 def _opt_in(info: AwsErrorInfo, doing: str) -> ProviderError:
-    region = info.region or "REGION"
+    return region_not_enabled(info.region or "REGION", doing=doing, words=info.text)
+
+
+def region_not_enabled(region: str, *, doing: str, words: str) -> RegionNotEnabledError:
+    """The error for a region that the account has to enable; `words` are AWS's own."""
     return RegionNotEnabledError(
-        f"cannot {doing}: the account has not enabled the region {region} ({info.text})",
+        f"cannot {doing}: the account has not enabled the region {region} ({words})",
         hint=f"`aws account enable-region --region-name {region}`, or take another region",
     )
 
@@ -218,7 +224,7 @@ _PLAIN: dict[AwsErrorKind, tuple[type[ProviderError], str, str]] = {
     AwsErrorKind.POLICY: (
         NotAllowed,
         "a policy of your organisation forbids it",
-        "its administrator can admit what carries the tag `qft-run`",
+        "its administrator can allow what carries the tag `qft-run`",
     ),
     AwsErrorKind.OUR_BUG: (
         BadRequest,

@@ -10,13 +10,15 @@ from infra.errors import NotAllowed
 
 TAG_NAME_CHARS_MAX = 127
 ACCOUNT = re.compile(r"\d{12}")
+REGION = re.compile(r"[a-z]{2,3}(-[a-z]+)+-\d{1,2}")
+INSTANCE = re.compile(r"(i-[0-9a-f]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineId:
     """The id of a machine as `Vm.id` holds it: `account/region/instance`.
 
-    The account is part of it, so that another profile is refused instead of told "gone". The
+    The account is part of it, so that another profile is refused, and finds nothing "gone". The
     instance is empty where only remnants are left.
     """
 
@@ -33,7 +35,8 @@ class MachineId:
         """Read an id; None if it is not one of AWS."""
         account, _, rest = text.partition("/")
         region, _, instance = rest.partition("/")
-        if not ACCOUNT.fullmatch(account) or not region:
+        shapes = ((ACCOUNT, account), (REGION, region), (INSTANCE, instance))
+        if not all(shape.fullmatch(part) for shape, part in shapes):
             return None
         return cls(account=account, region=region, instance=instance)
 

@@ -11,14 +11,15 @@ from infra.aws.context import AwsContext
 from infra.aws.errors import NotYetVisibleError
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.leftovers import describe
-from infra.aws.machine_view import PENDING, RUNNING, state_of, view_of
+from infra.aws.machine_view import PENDING, RUNNING, run_of, state_of, view_of
 from infra.aws.safeguards import AwsSafeguards
 from infra.errors import BadRequest, NotAllowed, ProviderError, SignedOut, Transient
 from infra.renting.progress import ProgressReporter
 from infra.renting.run_record import RunRecord
+from infra.renting.tags import RUN
 from infra.timestamps import format_utc, parse_utc_s
 
-AGAIN = "`qft down --delete` once more goes on, and tells when nothing is left"
+AGAIN = "`qft down --delete` once more goes on, and says when nothing is left"
 KINDS = {
     "requests": ("spot request", "SpotInstanceRequestId"),
     "instances": ("virtual machine", "InstanceId"),
@@ -46,6 +47,7 @@ class RegionRemoval:
         What is refused is released, so that it bills no compute, and the refusal is raised.
         """
         found = Inventory(region=self.region)
+        pauses = False
         while True:
             pause_s = self.context.settings.polling_s
             try:
@@ -53,6 +55,9 @@ class RegionRemoval:
                 self._remember(found)
                 if self._step(found):
                     return
+                if found.has_only_groups and not pauses:  # they go at once, unlike machines
+                    pauses = True
+                    continue
             except SignedOut:
                 raise
             except (NotAllowed, BadRequest) as error:
@@ -186,7 +191,8 @@ class RegionRemoval:
             words = f"{_names(ids)} is stopped instead and bills no compute; " if ids else ""
             left = f"{words}left: {left}"
         refusal.unfinished = True
-        refusal.hint = f"{refusal.hint}; {left}".lstrip("; ")
+        parts = [refusal.hint, _tag_command(found, self.run_id), left]
+        refusal.hint = "; ".join(part for part in parts if part)
 
     def _gave_up(self, found: Inventory) -> Transient:
         error = Transient(
@@ -202,6 +208,21 @@ class RegionRemoval:
 
     def _path(self, id_: str) -> str:
         return f"{self.account}/{self.region}/{id_}"
+
+
+def _tag_command(found: Inventory, run_id: str) -> str:
+    """How to make ours what EC2 launched by itself without our tag; empty if there is none.
+
+    The minimal policy ends only what carries the tag.
+    """
+    ids = [str(one.get("InstanceId")) for one in found.live_instances if not run_of(one)]
+    if not ids:
+        return ""
+    return (
+        f"EC2 launched {_names(ids)} by itself, without the tag that your rights ask for:"
+        f" `aws ec2 create-tags --region {found.region} --resources {' '.join(ids)} --tags"
+        f" Key={RUN},Value={run_id}` by an administrator, then the same command"
+    )
 
 
 def _not_ours(found: Inventory) -> NotAllowed:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from infra.aws.alarm import AlarmTimes
 from infra.aws.safeguard_times import HOUR_S, STOP_EVERY_MIN, ScheduleTimes, latest_limit_s
+from infra.catalog.aws import ADDRESS_USD_PER_H
 from infra.provider import Safeguard
-from infra.renting.safeguards import with_worst_case
+from infra.renting.safeguards import HourlyRates, with_worst_case
 from infra.timestamps import format_utc
 
 PRICE_CAP = "price cap"
@@ -125,8 +126,7 @@ def finished(
     return with_worst_case(
         with_lacks,
         now_s=now_s,
-        price_max=price_max,
-        idle_usd_per_h=idle_usd_per_h,
+        rates=HourlyRates(price_max=price_max, idle=idle_usd_per_h, address=ADDRESS_USD_PER_H),
         main=SCHEDULES,
     )
 

@@ -12,11 +12,14 @@ import botocore.parsers
 import botocore.session
 from botocore.config import Config
 
-from infra.aws.errors import AwsErrorInfo, translate
+from infra.aws.errors import AwsErrorInfo, region_not_enabled, translate
 from infra.aws.settings import AwsSettings
+from infra.catalog.aws_regions import ENABLED_REGIONS
 from infra.errors import BadRequest, NotAllowed, ProviderError, SignedOut, Transient
 
 ATTEMPTS = 3
+ACCOUNT_REGION = "us-east-1"
+"""Where the account itself is asked about: every account has this region."""
 SIGN_IN = "`aws sso login`, `aws login` or `aws configure`, then the same command"
 _SIGNED_OUT = (
     botocore.exceptions.NoCredentialsError,
@@ -99,7 +102,7 @@ class AwsClients:
         """The number of the account that is signed in; asked once."""
         if not self._account:
             answer = self.call(
-                "sts", "us-east-1", "get_caller_identity", doing="find out whose account this is"
+                "sts", ACCOUNT_REGION, "get_caller_identity", doing="find out whose account this is"
             )
             self._account = str(answer["Account"])
         return self._account
@@ -136,9 +139,25 @@ class AwsClients:
 
     def _translated(self, error: Exception, *, doing: str, region: str) -> ProviderError:
         found = translated(error, doing=doing, region=region)
-        if isinstance(found, SignedOut):
-            self.close()
+        if not isinstance(found, SignedOut):
+            return found
+        answered_by_aws = isinstance(error, botocore.exceptions.ClientError)
+        if answered_by_aws and region not in ENABLED_REGIONS and self._is_signed_in():
+            return region_not_enabled(region, doing=doing, words=str(error))
+        self.close()
         return found
+
+    def _is_signed_in(self) -> bool:
+        """Whether AWS accepts the credentials in a region that every account has.
+
+        A region that an account has not enabled refuses them like credentials that are wrong.
+        """
+        try:
+            doing = "find out who is signed in"
+            self.call("sts", ACCOUNT_REGION, "get_caller_identity", doing=doing)
+        except ProviderError:
+            return False
+        return True
 
 
 def answered(answer: dict[str, Any], *, doing: str) -> dict[str, Any]:

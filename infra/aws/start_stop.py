@@ -1,4 +1,4 @@
-"""Starts, stops and evicts machines, and admits the caller's address."""
+"""Starts, stops and evicts machines, and lets the caller's address in."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from infra.aws.security_group import SecurityGroups
 from infra.errors import (
     PASSING,
     Gone,
+    NeverStarts,
     NoCapacity,
     PriceAboveCap,
     ProviderError,
@@ -51,7 +52,7 @@ class PowerControl:
             return
         if view.state == SHUTTING_DOWN:
             raise Gone(f"the machine `{vm.id}` is being terminated")
-        if view.request_state and not view.is_request_live:
+        if _has_ended_request(view):
             raise _request_ended(view)
         self.allow_caller_ip(vm)
         self.safeguards.before_start(vm)
@@ -136,7 +137,7 @@ class PowerControl:
             raise
 
     def allow_caller_ip(self, vm: Vm) -> bool:
-        """Admit the caller's address of now to SSH; whether the rule had to change.
+        """Let the caller's address of now in to SSH; whether the rule had to change.
 
         EC2 is asked for the rules, not our memory: another computer may have changed them.
         """
@@ -155,9 +156,12 @@ class PowerControl:
     def cap_in_force(self, vm: Vm) -> float | None:
         """The price cap of the machine's spot request, USD per hour; None if it has none.
 
-        EC2 itself fills in the price on demand where none was asked for.
+        EC2 itself fills in the price on demand where none was asked for. Raises `NeverStarts` for a
+        stopped machine whose request has ended.
         """
         view = self.observer.look(vm)
+        if view.state == STOPPED and _has_ended_request(view):
+            raise _request_ended(view)
         return None if view.tags.get("qft-cap") == "" else view.cap_usd_per_h
 
     def billed_until_s(self, vm: Vm) -> float | None:
@@ -258,7 +262,7 @@ class PowerControl:
             prices = SpotPrices(context=self.context).read(
                 self._id(vm).region, [view.size], fresh_s=0.0
             )
-        except ProviderError:  # the refusal is told all the same
+        except ProviderError:  # the refusal is raised all the same
             return None
         return prices.price(view.size, view.zone)
 
@@ -292,9 +296,14 @@ def _still_stopping(view: MachineView) -> Transient:
     )
 
 
-def _request_ended(view: MachineView) -> NoCapacity:
+def _has_ended_request(view: MachineView) -> bool:
+    """Whether no spot request holds the machine any more; False if EC2 shows no request."""
+    return bool(view.request_state) and not view.is_request_live
+
+
+def _request_ended(view: MachineView) -> NeverStarts:
     """The refusal to start what no spot request holds any more: its disk is all that is left."""
-    return NoCapacity(
+    return NeverStarts(
         f"EC2 starts `{view.instance}` no more: its spot request has ended ({view.status_code})",
         hint="`qft run` moves to another machine, from the newest checkpoint that is at home",
     )

@@ -29,7 +29,7 @@ from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.azure import AZURE
 from infra.errors import BadRequest, ProviderError
 from infra.provider import Safeguard, Vm, Want
-from infra.renting.safeguards import try_set, with_worst_case
+from infra.renting.safeguards import HourlyRates, try_set, with_worst_case
 from infra.renting.tags import RUN
 from infra.timestamps import format_utc
 
@@ -264,7 +264,6 @@ def _with_worst_case(
     return with_worst_case(
         found,
         now_s=now_s,
-        price_max=price_max,
-        idle_usd_per_h=idle_usd_per_h(disk_gb),
+        rates=HourlyRates(price_max=price_max, idle=idle_usd_per_h(disk_gb)),
         main="auto-shutdown",
     )

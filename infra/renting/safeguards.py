@@ -49,17 +49,28 @@ def try_set(
         return Safeguard(name=name, is_set=False, detail=str(error), hint=hint)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HourlyRates:
+    """What a machine costs at most, in USD per hour."""
+
+    price_max: float
+    """Of its compute: the highest price that it can come to; 0 if unknown."""
+    idle: float
+    """Of its disk, and of what else bills while it is stopped."""
+    address: float = 0.0
+    """Of an address that bills only while the machine runs."""
+
+
 def with_worst_case(
-    found: list[Safeguard], *, now_s: float, price_max: float, idle_usd_per_h: float, main: str
+    found: list[Safeguard], *, now_s: float, rates: HourlyRates, main: str
 ) -> list[Safeguard]:
     """Safeguards in order of trust, the first that names a time with the bill it leaves possible.
 
-    `price_max` is the highest price that the machine can come to, USD per hour; 0 if unknown.
     With none that names a time, the one called `main` says what its lack can cost.
     """
-    if price_max <= 0:
+    if rates.price_max <= 0:
         return found
-    worst = worst_case(found, now_s=now_s, cap_usd_per_h=price_max, idle_usd_per_h=idle_usd_per_h)
+    worst = worst_case(found, now_s=now_s, rates=rates)
     timed = [one.name for one in found if one.is_set and one.stops_at_s is not None]
     first = timed[0] if timed else main
     return [
@@ -68,26 +79,25 @@ def with_worst_case(
     ]
 
 
-def worst_case(
-    safeguards: list[Safeguard], *, now_s: float, cap_usd_per_h: float, idle_usd_per_h: float
-) -> WorstCase:
-    """The bill of a machine at its cap until the first of the safeguards that names a time.
+def worst_case(safeguards: list[Safeguard], *, now_s: float, rates: HourlyRates) -> WorstCase:
+    """The bill of a machine at its highest price until the first safeguard that names a time.
 
     They come in the order of trust: what the cloud does itself stands before the machine's own.
     """
     times = [p.stops_at_s for p in safeguards if p.is_set and p.stops_at_s is not None]
-    per_day = idle_usd_per_h * 24
+    per_day, running_usd_per_h = rates.idle * 24, rates.price_max + rates.address
     if not times:
         return WorstCase(
             compute_usd=math.inf,
             idle_usd_per_day=per_day,
             why="nothing stops it by itself",
-            usd_per_day=cap_usd_per_h * 24 + per_day,
+            usd_per_day=running_usd_per_h * 24 + per_day,
         )
+    address = f" and {rates.address} for the address" if rates.address else ""
     hours = max(times[0] - now_s, 0.0) / 3600
     return WorstCase(
-        compute_usd=hours * cap_usd_per_h,
+        compute_usd=hours * running_usd_per_h,
         idle_usd_per_day=per_day,
-        usd_per_day=cap_usd_per_h * 24 + per_day,
-        why=f"{hours:.1f} h at {cap_usd_per_h} USD/h until {format_utc(times[0])}",
+        usd_per_day=running_usd_per_h * 24 + per_day,
+        why=f"{hours:.1f} h at {rates.price_max} USD/h{address} until {format_utc(times[0])}",
     )

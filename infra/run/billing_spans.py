@@ -14,7 +14,8 @@ class Span:
     end_s: float | None = None
     usd_per_h: float
     compute: bool
-    """True while the machine bills compute, false while only its disk and address bill."""
+    """True while the machine runs, whose compute bills unless its vendor waives that; false while
+    only its disk and address bill."""
     provider: str = field(default="", compare=False)
     """Who bills it."""
 
@@ -40,6 +41,13 @@ def reprice_span(spans: tuple[Span, ...], at_s: float, usd_per_h: float) -> tupl
     if not spans or spans[-1].end_s is not None or not spans[-1].compute:
         return spans
     return open_span(spans, at_s, usd_per_h, compute=True)
+
+
+def raise_span(spans: tuple[Span, ...], usd_per_h: float) -> tuple[Span, ...]:
+    """Let the running span have cost so much more per hour from its beginning."""
+    if not spans or spans[-1].end_s is not None or usd_per_h <= 0:
+        return spans
+    return (*spans[:-1], replace(spans[-1], usd_per_h=spans[-1].usd_per_h + usd_per_h))
 
 
 def billed_by(spans: tuple[Span, ...], provider: str) -> tuple[Span, ...]:
@@ -99,6 +107,29 @@ def with_compute(
         kept.append(Span(start_s=start_s, end_s=end_s, usd_per_h=usd_per_h, compute=True))
         if end_s < span.end_s:
             kept.append(replace(span, start_s=end_s))
+    return tuple(kept)
+
+
+def waive_compute(
+    spans: tuple[Span, ...], *, from_s: float, to_s: float, usd_per_h: float
+) -> tuple[Span, ...]:
+    """Price the compute between two times as `usd_per_h` of what is beside it: it was free.
+
+    It stays compute, and its hours count: a machine ran, and worked.
+    """
+    kept: list[Span] = []
+    for span in spans:
+        end_s = math.inf if span.end_s is None else span.end_s
+        free_s, free_end_s = max(span.start_s, from_s), min(end_s, to_s)
+        if not span.compute or free_end_s <= free_s:
+            kept.append(span)
+            continue
+        if span.start_s < free_s:
+            kept.append(replace(span, end_s=free_s))
+        free = replace(span, start_s=free_s, end_s=free_end_s, usd_per_h=usd_per_h)
+        kept.append(free)
+        if free_end_s < end_s:
+            kept.append(replace(span, start_s=free_end_s))
     return tuple(kept)
 
 

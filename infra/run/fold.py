@@ -18,6 +18,7 @@ from infra.run.billing_spans import (
     drop_open_span,
     not_before_last,
     open_span,
+    raise_span,
     reprice_span,
     with_compute,
     without_compute,
@@ -35,6 +36,7 @@ from infra.run.stop_reasons import (
     spans_until_release,
     went_down_s,
     with_refusal,
+    with_waiver,
 )
 
 CLOCK_STEP_S = 5.0
@@ -111,9 +113,13 @@ def _create_intended(state: RunState, event: Event) -> RunState:
 
 
 def _create_accepted(state: RunState, event: Event) -> RunState:
+    """Go on with the machine that was made, whose disk may be larger than was asked for."""
+    vm = Vm.from_json(event.data["vm"])
+    more_usd_per_h = vm.idle_usd_per_h - state.idle_usd_per_h
     return replace(
         _vm_started(state, event),
-        vm=Vm.from_json(event.data["vm"]),
+        vm=vm,
+        spans=raise_span(state.spans, more_usd_per_h),
         latest_limit_s=None,
         other_cap="",
         pending=None,
@@ -125,8 +131,16 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
 
 
 def _create_failed(state: RunState, event: Event) -> RunState:
+    """Bill no compute, but disk and address, which there may have been until it was cleared."""
+    requested_s = state.spans[-1].start_s if state.spans else event.at_s
+    usd_per_h = state.beside_compute_usd_per_h
+    spans = open_span(drop_open_span(state.spans), requested_s, usd_per_h, compute=False)
     return replace(
-        _refused(state, event), pending=None, vm=None, spans=drop_open_span(state.spans), up=False
+        _refused(state, event),
+        pending=None,
+        vm=None,
+        spans=close_span(spans, event.at_s),
+        up=False,
     )
 
 
@@ -178,7 +192,13 @@ def _running_seen(state: RunState, event: Event) -> RunState:
         spans = with_compute(
             spans, from_s=since_s, to_s=state.start_requested_s, usd_per_h=spans[-1].usd_per_h
         )
-    return replace(state, running_s=event.at_s, start_failures=0, spans=spans)
+    return replace(
+        state,
+        running_s=event.at_s,
+        launched_at_s=event.data.get("launched_at_s") or 0.0,
+        start_failures=0,
+        spans=spans,
+    )
 
 
 def _address_seen(state: RunState, event: Event) -> RunState:
@@ -224,7 +244,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     when = went_down_s(state, event)
     if replaced_s is not None:  # it was gone by the time when the other one was launched
         when = min(when, max(float(replaced_s), state.alive_s))
-    spans = close_span(state.spans, when)
+    spans = with_waiver(state, close_span(state.spans, when), event, when)
     failed_to_boot = event.data["power"] == PowerState.FAILED and replaced_s is None
     if failed_to_boot or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.

@@ -144,11 +144,10 @@ class Observer:
 
         So the stop is recorded first; the next look takes over what its provider has started.
         """
-        since_s = parse_utc_s(machine.bills_since)
-        again = self._provider.traits_of(vm).restarts_itself and since_s is not None
+        again = self._provider.traits_of(vm).restarts_itself
         if not again or not state.up or not state.running_s or not is_up(machine):
             return machine
-        if since_s is None or since_s <= state.running_s + RESTART_SKEW_S:
+        if not _was_started_since(machine, state):
             return machine
         return replace(
             machine,
@@ -204,7 +203,9 @@ class Observer:
     ) -> Iterator[tuple[Kind, dict[str, Any]]]:
         """Yield what should be recorded after a look at the machine."""
         if seen.power is PowerState.RUNNING and state.is_unseen:
-            yield Kind.RUNNING_SEEN, {"since_s": parse_utc_s(seen.bills_since)}
+            launched_s = parse_utc_s(seen.launched_at)
+            launched = {} if launched_s is None else {"launched_at_s": launched_s}
+            yield Kind.RUNNING_SEEN, {"since_s": parse_utc_s(seen.bills_since), **launched}
         yield from self._price_events(state, vm, seen)
         yield from self._stop_reason_events(state, vm)
 
@@ -290,6 +291,19 @@ class StallDetector:
         """Note that the machine answers, or is down."""
         self._unreachable_since_s = None
         self.caller_allowed = False
+
+
+def _was_started_since(machine: Observation, state: RunState) -> bool:
+    """Whether a machine that is up was started since it was first seen running.
+
+    Two times of the provider's own clock tell, however wrong this computer's clock is; a journal
+    without the first of them is compared with what this computer saw.
+    """
+    launched_s = parse_utc_s(machine.launched_at)
+    if launched_s is not None and state.launched_at_s:
+        return launched_s > state.launched_at_s
+    since_s = parse_utc_s(machine.bills_since)
+    return since_s is not None and since_s > state.running_s + RESTART_SKEW_S
 
 
 def _assume_up(vm: Vm) -> Observation:

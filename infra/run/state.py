@@ -122,6 +122,9 @@ class RunState:
     """When that was asked for."""
     running_s: float = 0.0
     """When it was first seen running since then; 0 if it never was."""
+    launched_at_s: float = 0.0
+    """When its provider had started it, by the provider's clock, when it was first seen running
+    since then; 0 if the provider did not say."""
     alive_s: float = 0.0
     """When the machine was last seen alive."""
     host_key_kept: bool = False
@@ -184,13 +187,17 @@ class RunState:
 
     @property
     def idle_usd_per_h(self) -> float:
-        """What disk and address cost per hour while the machine does not run."""
-        return self.offer.idle_usd_per_h if self.offer else 0.0
+        """What disk and address cost per hour while the machine does not run.
+
+        Its disk may be larger than the offer's, where the image needs more.
+        """
+        offered = self.offer.idle_usd_per_h if self.offer else 0.0
+        return max(offered, self.vm.idle_usd_per_h if self.vm else 0.0)
 
     @property
     def beside_compute_usd_per_h(self) -> float:
         """What disk and address cost per hour while the machine runs."""
-        return self.offer.beside_compute_usd_per_h if self.offer else 0.0
+        return self.idle_usd_per_h + (self.offer.address_usd_per_h if self.offer else 0.0)
 
     @property
     def rejected(self) -> bool:

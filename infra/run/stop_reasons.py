@@ -9,7 +9,13 @@ from typing import Any
 
 from infra.errors import ErrorKind
 from infra.provider import Observation, PowerState, StopReason
-from infra.run.billing_spans import Span, close_span, open_span, without_compute
+from infra.run.billing_spans import (
+    Span,
+    close_span,
+    open_span,
+    waive_compute,
+    without_compute,
+)
 from infra.run.journal import RELEASE_INTENTS, Event
 from infra.run.state import Refusal, RunState, UnexplainedStop
 from infra.timestamps import format_utc, parse_utc_s
@@ -38,7 +44,14 @@ def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> d
         "ran": bool(state.running_s or state.prepared or seen.ran),
         "refused": seen.refusal.kind if seen.refusal else "",
         **({} if replaced_s is None else {"replaced_s": replaced_s}),
+        **waiver_data(seen),
     }
+
+
+def waiver_data(seen: Observation) -> dict[str, Any]:
+    """Return what the journal holds of compute that the vendor waives; empty if it waives none."""
+    waived_s = parse_utc_s(seen.waived_since)
+    return {} if waived_s is None else {"waived_since_s": waived_s}
 
 
 def had_run(state: RunState, stop: Mapping[str, Any]) -> bool:
@@ -120,9 +133,29 @@ def went_down_s(state: RunState, event: Event) -> float:
     A provider that speaks of an earlier stop must not make the hours since then free of charge.
     """
     since_s = event.data.get("since_s")
-    if not since_s or since_s < max(state.vm_started_s, state.alive_s - CLOCK_SKEW_S):
+    if not since_s or _is_of_earlier_stop(state, since_s):
         return event.at_s
     return min(max(float(since_s), state.alive_s), event.at_s)
+
+
+def _is_of_earlier_stop(state: RunState, since_s: float) -> bool:
+    """Whether the machine ran after that time, so that a stop of then is not the one just seen."""
+    return since_s < max(state.vm_started_s, state.alive_s - CLOCK_SKEW_S)
+
+
+def with_waiver(
+    state: RunState, spans: tuple[Span, ...], event: Event, down_s: float
+) -> tuple[Span, ...]:
+    """Return the spans without the price of compute that the vendor waives, until it went down.
+
+    What it reports of an earlier stop waives nothing of the time since then.
+    """
+    waived_s = event.data.get("waived_since_s")
+    if waived_s is None or _is_of_earlier_stop(state, float(event.data.get("since_s") or 0.0)):
+        return spans
+    return waive_compute(
+        spans, from_s=float(waived_s), to_s=down_s, usd_per_h=state.beside_compute_usd_per_h
+    )
 
 
 def spans_after_stop(
@@ -146,10 +179,11 @@ def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
     """Return the spans with compute ended when the provider reports that it did, not when asked."""
     until_s = event.data.get("until_s") or math.inf
     if not max(state.start_requested_s, state.alive_s) <= until_s <= event.at_s:
-        return state.spans
-    return without_compute(
+        return with_waiver(state, state.spans, event, event.at_s)
+    spans = without_compute(
         state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=state.idle_usd_per_h
     )
+    return with_waiver(state, spans, event, until_s)
 
 
 def describe_user_stop(state: RunState, event: Event) -> str:

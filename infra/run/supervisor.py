@@ -10,7 +10,15 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from infra.errors import PASSING, Gone, NotAllowed, ProviderError, SignedOut, Transient
+from infra.errors import (
+    PASSING,
+    Gone,
+    NeverStarts,
+    NotAllowed,
+    ProviderError,
+    SignedOut,
+    Transient,
+)
 from infra.provider import Observation, Offer, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
@@ -268,6 +276,10 @@ class Supervisor:
             in_force = self._with_retries(lambda: provider.update_max_price(vm, cap))
         except Gone:  # what follows finds that out, too
             return ""
+        except NeverStarts as error:
+            if self._state.trained:  # its disk may hold what is not home: a person decides
+                raise
+            return str(error)
         reason = other_cap(vm, in_force, cap)
         return "" if may_start_under(in_force, cap, self._state) else reason
 
@@ -304,11 +316,11 @@ class Supervisor:
         self._context.workload.disconnect()
         self._record(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:
-            until_s = release(self._context.provider, vm, self._context.sleep)
+            ended = release(self._context.provider, vm, self._context.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             self._remove(reason)
         else:
-            self._record(Kind.DEALLOCATED, reason=reason, until_s=until_s)
+            self._record(Kind.DEALLOCATED, reason=reason, **ended)
 
     def _replace(self, reason: str) -> None:
         """Remove the machine once its newest checkpoint is home; the next turn rents another."""
@@ -370,6 +382,11 @@ class Supervisor:
                 self._remove(ending.reason)  # nothing is on it that anybody could miss
             else:
                 self._deallocate(ending.reason, save=True)
+        if plan.rents:
+            with contextlib.suppress(ProviderError):  # on record: the run's next command repeats it
+                self._with_retries(
+                    lambda: self._context.provider.cancel_refused(self._state.run_id)
+                )
         self._record(Kind.RUN_ENDED, code=ending.outcome.value, reason=ending.reason)
         return ending
 

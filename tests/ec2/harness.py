@@ -67,6 +67,8 @@ class AwsHarness:
         """How wrong the clock of the computer is on which qft runs."""
         self.made: list[AwsProvider] = []
         self._shared: dict[tuple[Any, ...], Any] = {}
+        self.killer: Killer | None = None
+        """What kills the providers made from now on."""
         self.changes: dict[str, Any] = {}
         """Settings of providers made from now on."""
 
@@ -108,7 +110,7 @@ class AwsHarness:
             state_dir or self.state_dir,
             clock=self.now,
             sleep=self.advance,
-            clients=self.clients(killer=killer, **self.changes),
+            clients=self.clients(killer=killer or self.killer, **self.changes),
         )
         self.made.append(made)
         return made

@@ -37,16 +37,17 @@ SHELLED = {
     "id": '[ "$METAL_ROOT" = 1 ] && echo 0 || echo 1000',
     "sudo": '[ "$1" = -n ] && shift; METAL_ROOT=1 exec "$@"',
     "uname": 'case "$1" in -r) echo {kernel} ;; -m) echo x86_64 ;; *) echo Linux ;; esac',
-    # A real shell, for which the machine's own files stand at their real names.
+    # A real shell, for which the machine's own files stand at their real names. A machine that
+    # goes down ends what renames them, too: half a text must not be run, and end well.
     "sh": """
 moved() {{
   sed -E -e 's#{root}#\\x01#g' \\
     -e 's#(^|[^A-Za-z0-9_./-])/(etc|proc|sys|var|root)/#\\1{root}/\\2/#g' -e 's#\\x01#{root}#g'
 }}
 case "$1" in
-  -c) text=$(printf '%s\\n' "$2" | moved); shift 2; exec /bin/sh -c "$text" "$@" ;;
-  -s) shift; text=$(moved); exec /bin/sh -c "$text" sh "$@" ;;
-  *) text=$(moved < "$1"); exec /bin/sh -c "$text" "$@" ;;
+  -c) text=$(printf '%s\\n' "$2" | moved) || exit; shift 2; exec /bin/sh -c "$text" "$@" ;;
+  -s) shift; text=$(moved) || exit; exec /bin/sh -c "$text" sh "$@" ;;
+  *) text=$(moved < "$1") || exit; exec /bin/sh -c "$text" "$@" ;;
 esac""",
 }
 """Those that are needed most, written for speed as shell scripts."""
