@@ -163,13 +163,22 @@ def _release_run(
         options.on_message(line)
     if state.vm is not None and not provider.traits.rents:
         clear(folder, home, provider, state, options.on_message, now=options.now)
-    disk_days = reopen(folder).config.budget.disk_days
-    done = _down_recorded(record, provider, state, delete=options.delete, disk_days=disk_days)
+    done = _down_recorded(
+        record, provider, state, delete=options.delete, disk_days=_disk_days(folder)
+    )
     done = replace(done, save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{options.command}` {_outcome(done)}"
         record.note(Kind.RUN_ENDED, code=Outcome.STOPPED_BY_USER.value, reason=reason)
     return done
+
+
+def _disk_days(folder: RunFolder) -> float | None:
+    """Return how long a disk is kept by run.yaml; for ever if its record cannot be read."""
+    try:
+        return reopen(folder).config.budget.disk_days
+    except UsageError:
+        return None
 
 
 def _outcome(done: Result) -> str:

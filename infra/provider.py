@@ -140,6 +140,13 @@ class Provider(ABC):
         """
         return None
 
+    def cancel_refused(self, run_id: str) -> None:
+        """Cancel what refused creates of a run left open; waits seconds until the vendor shows it.
+
+        For the end of a run: `create`, `observe` and `delete` do it by the way.
+        """
+        del run_id
+
     def allow_caller_ip(self, vm: Vm) -> bool:  # noqa: ARG002
         """Let this computer's present address through the firewall; return whether that was new."""
         return False

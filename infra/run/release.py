@@ -61,7 +61,7 @@ def stop_restarts(
         found = with_retries(
             lambda: provider.set_safeguards(vm, until_s=now_s, disk_days=disk_days), sleep
         )
-    except ProviderError:  # whoever released it is told that nothing stops it
+    except ProviderError:  # the caller reports that nothing stops it
         return []
     # The machine's own program has exactly the limit: it learns of it only when somebody connects.
     return [one.name for one in found if one.is_set and one.stops_at_s not in {None, now_s}]

@@ -382,6 +382,11 @@ class Supervisor:
                 self._remove(ending.reason)  # nothing is on it that anybody could miss
             else:
                 self._deallocate(ending.reason, save=True)
+        if plan.rents:
+            with contextlib.suppress(ProviderError):  # on record: the run's next command repeats it
+                self._with_retries(
+                    lambda: self._context.provider.cancel_refused(self._state.run_id)
+                )
         self._record(Kind.RUN_ENDED, code=ending.outcome.value, reason=ending.reason)
         return ending
 
