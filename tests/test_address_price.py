@@ -82,6 +82,19 @@ def test_a_disk_that_had_to_be_larger_bills_as_it_was_made() -> None:
     assert found.usd == pytest.approx(0.24 + 0.34 + 3 * 0.03)
 
 
+def test_a_refused_create_bills_disk_and_address_until_it_was_refused() -> None:
+    """Azure makes both before it says that it has no room; compute never ran."""
+    events = journal(
+        (0, Kind.RUN_STARTED, {"run_id": "r", "name": "r"}),
+        (0, Kind.CREATE_INTENDED, {"generation": 1, "offer": asdict(OFFER)}),
+        (0.1, Kind.CREATE_FAILED, {"error": "NoCapacity", "message": "no room"}),
+    )
+
+    found = bill(fold(events), 5 * 3600.0)
+
+    assert (found.usd, found.compute_h) == (pytest.approx(0.1 * 0.03), 0)
+
+
 def test_a_plan_counts_the_address_with_the_disk() -> None:
     """Ten hours that bill compute cost ten hours of address more than without one."""
     hours = Span(low=10.0, likely=10.0, high=10.0)

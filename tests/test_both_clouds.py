@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -22,6 +21,7 @@ from arm.runner import ObedientWorkload as AzureWorkload
 from ec2.harness import AwsHarness, aws
 from ec2.runner import ObedientWorkload as AwsWorkload
 from support.runs import make_project
+from support.two_clouds import in_step, maker
 
 from commands import down
 from commands.runs import session
@@ -105,18 +105,6 @@ class TwoClouds(CommandLine):
         return self.azure.cloud.ledger.usd() + self.aws.cloud.ledger.usd()
 
 
-def in_step(first: AzureHarness, second: AwsHarness) -> None:
-    """Let the two clouds have one time, whoever lets it pass."""
-    sleeps = (first.cloud.clock.sleep, second.cloud.clock.sleep)
-
-    def sleep(seconds: float) -> None:
-        for one in sleeps:
-            one(seconds)
-        second.cloud.world.run_due()
-
-    first.cloud.clock.sleep = second.cloud.clock.sleep = sleep  # type: ignore[method-assign]
-
-
 @pytest.fixture
 def both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[TwoClouds]:
     """A project that may rent on either cloud, Azure's T4 being the cheaper one."""
@@ -141,15 +129,6 @@ def both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[TwoClou
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.chdir(made.folder)
         yield TwoClouds(home=home, capture=capsys, azure=one, aws=two, folder=made.folder)
-
-
-def maker(harness: Any) -> Any:
-    """What makes a provider for any table, over one simulated cloud."""
-
-    def make(_self: object, _vm: object, state_dir: Path, _environment: object) -> Any:
-        return harness.provider(state_dir=state_dir)
-
-    return make
 
 
 def begin(both: TwoClouds) -> None:
