@@ -140,6 +140,13 @@ class Provider(ABC):
         """
         return None
 
+    def cancel_refused(self, run_id: str) -> None:
+        """Cancel what refused creates of a run left open; waits seconds until the vendor shows it.
+
+        For the end of a run: `create`, `observe` and `delete` do it by the way.
+        """
+        del run_id
+
     def allow_caller_ip(self, vm: Vm) -> bool:  # noqa: ARG002
         """Let this computer's present address through the firewall; return whether that was new."""
         return False
@@ -431,6 +438,10 @@ class Observation:
     launched_at: str = ""
     """When the vendor last started a machine that is up, by the vendor's own clock, ISO 8601 UTC:
     the same as long as the machine runs, later after each start. Empty if it does not say."""
+    waived_since: str = ""
+    """From when on the compute of a machine that is down was free, until it went down, by this
+    computer's clock, ISO 8601 UTC; empty if all of it is billed. EC2 waives a first hour that it
+    ends itself."""
     ran: bool | None = None
     """Whether a machine that is down has run since it was last made or started; None: unknown."""
     refusal: ProviderError | None = None

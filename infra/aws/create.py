@@ -1,7 +1,7 @@
 """Creates one persistent spot machine under a hard cap, or nothing that bills.
 
 The order in which nothing can be lost: the record names the place before anything is made; the
-security group comes first, because its name is unique and so tells a second computer that somebody
+security group comes first, because its name is unique and so shows a second computer that somebody
 was here before; the exact request is on disk before it is sent, so that after a kill it can be sent
 again and is answered with the same machine.
 """
@@ -18,11 +18,13 @@ from infra.aws.delete import Deleter
 from infra.aws.errors import TokenReusedError, TokenSpentError
 from infra.aws.existing import ExistingMachines, ids_of
 from infra.aws.image import ImageFinder
+from infra.aws.machine_view import tags_of_answer
 from infra.aws.naming import TAG_NAME_CHARS_MAX, client_token, group_name
 from infra.aws.network import SubnetFinder
 from infra.aws.observe import VmObserver
 from infra.aws.quota import explained, read_quota
 from infra.aws.reading import NEW_S
+from infra.aws.refused_requests import RefusedRequests
 from infra.aws.request import (
     LaunchTarget,
     check_spec,
@@ -36,6 +38,7 @@ from infra.aws.security_group import SecurityGroups, specify
 from infra.aws.vm import vm_from_instance
 from infra.catalog.aws import AWS
 from infra.errors import (
+    PASSING,
     NoCapacity,
     OverQuota,
     PriceAboveCap,
@@ -53,8 +56,6 @@ from infra.untrusted import table
 
 ATTEMPTS_MAX = 20
 """Machines of one generation that may have died in a zone before something else must be wrong."""
-REFUSED_REQUEST_S = 10.0
-"""When lists show a spot request that a refused call left open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +66,20 @@ class VmCreator:
     observer: VmObserver
     deleter: Deleter
     safeguards: AwsSafeguards
+    refused_requests: RefusedRequests
     refusal_cache: RefusalCache
 
     def create(self, spec: VmSpec) -> Vm:
         """Create the machine of `spec`, or return the one that exists; on errors nothing is left.
 
         Returns when the machine runs, or when EC2 has accepted it and not taken it back for
-        `accept_wait_s`. A `Transient` or `SignedOut` error leaves a half-made machine on purpose:
-        the next call goes on from there.
+        `accept_wait_s`. A refusal is raised at once: a spot request that it left open, and that
+        EC2 shows only later, is cancelled by later calls. A `Transient` or `SignedOut` error leaves
+        a half-made machine on purpose: the next call goes on from there.
         """
         check_spec(spec)
         self._repeat_pending_request(spec)
+        self.refused_requests.cancel(spec.run_id, early=True)
         existing = self._existing.find(spec)
         if existing is not None:  # wherever it is: what is compared is what it costs, not its place
             there = replace(spec.offer, region=existing.region, zone=existing.zone)
@@ -98,7 +102,7 @@ class VmCreator:
         if not record.pending_request:
             return
         if record.generation != spec.generation:
-            self.deleter.remove(spec.run_id)
+            self.deleter.clear(spec.run_id)
             return
         if self.context.clock() - record.requested_at < NEW_S:
             try:
@@ -143,7 +147,7 @@ class VmCreator:
         """The record of this create; what it says of another machine or place is dropped."""
         record, region = self.context.record(spec.run_id), spec.offer.region
         if record.generation != spec.generation or record.ids.get("region") != region:
-            record = RunRecord(path=record.path, generation=spec.generation)
+            record = record.renewed(spec.generation)
         record.ids |= {
             "account": self.context.account(),
             "profile": self.context.settings.profile,
@@ -209,35 +213,37 @@ class VmCreator:
             return error
         try:
             quota = read_quota(self.context.clients, offer.region)
-        except ProviderError:  # no right to read it: the refusal is told as it came
+        except ProviderError:  # no right to read it: the refusal stays as it came
             return error
         return explained(error, quota, listed.vcpus)
 
     def _give_up(self, spec: VmSpec, error: ProviderError) -> None:
-        """Remove what a failed create made; a failure of that is added to the first one."""
+        """Remove what a failed create made; a failure of that is added to the first one.
+
+        Where another offer may be tried, what EC2 does not show yet is left to the next call.
+        """
         self.refusal_cache.note(spec.offer, error)
         record = self.context.record(spec.run_id)
         if not {"group_name", "instance"} & set(record.ids):
-            record.delete()
+            record.close()
             return
         if record.pending_request:
             self._note_refusal(record, error)
+        may_try_another = isinstance(error, PASSING)
+        remove = self.deleter.clear if may_try_another else self.deleter.remove
         try:
-            self.deleter.remove(spec.run_id)
+            remove(spec.run_id)
         except ProviderError as second:
             error.unfinished = True
             error.add_note(f"removing what had been made failed too: {second}")
             error.hint = f"{error.hint}; `qft down --delete` removes what is left".lstrip("; ")
 
     def _note_refusal(self, record: RunRecord, error: ProviderError) -> None:
-        """Record that a request made no machine, and wait until a spot request it left is shown.
-
-        AWS says that a request whose price is too low remains open.
-        """
+        """Record that a request made no machine, and may have left a spot request open."""
+        tags = tags_of_answer(record.pending_request["TagSpecifications"][0])
         record.pending_request = {}
         record.refusal = [error.kind, str(error), error.hint]
-        record.save()
-        self.context.sleep(REFUSED_REQUEST_S)
+        self.refused_requests.note(record, tags)
 
     @property
     def _existing(self) -> ExistingMachines:

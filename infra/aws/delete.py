@@ -1,4 +1,4 @@
-"""Removes a run: cancel its spot request, terminate, prove; what is left is told with its price.
+"""Removes a run: cancel its spot request, terminate, prove; reports what is left, with its price.
 
 The order is what keeps the bill from beginning again. A persistent request whose instance goes
 launches another one, so it is cancelled first. Schedules and alarms go last: they are what ends the
@@ -7,11 +7,13 @@ bill of a removal that was killed half-way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.aws.context import AwsContext
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.reading import NEW_S
+from infra.aws.refused_requests import RefusedRequests
 from infra.aws.regions import regions_to_ask
 from infra.aws.removal import AGAIN, RegionRemoval
 from infra.aws.safeguards import AwsSafeguards
@@ -32,6 +34,7 @@ class Deleter:
 
     context: AwsContext
     safeguards: AwsSafeguards
+    refused_requests: RefusedRequests
 
     def remove(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Remove everything that carries `run_id`, and return when AWS says that it is gone.
@@ -40,14 +43,28 @@ class Deleter:
         and by its id, and what a killed removal had found is still reported. Without a record here
         every region of the account is looked at. Raises `NotAllowed` for a run of another account;
         an unfinished `Transient` if something is left after `stop_wait_s` and ten minutes more.
+        What refused creates left open is waited for.
         """
+        removed = self.clear(run_id, on_message)
+        regions = self.refused_requests.wait(run_id)
+        if regions:
+            removed += self._remove(run_id, regions, on_message)
+            self.context.record(run_id).delete()
+        return removed
+
+    def clear(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
+        """Do as `remove` does with what is shown now: what a refused create left may come later."""
+        return self._remove(run_id, [], on_message)
+
+    def _remove(self, run_id: str, regions: Sequence[str], on_message: OnMessage) -> list[Removed]:
+        """Remove what the run has in these regions; without any, wherever it has something."""
         record = self.context.record(run_id)
         account, now_s = self.context.account(), self.context.clock()
         _await_create(record, now_s)
         progress = ProgressReporter(on_message=on_message, clock=self.context.clock, began_s=now_s)
         deadline_s = now_s + self.context.settings.stop_wait_s + GROUP_WAIT_S
         try:
-            for region in self._regions(record, run_id):
+            for region in regions or self._regions(record, run_id):
                 RegionRemoval(
                     context=self.context,
                     safeguards=self.safeguards,
@@ -66,7 +83,7 @@ class Deleter:
             Removed(kind=kind, id=id_, billed_until=ended if kind == MACHINE else "")
             for kind, id_ in record.removing
         ]
-        record.delete()
+        record.close()
         return removed
 
     def _regions(self, record: RunRecord, run_id: str) -> list[str]:

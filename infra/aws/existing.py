@@ -15,7 +15,6 @@ from infra.aws.reading import NEW_S
 from infra.aws.request import difference_from
 from infra.aws.vm import as_seen, vm_from_instance
 from infra.provider import PowerState, Vm, VmSpec
-from infra.renting.run_record import RunRecord
 from infra.renting.tags import GENERATION
 
 HIDDEN_S = 60.0
@@ -98,7 +97,7 @@ class ExistingMachines:
         record = self.context.record(vm.run_id)
         if record.ids.get("instance") == row.get("InstanceId"):
             return
-        record = RunRecord(path=record.path, generation=vm.generation)
+        record = record.renewed(vm.generation)
         record.ids = {
             "account": self.context.account(),
             "profile": self.context.settings.profile,
@@ -111,9 +110,9 @@ class ExistingMachines:
     def _remove(self, run_id: str, region: str) -> None:
         """Remove what a run has in a region, and where its record says that it has something."""
         recorded = self.context.record(run_id).ids.get("region", region)
-        self.deleter.remove(run_id)
+        self.deleter.clear(run_id)
         if recorded != region:  # with the record gone, every region is looked at
-            self.deleter.remove(run_id)
+            self.deleter.clear(run_id)
 
     @property
     def _inventories(self) -> Inventories:

@@ -76,6 +76,11 @@ class Inventory:
             or self.untagged
         )
 
+    @property
+    def has_only_groups(self) -> bool:
+        """Whether security groups are all that is left."""
+        return not self.is_empty and replace(self, groups=[]).is_empty
+
     def of_run(self, run_id: str) -> Inventory:
         """The part of it that belongs to one run."""
         requests = [one for one in self.requests if run_of(one) == run_id]
@@ -145,6 +150,19 @@ class Inventories:
         )
         found = self._requests(region, [_filter(*by)], doing="look at the spot request")
         return max(found, key=lambda one: str(one.get("CreateTime") or ""), default=None)
+
+    def live_requests(self, region: str, run_id: str) -> list[Row]:
+        """The spot requests of a run in a region that may still launch or restart an instance."""
+        mine = [_filter(f"tag:{RUN}", run_id)]
+        found = self._requests(region, mine, doing=f"list the spot requests in {region}")
+        return Inventory(region=region, requests=found).live_requests
+
+    def live_instances_of(self, region: str, request_ids: Sequence[str]) -> list[str]:
+        """The ids of instances of these spot requests that nobody has terminated."""
+        filters = [_filter("spot-instance-request-id", *request_ids)]
+        found = self._instances(region, filters, doing=f"list the machines in {region}")
+        live = Inventory(region=region, instances=found).live_instances
+        return _ids("InstanceId", live)
 
     def groups(self, region: str, run_id: str) -> list[Row]:
         """The security groups of a run in a region."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -15,6 +16,7 @@ from infra.aws.doctor import Doctor
 from infra.aws.listing import Listing
 from infra.aws.observe import VmObserver
 from infra.aws.offers import Offers, quota_covers
+from infra.aws.refused_requests import RefusedRequests
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.settings import AwsSettings
 from infra.aws.start_stop import PowerControl
@@ -35,6 +37,7 @@ from infra.provider import (
 from infra.renting.caller import public_address
 from infra.renting.checks import Check
 from infra.renting.refusal_cache import RefusalCache
+from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
     from infra.aws.sdk import AwsClients
@@ -83,11 +86,13 @@ class AwsProvider(Provider):
         return self._creator.create(spec)
 
     def observe(self, vm: Vm) -> Observation:
-        """Observe the machine once."""
+        """Observe the machine once, and cancel what refused creates left open before it."""
+        with contextlib.suppress(ProviderError):  # it stays on record, and `delete` raises it
+            self._refused_requests.cancel(vm.run_id)
         return self._observer.observe(vm)
 
     def start(self, vm: Vm) -> None:
-        """Start a stopped machine under its old cap, admitting the caller's address of now."""
+        """Start a stopped machine under its old cap, and let the caller's address of now in."""
         self._power.start(vm)
 
     def deallocate(self, vm: Vm) -> None:
@@ -97,6 +102,16 @@ class AwsProvider(Provider):
     def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """Cancel the spot request, terminate the machine, and wait until nothing is left."""
         return self._deleter.remove(run_id, on_message)
+
+    def cancel_refused(self, run_id: str) -> None:
+        """Cancel what refused creates of the run left open, as soon as EC2 shows it.
+
+        Needs nobody to be signed in where none was refused.
+        """
+        if not RunRecord.load(self._state_dir, run_id).refused_at:
+            return
+        self._refused_requests.wait(run_id)
+        self._refused_requests.cancel(run_id)
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """Read when a stopped machine ceased to bill compute, as EC2 reported."""
@@ -111,7 +126,7 @@ class AwsProvider(Provider):
         self._power.evict(vm)
 
     def allow_caller_ip(self, vm: Vm) -> bool:
-        """Admit the caller's address of now to SSH; whether the rule had to change."""
+        """Let the caller's address of now in to SSH; whether the rule had to change."""
         return self._power.allow_caller_ip(vm)
 
     def set_safeguards(
@@ -190,7 +205,15 @@ class AwsProvider(Provider):
 
     @cached_property
     def _deleter(self) -> Deleter:
-        return Deleter(context=self.context, safeguards=self._safeguards)
+        return Deleter(
+            context=self.context,
+            safeguards=self._safeguards,
+            refused_requests=self._refused_requests,
+        )
+
+    @cached_property
+    def _refused_requests(self) -> RefusedRequests:
+        return RefusedRequests(context=self.context)
 
     @cached_property
     def _safeguards(self) -> AwsSafeguards:
@@ -209,5 +232,6 @@ class AwsProvider(Provider):
             observer=self._observer,
             deleter=self._deleter,
             safeguards=self._safeguards,
+            refused_requests=self._refused_requests,
             refusal_cache=self._refusal_cache,
         )

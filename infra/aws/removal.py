@@ -19,7 +19,7 @@ from infra.renting.run_record import RunRecord
 from infra.renting.tags import RUN
 from infra.timestamps import format_utc, parse_utc_s
 
-AGAIN = "`qft down --delete` once more goes on, and tells when nothing is left"
+AGAIN = "`qft down --delete` once more goes on, and says when nothing is left"
 KINDS = {
     "requests": ("spot request", "SpotInstanceRequestId"),
     "instances": ("virtual machine", "InstanceId"),
@@ -47,6 +47,7 @@ class RegionRemoval:
         What is refused is released, so that it bills no compute, and the refusal is raised.
         """
         found = Inventory(region=self.region)
+        pauses = False
         while True:
             pause_s = self.context.settings.polling_s
             try:
@@ -54,6 +55,9 @@ class RegionRemoval:
                 self._remember(found)
                 if self._step(found):
                     return
+                if found.has_only_groups and not pauses:  # they go at once, unlike machines
+                    pauses = True
+                    continue
             except SignedOut:
                 raise
             except (NotAllowed, BadRequest) as error:

@@ -54,6 +54,9 @@ class RunRecord:
     """The source that the firewall admits."""
     caller_at: float = 0.0
     """When the caller's address was last looked up."""
+    refused_at: dict[str, float] = field(default_factory=dict)
+    """Creates that were refused and may have left something open that lists do not show yet, as
+    `region/zone/created`, and when, in seconds since 1970."""
     removing: list[list[str]] = field(default_factory=list)
     """Kind and id of what a deletion under way removes."""
 
@@ -88,6 +91,22 @@ class RunRecord:
         if requested in {"create", "start"}:
             self.compute_ended_at = 0.0
         self.save()
+
+    def renewed(self, generation: int) -> RunRecord:
+        """An empty record of another machine of the run; what is to be looked at again stays."""
+        return RunRecord(path=self.path, generation=generation, refused_at=dict(self.refused_at))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it speaks of no machine, as after `close`."""
+        return not (self.ids or self.requested)
+
+    def close(self) -> None:
+        """Forget the machine, which is gone; without anything to look at again, so is the file."""
+        if self.refused_at:
+            self.renewed(self.generation).save()
+        else:
+            self.delete()
 
     def delete(self) -> None:
         """Remove the file: nothing of the run remains."""

@@ -10,6 +10,8 @@ from infra.provider import PowerState, Vm, VmSpec
 
 RUN = "qft-run"
 GENERATION = "qft-generation"
+CREATED = "qft-created"
+ZONE = "qft-zone"
 TAG_VALUE_CHARS_MAX = 256
 LABELS_MAX = 20
 
@@ -25,9 +27,9 @@ def tags_of(
     tags = {
         RUN: spec.run_id,
         GENERATION: str(spec.generation),
-        "qft-created": created_at,
+        CREATED: created_at,
         "qft-region": spec.offer.region,
-        "qft-zone": spec.offer.zone,
+        ZONE: spec.offer.zone,
         "qft-size": spec.offer.size,
         "qft-user": spec.user,
         "qft-host-key": spec.host_public_key.strip(),
@@ -75,12 +77,12 @@ def vm_from_tags(
         id=id_of(run_id, generation),
         region=tags.get("qft-region", ""),
         size=tags.get("qft-size", ""),
-        zone=tags.get("qft-zone", ""),
+        zone=tags.get(ZONE, ""),
         generation=generation,
         user=tags.get("qft-user", "qft"),
         host_public_key=tags.get("qft-host-key", ""),
         power=PowerState.REMNANTS,
-        created_at=tags.get("qft-created", ""),
+        created_at=tags.get(CREATED, ""),
         price_usd_per_h=_number(tags.get("qft-price", "")),
         idle_usd_per_h=_number(tags.get("qft-idle", "")) or default_idle_usd_per_h,
     )

@@ -316,11 +316,11 @@ class Supervisor:
         self._context.workload.disconnect()
         self._record(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:
-            until_s = release(self._context.provider, vm, self._context.sleep)
+            ended = release(self._context.provider, vm, self._context.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             self._remove(reason)
         else:
-            self._record(Kind.DEALLOCATED, reason=reason, until_s=until_s)
+            self._record(Kind.DEALLOCATED, reason=reason, **ended)
 
     def _replace(self, reason: str) -> None:
         """Remove the machine once its newest checkpoint is home; the next turn rents another."""
@@ -382,6 +382,11 @@ class Supervisor:
                 self._remove(ending.reason)  # nothing is on it that anybody could miss
             else:
                 self._deallocate(ending.reason, save=True)
+        if plan.rents:
+            with contextlib.suppress(ProviderError):  # on record: the run's next command repeats it
+                self._with_retries(
+                    lambda: self._context.provider.cancel_refused(self._state.run_id)
+                )
         self._record(Kind.RUN_ENDED, code=ending.outcome.value, reason=ending.reason)
         return ending
 
