@@ -317,7 +317,7 @@ def test_security_group_that_stays_busy_is_named_and_removed_by_the_same_command
 # ---- refusals of accounts ----
 
 
-def test_quota_of_zero_is_reported_with_its_page(runner: CliRunner) -> None:
+def test_quota_of_zero_is_shown_with_its_link(runner: CliRunner) -> None:
     """A new account: exit 3, the figure in vCPUs, the link of the region, and nothing made."""
     runner.harness.cloud.market.spot_vcpus = 0
 
@@ -334,7 +334,7 @@ def test_quota_of_zero_is_reported_with_its_page(runner: CliRunner) -> None:
 
 
 @SLOW
-def test_quota_that_only_the_launch_reveals_is_reported_alike(runner: CliRunner) -> None:
+def test_quota_that_only_the_launch_reports_is_shown_the_same(runner: CliRunner) -> None:
     """Without the right to read quotas, EC2's own refusal leads to the same words."""
     runner.harness.cloud.market.spot_vcpus = 0
     runner.harness.cloud.deny("servicequotas:*")
@@ -347,7 +347,7 @@ def test_quota_that_only_the_launch_reveals_is_reported_alike(runner: CliRunner)
     end(runner)
 
 
-def test_sso_that_expires_in_mid_run_is_reported_and_gone_on_with(runner: CliRunner) -> None:
+def test_sso_that_expires_in_mid_run_is_shown_and_gone_on_with(runner: CliRunner) -> None:
     """Signed out, a command says how to sign in; the next one has the same machine."""
     up(runner)
     first = machine(runner).id
@@ -412,7 +412,7 @@ def test_refused_create_that_left_a_request_open_is_cleared(runner: CliRunner) -
     end(runner)
 
 
-def test_no_default_vpc_is_reported_with_the_command_that_makes_one(
+def test_no_default_vpc_is_shown_with_the_command_that_makes_one(
     project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit 3 with `aws ec2 create-default-vpc --region …`, and nothing made."""
