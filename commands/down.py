@@ -163,13 +163,22 @@ def _release_run(
         options.on_message(line)
     if state.vm is not None and not provider.traits.rents:
         clear(folder, home, provider, state, options.on_message, now=options.now)
-    disk_days = reopen(folder).config.budget.disk_days
-    done = _down_recorded(record, provider, state, delete=options.delete, disk_days=disk_days)
+    done = _down_recorded(
+        record, provider, state, delete=options.delete, disk_days=_disk_days(folder)
+    )
     done = replace(done, save=save)
     if state.ending is None and (ended or state.vm is not None or state.pending is not None):
         reason = "another `qft` ended the run: " * ended + f"`{options.command}` {_outcome(done)}"
         record.note(Kind.RUN_ENDED, code=Outcome.STOPPED_BY_USER.value, reason=reason)
     return done
+
+
+def _disk_days(folder: RunFolder) -> float | None:
+    """Return how long a disk is kept by run.yaml; for ever if its record cannot be read."""
+    try:
+        return reopen(folder).config.budget.disk_days
+    except UsageError:
+        return None
 
 
 def _outcome(done: Result) -> str:
@@ -219,10 +228,10 @@ def _down_recorded(
     if vm is not None and vm.power is not PowerState.REMNANTS:
         record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
         try:
-            until_s = release(provider, vm, time.sleep)
+            ended = release(provider, vm, time.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down", until_s=until_s)
+        record.note(Kind.DEALLOCATED, reason="qft down", **ended)
         result = replace(result, deallocated=[f"{vm.size} {vm.id}"])
         if may_restart(provider, vm, time.sleep):
             stops = stop_restarts(

@@ -224,7 +224,7 @@ class ImageTable(BaseModel):
     def check_fits(self, gpu: str) -> None:
         """Raise `ValueError` if no machine with that GPU boots the image, or can use its driver."""
         matching_sizes = AZURE.matching(gpu)
-        if not matching_sizes:  # told where the config is read
+        if not matching_sizes:  # reported where the config is read
             return
         generation = generation_of(self.urn)
         if generation and not any(

@@ -438,6 +438,10 @@ class Observation:
     launched_at: str = ""
     """When the vendor last started a machine that is up, by the vendor's own clock, ISO 8601 UTC:
     the same as long as the machine runs, later after each start. Empty if it does not say."""
+    waived_since: str = ""
+    """From when on the compute of a machine that is down was free, until it went down, by this
+    computer's clock, ISO 8601 UTC; empty if all of it is billed. EC2 waives a first hour that it
+    ends itself."""
     ran: bool | None = None
     """Whether a machine that is down has run since it was last made or started; None: unknown."""
     refusal: ProviderError | None = None

@@ -73,7 +73,7 @@ def gpu_faults(vm: object) -> list[str]:
     for name in _cards(vm):
         try:
             problems = [one.gpu_problem(name) for one in catalogs]
-        except UnknownGpu:  # told where the table itself is checked
+        except UnknownGpu:  # reported where the table itself is checked
             continue
         if problems and all(problems):
             faults.append(f"vm.gpu: {'; '.join(problems)}")
@@ -148,7 +148,7 @@ def _gpu_of(vm: Mapping[str, Any], provider: str) -> str:
         return ""
     try:
         return resolve_gpu_at(provider, cards[0]).gpu.name
-    except UnknownGpu:  # told where the table itself is checked
+    except UnknownGpu:  # reported where the table itself is checked
         return ""
 
 

@@ -121,8 +121,8 @@ def test_a_region_of_aws_is_checked_against_its_list(tmp_path: Path) -> None:
         load(written(tmp_path, gpu="A10G", regions=["us-west-1"]))
     (problem,) = caught.value.problems
     assert problem.startswith(
-        "vm.regions: `us-west-1` exists, but has no size with a A10G (prices of 2026-08-01); "
-        "regions with a A10G: "
+        "vm.regions: `us-west-1` exists, but has no size with an A10G (prices of 2026-08-01); "
+        "regions with an A10G: "
     )
 
     with pytest.raises(UsageError) as caught:

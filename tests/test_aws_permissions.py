@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from support.recorded_aws import ACCOUNT, problems
 
 from infra.aws.permissions import (
     CHANGE_ACTIONS,
+    READ_ACTIONS,
     is_trusted,
     policy_commands,
     rent_policy,
@@ -21,6 +24,7 @@ from infra.aws.permissions import (
     trust_policy,
 )
 
+ROOT = Path(__file__).parents[1]
 USER = f"arn:aws:iam::{ACCOUNT}:user/team/ada"
 MANAGED_CHARS_MAX = 6144
 """Of a managed policy, without spaces, as IAM counts."""
@@ -31,6 +35,23 @@ def actions(policy: dict[str, Any]) -> list[str]:
     """Every action that a policy allows."""
     found = [one["Action"] for one in policy["Statement"]]
     return [name for one in found for name in ([one] if isinstance(one, str) else one)]
+
+
+def test_the_page_has_the_policy_that_doctor_prints() -> None:
+    """What docs/aws.md gives an administrator is the policy of the code."""
+    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+
+    assert json.loads(written) == rent_policy()
+
+
+@pytest.mark.parametrize("action", [*READ_ACTIONS, *CHANGE_ACTIONS])
+def test_the_policy_allows_nothing_that_the_code_does_not_call(action: str) -> None:
+    """Each right to read or to change is that of an operation which some file names."""
+    operation = xform_name(action.partition(":")[2])
+    sources = (one.read_text(encoding="utf-8") for one in (ROOT / "infra" / "aws").glob("*.py"))
+
+    assert any(f'"{operation}"' in source for source in sources)
 
 
 def arguments(command: str) -> tuple[str, dict[str, str]]:

@@ -419,6 +419,45 @@ def test_an_interrupted_machine_comes_back_by_itself(state: str, *, comes: bool)
     assert ("starts it again by itself" in seen.detail) is comes
 
 
+WAIVED = {
+    "capacity": (STOPPED_BY_EC2, "instance-stopped-no-capacity", 3599, Orders(), True),
+    "price": (STOPPED_BY_EC2, "instance-stopped-by-price", 60, Orders(), True),
+    "terminated": (ENDED_BY_EC2, "instance-terminated-no-capacity", 1800, Orders(), True),
+    "an hour": (STOPPED_BY_EC2, "instance-stopped-no-capacity", 3600, Orders(), False),
+    "rehearsal": (STOPPED_BY_EC2, "instance-stopped-by-experiment", 1800, Orders(), False),
+    "rehearsal that the request does not show yet": (
+        STOPPED_BY_EC2,
+        "instance-stopped-no-capacity",
+        1800,
+        Orders(requested="evict"),
+        False,
+    ),
+    "stopped by us after the notice": (USER, "instance-stopped-by-user", 1800, RELEASED, False),
+    "a shutdown inside": (INSIDE, "instance-stopped-by-user", 1800, Orders(), False),
+    "nobody says when": (STOPPED_BY_EC2, "marked-for-stop", 1800, Orders(), False),
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "ended", "orders", "is_free"), WAIVED.values(), ids=WAIVED
+)
+def test_ec2_waives_only_a_first_hour_that_it_ends_itself(
+    code: str, status: str, ended: float, orders: Orders, *, is_free: bool
+) -> None:
+    """Its compute is free since its launch; whoever else stopped it, and a rehearsal, costs."""
+    state = "terminated" if code == ENDED_BY_EC2 else "stopped"
+
+    seen = look(
+        instance(state, code, ended=ended),
+        request(status, state="disabled", updated=ended),
+        orders,
+        now=2 * HOUR_S,
+    )
+
+    assert seen.waived_since == (format_utc(LAUNCH_S) if is_free else "")
+    assert ("bills none" in seen.detail) is is_free
+
+
 def test_a_notice_is_in_the_words() -> None:
     """A machine whose request is marked for a stop still runs, and says that EC2 will take it."""
     seen = look(instance("running"), request("marked-for-stop"))

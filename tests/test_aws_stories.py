@@ -9,13 +9,14 @@ import pytest
 from ec2.disruptions import throttled, unreadable_page
 from ec2.harness import aws
 from ec2.resources import Instance
-from ec2.runner import CliRunner, cli_runner
+from ec2.runner import CliRunner, TrainingWorkload, cli_runner
 from support.runs import Project, make_project
 
 from infra.run.budget import bill
 from infra.run.fold import fold
 
 HOUR_S = 3600.0
+SLOW = pytest.mark.slow
 EAST, WEST = "us-east-1", "us-west-2"
 
 
@@ -34,8 +35,15 @@ def runner(
     """A command line in the project."""
     with (
         aws(tmp_path / "unused") as harness,
-        cli_runner(project.folder, tmp_path / "home", harness, capsys) as runner,
+        cli_runner(
+            project.folder,
+            tmp_path / "home",
+            harness,
+            capsys,
+            TrainingWorkload(harness, out=project.out, train_s=1800.0),
+        ) as runner,
     ):
+        harness.changes = {"polling_s": 20.0}
         yield runner
 
 
@@ -79,7 +87,9 @@ def end(runner: CliRunner, *, unseen_s: float = 0.0) -> None:
 # ---- interruptions ----
 
 
-@pytest.mark.parametrize("notice_s", [0.0, 120.0], ids=["without notice", "with notice"])
+@pytest.mark.parametrize(
+    "notice_s", [pytest.param(0.0, marks=SLOW), 120.0], ids=["without notice", "with notice"]
+)
 def test_interrupted_machine_is_taken_over_when_ec2_restarts_it(
     runner: CliRunner, notice_s: float
 ) -> None:
@@ -97,7 +107,9 @@ def test_interrupted_machine_is_taken_over_when_ec2_restarts_it(
     end(runner, unseen_s=400)
 
 
-@pytest.mark.parametrize("notice_s", [0.0, 120.0], ids=["without notice", "with notice"])
+@pytest.mark.parametrize(
+    "notice_s", [0.0, pytest.param(120.0, marks=SLOW)], ids=["without notice", "with notice"]
+)
 def test_interrupted_first_hour_costs_nothing(runner: CliRunner, notice_s: float) -> None:
     """EC2 does not bill a first hour that it cuts short, and neither does the receipt."""
     up(runner)
@@ -114,6 +126,7 @@ def test_interrupted_first_hour_costs_nothing(runner: CliRunner, notice_s: float
     end(runner)
 
 
+@SLOW
 def test_price_interruption_moves_to_a_cheaper_zone(runner: CliRunner) -> None:
     """The price of its zone rises above the cap: the run goes on elsewhere."""
     up(runner)
@@ -130,6 +143,7 @@ def test_price_interruption_moves_to_a_cheaper_zone(runner: CliRunner) -> None:
     end(runner)
 
 
+@SLOW
 @pytest.mark.parametrize("whole_region", [False, True], ids=["zone", "region"])
 def test_capacity_gone_moves_the_run_on(runner: CliRunner, whole_region: bool) -> None:  # noqa: FBT001  (of pytest)
     """Interrupted, and no room where it was: the next zone is taken, or the next region."""
@@ -154,10 +168,39 @@ def test_capacity_gone_moves_the_run_on(runner: CliRunner, whole_region: bool) -
     end(runner)
 
 
+@pytest.mark.parametrize("price", [None, pytest.param(0.45, marks=SLOW)], ids=["capacity", "price"])
+def test_run_that_is_interrupted_while_it_trains_ends_with_its_adapter(
+    runner: CliRunner, price: float | None
+) -> None:
+    """Watched all the time: evicted, moved, trained, fetched and removed by one command."""
+    cloud = runner.harness.cloud
+
+    def take() -> None:
+        one = machine(runner)
+        cloud.market.fill(one.zone)
+        if price is None:
+            cloud.interrupt(one)
+        else:
+            cloud.set_price(one.size, one.zone, price, notice_s=0)
+
+    cloud.world.after(1200.0, take)
+
+    done = runner.qft("run", "--plain")
+
+    assert done.code == 0, done.err
+    assert runner.state().evictions == 1
+    assert len(cloud.world.machines_made) == 2
+    assert cloud.leftovers() == []
+    assert usd(runner) == pytest.approx(cloud.ledger.usd(), abs=0.01)
+    end(runner)
+
+
 # ---- what EC2 does by itself ----
 
 
-@pytest.mark.parametrize("tagged", [False, True], ids=["untagged", "tagged"])
+@pytest.mark.parametrize(
+    "tagged", [False, pytest.param(True, marks=SLOW)], ids=["untagged", "tagged"]
+)
 def test_relaunched_machine_is_removed_counted_and_replaced(
     runner: CliRunner,
     tagged: bool,  # noqa: FBT001  (of pytest)
@@ -194,6 +237,7 @@ def test_restart_while_the_laptop_sleeps_is_taken_over_and_counted(runner: CliRu
     end(runner, unseen_s=HOUR_S)
 
 
+@SLOW
 def test_many_restarts_in_one_night_are_one_machine_in_the_morning(runner: CliRunner) -> None:
     """Interrupted and restarted three times unseen; what is counted is at least what EC2 bills."""
     up(runner)
@@ -227,6 +271,7 @@ def test_start_right_after_a_stop_waits_for_the_request(runner: CliRunner) -> No
     end(runner)
 
 
+@SLOW
 def test_stop_of_seven_minutes_bills_none_of_them(runner: CliRunner) -> None:
     """The deep-learning image takes 7 minutes to stop: `down` waits, and they are not counted."""
     runner.harness.cloud.world.timing.stop_s = 470.0
@@ -242,6 +287,7 @@ def test_stop_of_seven_minutes_bills_none_of_them(runner: CliRunner) -> None:
     end(runner)
 
 
+@SLOW
 def test_busy_security_group_is_waited_for(runner: CliRunner) -> None:
     """The network card outlives the machine by nine minutes: `down --delete` waits for it."""
     runner.harness.cloud.world.timing.interface_s = 540.0
@@ -250,6 +296,7 @@ def test_busy_security_group_is_waited_for(runner: CliRunner) -> None:
     end(runner)
 
 
+@SLOW
 def test_security_group_that_stays_busy_is_told_and_removed_by_the_same_command(
     runner: CliRunner,
 ) -> None:
@@ -286,6 +333,7 @@ def test_quota_of_zero_is_told_with_its_link(runner: CliRunner) -> None:
     end(runner)
 
 
+@SLOW
 def test_quota_that_only_the_launch_tells_is_told_the_same(runner: CliRunner) -> None:
     """Without the right to read quotas, EC2's own refusal leads to the same words."""
     runner.harness.cloud.market.spot_vcpus = 0
@@ -317,6 +365,22 @@ def test_sso_that_expires_in_mid_run_is_told_and_gone_on_with(runner: CliRunner)
     end(runner)
 
 
+@SLOW
+def test_sso_that_expires_while_a_run_is_watched_does_not_end_it(runner: CliRunner) -> None:
+    """The machine is followed over SSH; signed in again, the same command ends as if never cut."""
+    world = runner.harness.cloud.world
+    world.after(600.0, runner.harness.cloud.expire_credentials)
+    world.after(1200.0, runner.harness.cloud.renew_credentials)
+
+    done = runner.qft("run", "--plain")
+
+    assert done.code == 0, done.err
+    assert "aws sso login" in done.err
+    assert len(world.machines_made) == 1
+    end(runner)
+
+
+@SLOW
 def test_noise_on_the_line_costs_nothing_but_time(runner: CliRunner) -> None:
     """Throttled calls and pages that nobody can parse, at every call: one machine, one bill."""
     names = "Run|DescribeInstances|DescribeSpot|CreateSecurity|Start|Stop|Terminate|Cancel|Delete"
@@ -333,6 +397,7 @@ def test_noise_on_the_line_costs_nothing_but_time(runner: CliRunner) -> None:
     end(runner)
 
 
+@SLOW
 def test_refused_create_that_left_a_request_open_is_cleared(runner: CliRunner) -> None:
     """What EC2 refuses and yet keeps open is cancelled: no machine comes from it hours later."""
     runner.harness.cloud.world.leaves_requests = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.catalog.azure import AZURE
-from infra.catalog.gpus import GPUS, Driver, UnknownGpu, resolve_gpu
+from infra.catalog.gpus import GPUS, Driver, UnknownGpu, resolve_gpu, with_article
 from infra.catalog.vendor import VendorCatalog, folded
 from infra.catalog.vendors import (
     CATALOGS,
@@ -126,3 +126,12 @@ def test_quota_of_a_family_covers_its_sizes_only() -> None:
 def test_quota_names_compare_folded() -> None:
     """Names of one quota that differ in case and spaces are equal."""
     assert folded("Standard NCASv3_T4 Family") == folded("standardncasv3_t4family ")
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [("T4", "a T4"), ("A10G", "an A10G"), ("L4", "an L4"), ("H100", "an H100"), ("V100", "a V100")],
+)
+def test_a_card_has_the_article_that_it_is_spoken_with(card: str, words: str) -> None:
+    """The letter that a name begins with is spoken by its own name."""
+    assert with_article(card) == words

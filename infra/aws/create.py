@@ -1,7 +1,7 @@
 """Creates one persistent spot machine under a hard cap, or nothing that bills.
 
 The order in which nothing can be lost: the record names the place before anything is made; the
-security group comes first, because its name is unique and so tells a second computer that somebody
+security group comes first, because its name is unique and so shows a second computer that somebody
 was here before; the exact request is on disk before it is sent, so that after a kill it can be sent
 again and is answered with the same machine.
 """
@@ -213,7 +213,7 @@ class VmCreator:
             return error
         try:
             quota = read_quota(self.context.clients, offer.region)
-        except ProviderError:  # no right to read it: the refusal is told as it came
+        except ProviderError:  # no right to read it: the refusal stays as it came
             return error
         return explained(error, quota, listed.vcpus)
 

@@ -1,4 +1,4 @@
-"""Removes a run: cancel its spot request, terminate, prove; what is left is told with its price.
+"""Removes a run: cancel its spot request, terminate, prove; reports what is left, with its price.
 
 The order is what keeps the bill from beginning again. A persistent request whose instance goes
 launches another one, so it is cancelled first. Schedules and alarms go last: they are what ends the

@@ -205,7 +205,7 @@ class Doctor:
             return Check(
                 name="your address",
                 ok=True,
-                detail=f"the security group will admit {address} only",
+                detail=f"the security group will let in {address} only",
             )
 
         return checked("your address", check)

@@ -224,7 +224,7 @@ _PLAIN: dict[AwsErrorKind, tuple[type[ProviderError], str, str]] = {
     AwsErrorKind.POLICY: (
         NotAllowed,
         "a policy of your organisation forbids it",
-        "its administrator can admit what carries the tag `qft-run`",
+        "its administrator can allow what carries the tag `qft-run`",
     ),
     AwsErrorKind.OUR_BUG: (
         BadRequest,

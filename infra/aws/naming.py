@@ -18,7 +18,7 @@ INSTANCE = re.compile(r"(i-[0-9a-f]+)?")
 class MachineId:
     """The id of a machine as `Vm.id` holds it: `account/region/instance`.
 
-    The account is part of it, so that another profile is refused instead of told "gone". The
+    The account is part of it, so that another profile is refused, and finds nothing "gone". The
     instance is empty where only remnants are left.
     """
 

@@ -1,6 +1,6 @@
 """What an AWS account must allow, as policies, and as commands that can be pasted into a shell.
 
-Conditions of the form `Null: {aws:ResourceTag/qft-run: false}` admit only what carries our tag.
+Conditions of the form `Null: {aws:ResourceTag/qft-run: false}` allow only what carries our tag.
 """
 
 from __future__ import annotations
@@ -36,11 +36,9 @@ READ_ACTIONS = (
     "ec2:DescribeRouteTables",
     "ec2:DescribeVpcs",
     "ec2:DescribeRegions",
-    "ec2:DescribeAvailabilityZones",
     "ec2:DescribeImages",
     "ec2:DescribeTags",
     "servicequotas:GetServiceQuota",
-    "ec2:GetSpotPlacementScores",
 )
 CHANGE_ACTIONS = (
     "ec2:StartInstances",

@@ -92,7 +92,7 @@ class AwsProvider(Provider):
         return self._observer.observe(vm)
 
     def start(self, vm: Vm) -> None:
-        """Start a stopped machine under its old cap, admitting the caller's address of now."""
+        """Start a stopped machine under its old cap, and let the caller's address of now in."""
         self._power.start(vm)
 
     def deallocate(self, vm: Vm) -> None:
@@ -126,7 +126,7 @@ class AwsProvider(Provider):
         self._power.evict(vm)
 
     def allow_caller_ip(self, vm: Vm) -> bool:
-        """Admit the caller's address of now to SSH; whether the rule had to change."""
+        """Let the caller's address of now in to SSH; whether the rule had to change."""
         return self._power.allow_caller_ip(vm)
 
     def set_safeguards(

@@ -40,6 +40,9 @@ BOOT_S = 60.0
 USER = "Client.UserInitiatedShutdown"
 INSIDE = "Client.InstanceInitiatedShutdown"
 MARKET = ("Server.SpotInstanceShutdown", "Server.SpotInstanceTermination")
+FREE_S = 3600.0
+"""What EC2 interrupts sooner after its launch costs no compute (User Guide, "Billing for
+interrupted Spot Instances"). Whether that holds for a rehearsal is nowhere documented."""
 NEVER_LAUNCHED = (
     "Server.InsufficientInstanceCapacity",
     "Client.VolumeLimitExceeded",
@@ -102,6 +105,7 @@ def read(
         )
     ran = has_run(view, orders)
     cause = stop_cause(view, orders, ran=ran)
+    waived = _waived_since(view, orders, now_s)
     other = remains.replacement
     if other is not None:
         since_s = min(other.launched_s or now_s, now_s)
@@ -116,6 +120,7 @@ def read(
             since=_since(view, now_s),
             detail=detail,
             bills_since=format_utc(since_s),
+            waived_since=waived,
             ran=ran,
         )
     return Observation(
@@ -123,7 +128,8 @@ def read(
         stop_reason=cause.reason,
         certain=cause.certain,
         since=_since(view, now_s),
-        detail=cause.detail,
+        detail=cause.detail + ("; EC2 bills none of this start's compute" if waived else ""),
+        waived_since=waived,
         ran=ran,
         refusal=refusal_of(view) if ran is False and cause.reason in _REFUSALS else None,
     )
@@ -261,6 +267,21 @@ def _taken(view: MachineView, orders: Orders) -> StopCause:
         words = "evicted: the rehearsal that qft asked for"
     detail = f"{words} ({view.status_code or view.reason_code})"
     return StopCause(reason=StopReason.EVICTED, detail=detail + _comes_back(view))
+
+
+def _waived_since(view: MachineView, orders: Orders, now_s: float) -> str:
+    """Since when what went down cost no compute: its launch, if EC2 took it within an hour.
+
+    Empty if it is billed, as after a stop by anybody else, and after a rehearsal.
+    """
+    code, status = view.reason_code, view.status_code
+    taken = code in MARKET or (not code and _is_of_market(status))
+    rehearsed = orders.requested == "evict" or status.endswith("-by-experiment")
+    if not taken or rehearsed or view.launched_s is None or view.changed_s is None:
+        return ""
+    if view.changed_s - view.launched_s >= FREE_S:
+        return ""
+    return format_utc(min(view.launched_s, now_s))
 
 
 def _limit_s(view: MachineView, orders: Orders) -> float:

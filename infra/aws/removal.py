@@ -19,7 +19,7 @@ from infra.renting.run_record import RunRecord
 from infra.renting.tags import RUN
 from infra.timestamps import format_utc, parse_utc_s
 
-AGAIN = "`qft down --delete` once more goes on, and tells when nothing is left"
+AGAIN = "`qft down --delete` once more goes on, and says when nothing is left"
 KINDS = {
     "requests": ("spot request", "SpotInstanceRequestId"),
     "instances": ("virtual machine", "InstanceId"),

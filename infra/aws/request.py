@@ -67,7 +67,7 @@ def disk_gb(spec: VmSpec, image: Image) -> int:
 
 
 def disk_note(spec: VmSpec, image: Image) -> str:
-    """What to tell of a disk that is bigger than asked for; empty if it is not."""
+    """What to say of a disk that is bigger than asked for; empty if it is not."""
     made_gb = disk_gb(spec, image)
     if made_gb == spec.disk_gb:
         return ""

@@ -130,12 +130,12 @@ def specify(tags: Mapping[str, str], kind: str) -> dict[str, Any]:
 
 
 def _rule(source: str) -> dict[str, Any]:
-    """The rule that admits one source; EC2 compares all but the description to revoke one."""
+    """The rule that lets one source in; EC2 compares all but the description to revoke one."""
     return {**SSH, "IpRanges": [{"CidrIp": source, "Description": RULE}]}
 
 
 def _our_sources(group: Mapping[str, Any]) -> set[str]:
-    """The sources that our own rules of a group admit to port 22."""
+    """The sources that our own rules of a group let in to port 22."""
     return {
         str(table(address).get("CidrIp"))
         for rule in map(table, group.get("IpPermissions") or [])

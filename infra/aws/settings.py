@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from infra.renting.settings import port_number, positive_seconds
 
 PUBLIC_ADDRESS = "https://api.ipify.org"
 PUBLIC_ADVISOR = "https://spot-bid-advisor.s3.amazonaws.com/spot-advisor-data.json"
@@ -74,25 +75,7 @@ class AwsSettings:
         }
         for key, name in numbers.items():
             if environment.get(name):
-                chosen[key] = _positive(name, environment[name])
+                chosen[key] = positive_seconds(name, environment[name])
         if environment.get("QFT_AWS_SSH_PORT"):
-            chosen["ssh_port"] = _port("QFT_AWS_SSH_PORT", environment["QFT_AWS_SSH_PORT"])
+            chosen["ssh_port"] = port_number("QFT_AWS_SSH_PORT", environment["QFT_AWS_SSH_PORT"])
         return cls(**chosen)  # type: ignore[arg-type]  # keys and types are matched above
-
-
-def _positive(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        message = f"{name} must be a number of seconds above 0, not {text!r}"
-        raise ValueError(message)
-    return value
-
-
-def _port(name: str, text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        message = f"{name} must be a port between 1 and 65535, not {text!r}"
-        raise ValueError(message)
-    return int(text)

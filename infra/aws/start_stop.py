@@ -1,4 +1,4 @@
-"""Starts, stops and evicts machines, and admits the caller's address."""
+"""Starts, stops and evicts machines, and lets the caller's address in."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class PowerControl:
             raise
 
     def allow_caller_ip(self, vm: Vm) -> bool:
-        """Admit the caller's address of now to SSH; whether the rule had to change.
+        """Let the caller's address of now in to SSH; whether the rule had to change.
 
         EC2 is asked for the rules, not our memory: another computer may have changed them.
         """
@@ -262,7 +262,7 @@ class PowerControl:
             prices = SpotPrices(context=self.context).read(
                 self._id(vm).region, [view.size], fresh_s=0.0
             )
-        except ProviderError:  # the refusal is told all the same
+        except ProviderError:  # the refusal is raised all the same
             return None
         return prices.price(view.size, view.zone)
 

@@ -95,3 +95,8 @@ def resolve_gpu(name: str, substitutes: Mapping[str, Substitute] | None = None) 
     if substitute is None:
         return ResolvedGpu(gpu=found)
     return ResolvedGpu(gpu=GPUS[substitute.gpu], note=substitute.note)
+
+
+def with_article(name: str) -> str:
+    """Return a card's name in a sentence: `an A10G`, `an L4`, `a T4`."""
+    return f"{'an' if name[:1].upper() in set('AEFHILMNORSX') else 'a'} {name}"

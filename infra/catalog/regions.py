@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from infra.catalog.gpus import with_article
+
 SUGGESTED_MAX = 3
 SIMILAR = 0.8
 WORDS_SHARED = 2
@@ -51,12 +53,12 @@ class RegionList:
             return ""
         places = " and ".join(f"`{self.code(one)}`" for one in names)
         exists = "exists, but has" if len(names) == 1 else "exist, but have"
-        return f"{places} {exists} no size with a {gpu} (prices of {self.date})"
+        return f"{places} {exists} no size with {with_article(gpu)} (prices of {self.date})"
 
     def where(self, gpu: str) -> str:
         """List the regions that have a GPU, or all of them if it is not listed."""
         if gpu in self.by_gpu:
-            return f"regions with a {gpu}: {', '.join(self.by_gpu[gpu])}"
+            return f"regions with {with_article(gpu)}: {', '.join(self.by_gpu[gpu])}"
         return f"its regions: {', '.join(self.regions)}"
 
     def _similar(self, code: str, name: str) -> list[str]:

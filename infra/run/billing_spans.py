@@ -14,7 +14,8 @@ class Span:
     end_s: float | None = None
     usd_per_h: float
     compute: bool
-    """True while the machine bills compute, false while only its disk and address bill."""
+    """True while the machine runs, whose compute bills unless its vendor waives that; false while
+    only its disk and address bill."""
     provider: str = field(default="", compare=False)
     """Who bills it."""
 
@@ -109,15 +110,27 @@ def with_compute(
     return tuple(kept)
 
 
-def compute_began_s(spans: tuple[Span, ...]) -> float | None:
-    """Return when the last stretch of compute began, whatever its prices; None without one."""
-    began_s = None
-    for span in reversed(spans):
-        if span.compute:
-            began_s = span.start_s
-        elif began_s is not None or span.end_s != span.start_s:
-            break
-    return began_s
+def waive_compute(
+    spans: tuple[Span, ...], *, from_s: float, to_s: float, usd_per_h: float
+) -> tuple[Span, ...]:
+    """Price the compute between two times as `usd_per_h` of what is beside it: it was free.
+
+    It stays compute, and its hours count: a machine ran, and worked.
+    """
+    kept: list[Span] = []
+    for span in spans:
+        end_s = math.inf if span.end_s is None else span.end_s
+        free_s, free_end_s = max(span.start_s, from_s), min(end_s, to_s)
+        if not span.compute or free_end_s <= free_s:
+            kept.append(span)
+            continue
+        if span.start_s < free_s:
+            kept.append(replace(span, end_s=free_s))
+        free = replace(span, start_s=free_s, end_s=free_end_s, usd_per_h=usd_per_h)
+        kept.append(free)
+        if free_end_s < end_s:
+            kept.append(replace(span, start_s=free_end_s))
+    return tuple(kept)
 
 
 def drop_open_span(spans: tuple[Span, ...]) -> tuple[Span, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from infra.catalog.gpus import UnknownGpu, resolve_gpu
+from infra.catalog.gpus import UnknownGpu, resolve_gpu, with_article
 from infra.provider import Offer, Want
 from infra.run.state import RunState
 
@@ -50,7 +50,8 @@ def move_note(state: RunState, offer: Offer) -> str:
 
 def _obstacle(card: str, other: str) -> str:
     return (
-        f"the run was trained on a {card}, and a {other} is {NOT_EXACT}; `vm.gpu: any` or"
+        f"the run was trained on {with_article(card)}, and {with_article(other)} is {NOT_EXACT};"
+        " `vm.gpu: any` or"
         f" `vm.gpu: [{card}, {other}]` allows it"
     )
 

@@ -36,7 +36,7 @@ from infra.run.stop_reasons import (
     spans_until_release,
     went_down_s,
     with_refusal,
-    without_free_hour,
+    with_waiver,
 )
 
 CLOCK_STEP_S = 5.0
@@ -131,8 +131,16 @@ def _create_accepted(state: RunState, event: Event) -> RunState:
 
 
 def _create_failed(state: RunState, event: Event) -> RunState:
+    """Bill no compute, but disk and address, which there may have been until it was cleared."""
+    requested_s = state.spans[-1].start_s if state.spans else event.at_s
+    usd_per_h = state.beside_compute_usd_per_h
+    spans = open_span(drop_open_span(state.spans), requested_s, usd_per_h, compute=False)
     return replace(
-        _refused(state, event), pending=None, vm=None, spans=drop_open_span(state.spans), up=False
+        _refused(state, event),
+        pending=None,
+        vm=None,
+        spans=close_span(spans, event.at_s),
+        up=False,
     )
 
 
@@ -236,7 +244,7 @@ def _stop_seen(state: RunState, event: Event) -> RunState:
     when = went_down_s(state, event)
     if replaced_s is not None:  # it was gone by the time when the other one was launched
         when = min(when, max(float(replaced_s), state.alive_s))
-    spans = without_free_hour(state, close_span(state.spans, when), event.data, when)
+    spans = with_waiver(state, close_span(state.spans, when), event, when)
     failed_to_boot = event.data["power"] == PowerState.FAILED and replaced_s is None
     if failed_to_boot or (gone and not state.prepared):
         # Accepted, then not allocated or taken away at once: a lack of capacity can arrive late.

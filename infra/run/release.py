@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from infra.errors import ProviderError
 from infra.provider import PowerState, Provider, Removed, StopReason, Vm
 from infra.retry import with_retries
+from infra.run.stop_reasons import waiver_data
 from infra.timestamps import parse_utc_s
 
 
-def release(provider: Provider, vm: Vm, sleep: Callable[[float], None]) -> float | None:
-    """Deallocate the machine; return when it ceased to bill compute, None if that is not known.
+def release(provider: Provider, vm: Vm, sleep: Callable[[float], None]) -> dict[str, Any]:
+    """Deallocate the machine; return what the journal holds of the end of its compute.
 
-    Raises what `Provider.deallocate` does.
+    `until_s` is when it ceased to bill, None if that is not known. A machine that its vendor took
+    meanwhile may have cost nothing since `waived_since_s`. Raises what `Provider.deallocate` does.
     """
     with_retries(lambda: provider.deallocate(vm), sleep)
-    return provider.billed_until_s(vm)
+    until_s = provider.billed_until_s(vm)
+    if not vm.interruption_is_free:
+        return {"until_s": until_s}
+    try:
+        seen = with_retries(lambda: provider.observe(vm), sleep)
+    except ProviderError:  # it is released all the same, and counts as billed
+        return {"until_s": until_s}
+    since_s = parse_utc_s(seen.since)
+    since = {} if since_s is None else {"since_s": since_s}
+    return {"until_s": until_s, **(since | waiver if (waiver := waiver_data(seen)) else {})}
 
 
 def may_restart(provider: Provider, vm: Vm, sleep: Callable[[float], None]) -> bool:
@@ -49,7 +61,7 @@ def stop_restarts(
         found = with_retries(
             lambda: provider.set_safeguards(vm, until_s=now_s, disk_days=disk_days), sleep
         )
-    except ProviderError:  # whoever released it is told that nothing stops it
+    except ProviderError:  # the caller reports that nothing stops it
         return []
     # The machine's own program has exactly the limit: it learns of it only when somebody connects.
     return [one.name for one in found if one.is_set and one.stops_at_s not in {None, now_s}]

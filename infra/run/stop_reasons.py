@@ -12,8 +12,8 @@ from infra.provider import Observation, PowerState, StopReason
 from infra.run.billing_spans import (
     Span,
     close_span,
-    compute_began_s,
     open_span,
+    waive_compute,
     without_compute,
 )
 from infra.run.journal import RELEASE_INTENTS, Event
@@ -22,8 +22,6 @@ from infra.timestamps import format_utc, parse_utc_s
 
 CLOCK_SKEW_S = 60.0
 """How much earlier than the machine was last seen alive a stop may be dated: clocks differ."""
-FREE_S = 3600.0
-"""How long a machine may have run whose vendor does not bill what it cuts short itself."""
 MARKET_REASONS = {StopReason.EVICTED, StopReason.PRICE, StopReason.UNKNOWN}
 """Reasons for which Azure, as far as anyone knows, took back what it had granted."""
 
@@ -46,7 +44,14 @@ def stop_event_data(state: RunState, seen: Observation, reason: StopReason) -> d
         "ran": bool(state.running_s or state.prepared or seen.ran),
         "refused": seen.refusal.kind if seen.refusal else "",
         **({} if replaced_s is None else {"replaced_s": replaced_s}),
+        **waiver_data(seen),
     }
+
+
+def waiver_data(seen: Observation) -> dict[str, Any]:
+    """Return what the journal holds of compute that the vendor waives; empty if it waives none."""
+    waived_s = parse_utc_s(seen.waived_since)
+    return {} if waived_s is None else {"waived_since_s": waived_s}
 
 
 def had_run(state: RunState, stop: Mapping[str, Any]) -> bool:
@@ -128,9 +133,29 @@ def went_down_s(state: RunState, event: Event) -> float:
     A provider that speaks of an earlier stop must not make the hours since then free of charge.
     """
     since_s = event.data.get("since_s")
-    if not since_s or since_s < max(state.vm_started_s, state.alive_s - CLOCK_SKEW_S):
+    if not since_s or _is_of_earlier_stop(state, since_s):
         return event.at_s
     return min(max(float(since_s), state.alive_s), event.at_s)
+
+
+def _is_of_earlier_stop(state: RunState, since_s: float) -> bool:
+    """Whether the machine ran after that time, so that a stop of then is not the one just seen."""
+    return since_s < max(state.vm_started_s, state.alive_s - CLOCK_SKEW_S)
+
+
+def with_waiver(
+    state: RunState, spans: tuple[Span, ...], event: Event, down_s: float
+) -> tuple[Span, ...]:
+    """Return the spans without the price of compute that the vendor waives, until it went down.
+
+    What it reports of an earlier stop waives nothing of the time since then.
+    """
+    waived_s = event.data.get("waived_since_s")
+    if waived_s is None or _is_of_earlier_stop(state, float(event.data.get("since_s") or 0.0)):
+        return spans
+    return waive_compute(
+        spans, from_s=float(waived_s), to_s=down_s, usd_per_h=state.beside_compute_usd_per_h
+    )
 
 
 def spans_after_stop(
@@ -150,31 +175,15 @@ def spans_after_stop(
     return open_span(idle, since_s, price + state.beside_compute_usd_per_h, compute=True)
 
 
-def without_free_hour(
-    state: RunState, spans: tuple[Span, ...], stop: Mapping[str, Any], when_s: float
-) -> tuple[Span, ...]:
-    """Return the spans without a first hour that the vendor cut short, where it bills none.
-
-    Only for a stop whose reason and time the vendor reports: what is inferred counts.
-    """
-    sure = is_eviction(stop["reason"]) and stop.get("certain", True) and stop.get("since_s")
-    began_s = compute_began_s(spans)
-    if not sure or state.vm is None or not state.vm.interruption_is_free or began_s is None:
-        return spans
-    if when_s - began_s >= FREE_S:
-        return spans
-    usd_per_h = state.beside_compute_usd_per_h
-    return without_compute(spans, from_s=began_s, to_s=when_s, usd_per_h=usd_per_h)
-
-
 def spans_until_release(state: RunState, event: Event) -> tuple[Span, ...]:
     """Return the spans with compute ended when the provider reports that it did, not when asked."""
     until_s = event.data.get("until_s") or math.inf
     if not max(state.start_requested_s, state.alive_s) <= until_s <= event.at_s:
-        return state.spans
-    return without_compute(
+        return with_waiver(state, state.spans, event, event.at_s)
+    spans = without_compute(
         state.spans, from_s=until_s, to_s=event.at_s, usd_per_h=state.idle_usd_per_h
     )
+    return with_waiver(state, spans, event, until_s)
 
 
 def describe_user_stop(state: RunState, event: Event) -> str:

@@ -316,11 +316,11 @@ class Supervisor:
         self._context.workload.disconnect()
         self._record(Kind.DEALLOCATE_INTENDED, reason=reason)
         try:
-            until_s = release(self._context.provider, vm, self._context.sleep)
+            ended = release(self._context.provider, vm, self._context.sleep)
         except Gone:  # the machine is; its disk or address may still be there, and bill
             self._remove(reason)
         else:
-            self._record(Kind.DEALLOCATED, reason=reason, until_s=until_s)
+            self._record(Kind.DEALLOCATED, reason=reason, **ended)
 
     def _replace(self, reason: str) -> None:
         """Remove the machine once its newest checkpoint is home; the next turn rents another."""

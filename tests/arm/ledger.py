@@ -54,6 +54,11 @@ class Ledger:
             if meter is not None:
                 self.charges.append(self._charge(meter))
 
+    def forget(self, kind: str, id_: str) -> None:
+        """Stop a meter without a charge: what it metered was never granted."""
+        with self._lock:
+            self.meters.pop((kind, id_.lower()), None)
+
     def billing(self, kind: str = "") -> list[str]:
         """What bills now: `kind id` lines, of one kind if named."""
         with self._lock:

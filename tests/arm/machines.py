@@ -247,11 +247,14 @@ def _add(world: World, body: dict[str, Any], route: Route, id_: str) -> Resource
 
 
 def _fail(world: World, vm: Resource, card: Resource, failure: tuple[str, str]) -> None:
-    """A failed allocation leaves the machine, its disk, and a card reserved for 180 s."""
+    """A failed allocation leaves the machine, its disk, and a card reserved for 180 s.
+
+    No compute was allocated, so none has billed.
+    """
     vm.properties["provisioningState"] = "Failed"
     vm.hidden["failure"] = failure
     vm.hidden["power"] = ""
-    world.ledger.stop("compute", vm.id)
+    world.ledger.forget("compute", vm.id)
     card.hidden["reserved_until"] = world.now() + RESERVED_S
     card.hidden["reserved_for"] = vm.id
 

@@ -19,7 +19,7 @@ from botocore.model import ServiceModel
 
 from ec2.cloud import Ec2Cloud
 from ec2.killing import Killer
-from ec2.models import LOADER
+from ec2.models import LOADER, named_model
 from ec2.regions import REGIONS
 from infra.aws.provider import AwsProvider
 from infra.aws.sdk import AwsClients
@@ -49,6 +49,11 @@ def _client_class(creator: ClientCreator, service: str, model: ServiceModel) -> 
     return _classes[service]
 
 
+def _service_model(_creator: ClientCreator, service: str, _version: str | None = None) -> Any:
+    """The model of a service, which botocore also makes anew for every client."""
+    return named_model(service)
+
+
 class AwsHarness:
     """Makes providers that share an account, a clock and a computer's memory."""
 
@@ -62,6 +67,8 @@ class AwsHarness:
         """How wrong the clock of the computer is on which qft runs."""
         self.made: list[AwsProvider] = []
         self._shared: dict[tuple[Any, ...], Any] = {}
+        self.killer: Killer | None = None
+        """What kills the providers made from now on."""
         self.changes: dict[str, Any] = {}
         """Settings of providers made from now on."""
 
@@ -87,7 +94,7 @@ class AwsHarness:
     def _shared_client(
         self, make: Callable[..., Any], service: str, *, region_name: str, config: Config
     ) -> Any:
-        """A client that all sessions of the same keys share: making one costs 10 ms of CPU."""
+        """A client that all sessions of the same keys share: making one costs CPU."""
         keys = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_PROFILE")
         key = (service, region_name, config.retries["total_max_attempts"], *keys)
         if key not in self._shared:
@@ -103,7 +110,7 @@ class AwsHarness:
             state_dir or self.state_dir,
             clock=self.now,
             sleep=self.advance,
-            clients=self.clients(killer=killer, **self.changes),
+            clients=self.clients(killer=killer or self.killer, **self.changes),
         )
         self.made.append(made)
         return made
@@ -149,6 +156,7 @@ def aws(state_dir: Path, **options: Any) -> Iterator[AwsHarness]:
         with (
             mock.patch("botocore.endpoint.time", paused),
             mock.patch.object(ClientCreator, "_create_client_class", _client_class),
+            mock.patch.object(ClientCreator, "_load_service_model", _service_model),
         ):
             try:
                 yield harness

@@ -26,8 +26,13 @@ SERVICES = {
 @lru_cache
 def service_model(signing_name: str) -> ServiceModel:
     """The model of a service by the name in the signature of its requests."""
-    name = SERVICES[signing_name]
-    return ServiceModel(LOADER.load_service_model(name, "service-2"), name)
+    return named_model(SERVICES[signing_name])
+
+
+@lru_cache
+def named_model(name: str) -> ServiceModel:
+    """The model of a service by its own name; it keeps what it has worked out of its shapes."""
+    return ServiceModel(LOADER.load_service_model(name, "service-2"), service_name=name)
 
 
 @lru_cache

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -20,7 +21,12 @@ from ec2.harness import AwsHarness
 from infra.aws.naming import MachineId
 from infra.aws.registration import AwsRegistration
 from infra.provider import Vm
-from infra.run.workload import HostUnreachable, JobPhase, JobView
+from infra.run.heartbeat import Heartbeat
+from infra.run.workload import HostUnreachable, JobOutcome, JobPhase, JobView
+from infra.timestamps import format_utc
+
+STEP_S = 60.0
+"""How long one step of a simulated training takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +38,13 @@ class CliRunner(CommandLine):
 
 @contextmanager
 def cli_runner(
-    folder: Path, home: Path, harness: AwsHarness, capture: pytest.CaptureFixture[str]
+    folder: Path,
+    home: Path,
+    harness: AwsHarness,
+    capture: pytest.CaptureFixture[str],
+    workload: ObedientWorkload | None = None,
 ) -> Iterator[CliRunner]:
-    """A command line whose waits take simulated time."""
+    """A command line whose waits take simulated time; without a `workload`, no trainer runs."""
     clock = SimpleNamespace(
         time=harness.now,
         sleep=harness.advance,
@@ -52,7 +62,9 @@ def cli_runner(
         mock.patch.object(session, "time", clock),
         mock.patch.object(make_page, "time", clock),
         mock.patch.object(down, "time", clock),
-        mock.patch.object(session, "build_workload", return_value=ObedientWorkload(harness)),
+        mock.patch.object(
+            session, "build_workload", return_value=workload or ObedientWorkload(harness)
+        ),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.chdir(folder)
@@ -101,3 +113,45 @@ class ObedientWorkload:
 
     def disconnect(self) -> None:
         """Nothing is kept open."""
+
+
+@dataclass
+class TrainingWorkload(ObedientWorkload):
+    """A machine on which a trainer works for ten minutes, once for each disk."""
+
+    out: Path
+    ends_s: dict[str, float] = field(default_factory=dict)
+    """When the trainer of each machine is done."""
+    train_s: float = 600.0
+
+    def launch(self, vm: Vm) -> None:
+        """Start the trainer unless it runs."""
+        self.connect(vm)
+        self.ends_s.setdefault(vm.id, self.harness.now() + self.train_s)
+
+    def job_status(self, vm: Vm) -> JobView:
+        """The trainer's state by the clock."""
+        self.connect(vm)
+        if vm.id not in self.ends_s:
+            return JobView(phase=JobPhase.ABSENT)
+        beat = Heartbeat(updated_at=format_utc(self.harness.now()))
+        left = math.ceil((self.ends_s[vm.id] - self.harness.now()) / STEP_S)
+        steps = math.ceil(self.train_s / STEP_S)
+        if left > 0:
+            step = steps - left
+            return JobView(phase=JobPhase.RUNNING, step=step, steps=steps, heartbeat=beat)
+        return JobView(
+            phase=JobPhase.EXITED,
+            outcome=JobOutcome.DONE,
+            exit_code=0,
+            step=steps,
+            steps=steps,
+            heartbeat=beat,
+        )
+
+    def fetch(self, vm: Vm) -> str:
+        """Bring an adapter home."""
+        self.connect(vm)
+        adapter = self.out / "adapter"
+        adapter.mkdir(parents=True, exist_ok=True)
+        return str(adapter)

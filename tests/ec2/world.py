@@ -57,7 +57,7 @@ class World(State):
         instance = self.instances[id_]
         if instance.state not in {"running", "pending"}:
             return
-        self._ends(instance, reason_code, message)
+        self._ends(instance, reason_code, message, request_status)
         request = self.request_of(instance)
         if request is not None and request.state == "active":
             self.set_status(request, "active", "marked-for-stop")
@@ -93,7 +93,7 @@ class World(State):
         if instance.state in {"shutting-down", "terminated"}:
             return
         wait_s = self.timing.terminate_s if instance.state == "running" else 5.0
-        self._ends(instance, reason_code, message)
+        self._ends(instance, reason_code, message, request_status)
         request = self.request_of(instance)
         if request is not None and request.is_live:
             state = "open" if request.type == "persistent" else "closed"
@@ -122,9 +122,13 @@ class World(State):
         self.volumes.pop(id_, None)
         self.ledger.stop("disk", id_)
 
-    def _ends(self, instance: Instance, reason_code: str, message: str) -> None:
-        """A machine ceases to run: compute and address bill no longer."""
-        interrupted = reason_code.startswith("Server.SpotInstance")
+    def _ends(self, instance: Instance, reason_code: str, message: str, status: str) -> None:
+        """A machine ceases to run: compute and address bill no longer.
+
+        Nobody has shown that a rehearsed interruption is free as a true one is: it bills.
+        """
+        rehearsed = status.endswith("-by-experiment")
+        interrupted = reason_code.startswith("Server.SpotInstance") and not rehearsed
         self.ledger.stop_compute(instance.id, interrupted=interrupted)
         self.ledger.stop("address", instance.id)
         who = "User" if reason_code.startswith("Client.User") else "Server"

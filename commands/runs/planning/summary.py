@@ -14,6 +14,7 @@ from commands.runs.planning.figures import (
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.ranking import JobOffer
 from commands.ui.wrap import NO_BREAK, wrapped
+from infra.catalog.gpus import with_article
 
 INDENT = " " * 9
 """As wide as the longest of the three words and its space."""
@@ -44,7 +45,7 @@ def memory_fact(job: JobEstimate | None) -> str:
         return (job.problem if job is not None else "") or "not known for this card"
     figures = memory(job.memory_bytes, job.card, job.card_bytes)
     if job.fits is False:
-        return f"{figures}: does NOT fit a {job.card}"
+        return f"{figures}: does NOT fit {with_article(job.card)}"
     rows = f"{job.micro_batch} row{'s' * (job.micro_batch != 1)} at once" if job.micro_batch else ""
     likely = "likely " if job.memory_bytes.high > job.card_bytes else ""
     return f"{figures}: {likely}fits{', ' * bool(rows)}{rows}" if job.fits else figures

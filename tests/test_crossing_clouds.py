@@ -1,0 +1,170 @@
+"""A run from Azure to AWS with real machines: the command line, both SDKs, SSH, trainer, bill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from arm import LocalHypervisor
+from arm.harness import AzureHarness, azure
+from arm.market import SIZES
+from arm.runner import CommandLine
+from ec2.guests import Ec2Guests
+from ec2.harness import AwsHarness, aws
+from support.runs import Project, make_project
+from support.two_clouds import in_step, maker
+
+from commands import down
+from commands.runs import session
+from commands.runs.planning import make_page
+from infra.aws.registration import AwsRegistration
+from infra.azure.registration import AzureRegistration
+from infra.run.journal import Kind
+from infra.run.plan import Policy
+
+PACE = 40.0
+"""How much faster the clouds' time runs than that of the machines, while the run waits."""
+STEPS = 300
+POLICY = Policy(poll_s=20.0, silent_max_s=7200.0, unreachable_wait_s=3600.0, boot_wait_s=7200.0)
+"""The patience of a run whose machines live slower than its clouds, by `PACE`."""
+
+
+@dataclass
+class Fate:
+    """Takes the run's machines: one place after the other, each for good, but for the last."""
+
+    azure: AzureHarness
+    aws: AwsHarness
+    folder: Path
+    """Where the machines are."""
+    taken: list[str] = field(default_factory=list)
+    """From which places, in order."""
+
+    def strike(self) -> None:
+        """Take what has come far enough."""
+        if not self.taken and self.is_at("eastus", 60):
+            self.take_azure("eastus", notice_s=120)
+        elif len(self.taken) == 1 and self.is_at("westus2", 140):
+            self.take_azure("westus2", notice_s=0)
+        elif len(self.taken) == 2:
+            for machine in self.aws.cloud.machines():
+                if machine.state == "running" and self.step(machine.id) >= 220:
+                    self.taken.append(machine.region)
+                    self.aws.cloud.interrupt(machine)
+
+    def is_at(self, region: str, step: int) -> bool:
+        """Whether the machine in a region of Azure has come so far."""
+        here = [one for one in self.azure.cloud.machines() if one.location == region]
+        return any(self.step(one.name) >= step for one in here)
+
+    def take_azure(self, region: str, *, notice_s: float) -> None:
+        """Evict the machine there, and leave no room in the region."""
+        self.taken.append(region)
+        for size in SIZES:
+            self.azure.cloud.market.sold_out[size, region] = "AllocationFailed"
+        (machine,) = self.azure.cloud.machines()
+        self.azure.cloud.evict(machine, notice_s=notice_s)
+
+    def step(self, name: str) -> int:
+        """How far the trainer on a machine is."""
+        for status in self.folder.glob(f"*/{name}/disk/qft/*/run/status.json"):
+            return int(json.loads(status.read_text()).get("step") or 0)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing(CommandLine):
+    """A command line between two clouds with real machines."""
+
+    project: Project
+    azure: AzureHarness
+    aws: AwsHarness
+    fate: Fate
+
+    def usd(self) -> float:
+        """What both clouds have on their ledgers."""
+        return self.azure.cloud.ledger.usd() + self.aws.cloud.ledger.usd()
+
+
+@pytest.fixture
+def crossing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Crossing]:
+    """A project that may rent on either cloud, Azure's two regions being the cheaper ones."""
+    regions = ["eastus", "westus2", "us-east-1"]
+    vm = {"provider": ["azure", "aws"], "regions": regions, "max_price": 0.30}
+    project = make_project(
+        tmp_path / "project", vm=vm, budget={"hours": 20}, train={"steps": STEPS}
+    )
+    guests = tmp_path / "guests"
+    azure_guests = LocalHypervisor(guests / "azure", pace=PACE)
+    aws_guests = Ec2Guests(guests / "aws", pace=PACE)
+    with ExitStack() as stack:
+        one = stack.enter_context(azure(tmp_path / "a", hypervisor=azure_guests))
+        two = stack.enter_context(aws(tmp_path / "b", hypervisor=aws_guests))
+        in_step(one, two)
+        fate = Fate(azure=one, aws=two, folder=guests)
+
+        def sleep(seconds: float) -> None:
+            two.advance(seconds)
+            time.sleep(seconds / PACE)
+            fate.strike()
+
+        clock = SimpleNamespace(
+            time=two.now, sleep=sleep, monotonic=two.now,
+            strftime=time.strftime, gmtime=time.gmtime,
+        )  # fmt: skip
+        for registration, harness in ((AzureRegistration, one), (AwsRegistration, two)):
+            stack.enter_context(mock.patch.object(registration, "make", maker(harness)))
+        for module in (session, make_page, down):
+            stack.enter_context(mock.patch.object(module, "time", clock))
+        stack.enter_context(mock.patch.object(session, "policy_of", return_value=POLICY))
+        stack.enter_context(mock.patch.dict("os.environ", project.environment()))
+        stack.enter_context(pytest.MonkeyPatch.context()).chdir(project.folder)
+        yield Crossing(
+            home=project.home, capture=capsys, project=project, azure=one, aws=two, fate=fate
+        )
+
+
+def undisturbed(project: Project, folder: Path) -> Project:
+    """The same training in one go, on a machine that this computer plays."""
+    shutil.copytree(project.folder / "model", folder / "model")
+    alone = make_project(folder, train={"steps": STEPS})
+    done = alone.qft("run", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return alone
+
+
+@pytest.mark.slow
+def test_a_run_loses_both_regions_of_azure_and_ends_on_aws(
+    crossing: Crossing, tmp_path: Path
+) -> None:
+    """The adapter is bit for bit that of an undisturbed run, and one receipt has both ledgers.
+
+    Taken with notice, moved, taken without, moved to the other cloud, interrupted there within
+    the first hour, which EC2 then waives, and started again by EC2.
+    """
+    began_s = time.monotonic()
+    done = crossing.qft("run", "--json", "--plain")
+    ran_s = time.monotonic() - began_s
+
+    assert done.code == 0, done.err[-5000:]
+    receipt: dict[str, Any] = json.loads(done.out)
+    usd = crossing.usd()
+    print(f"{ran_s:.0f} s, receipt {receipt['usd']}, ledgers {usd}, {receipt['providers']}")
+    kinds = [event.kind for event in crossing.events()]
+    assert crossing.fate.taken == ["eastus", "westus2", "us-east-1"]
+    assert kinds.count(Kind.STOP_SEEN) == 3
+    assert receipt["evictions"] == 3
+    assert receipt["usd"] == pytest.approx(usd, abs=0.005)
+    alone = undisturbed(crossing.project, tmp_path / "alone")
+    assert crossing.project.tensors() == alone.tensors()
+    assert crossing.project.losses() == alone.losses()
+    assert (crossing.azure.cloud.leftovers(), crossing.aws.cloud.leftovers()) == ([], [])
