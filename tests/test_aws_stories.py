@@ -317,7 +317,7 @@ def test_security_group_that_stays_busy_is_named_and_removed_by_the_same_command
 # ---- refusals of accounts ----
 
 
-def test_quota_of_zero_is_shown_with_its_link(runner: CliRunner) -> None:
+def test_quota_of_zero_is_refused_with_the_figure(runner: CliRunner) -> None:
     """A new account: exit 3, the figure in vCPUs, the link of the region, and nothing made."""
     runner.harness.cloud.market.spot_vcpus = 0
 
