@@ -124,6 +124,7 @@ def attempts(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the kill
 @pytest.mark.parametrize("attempts", COMMANDS, indirect=True)
 def test_command_killed_around_any_request_is_finished_by_itself(attempts: Attempts) -> None:
     """Killed before or after any request, the same command has one machine; removed, nothing."""
