@@ -230,7 +230,7 @@ def test_doctor_tells_of_azure_before_there_is_a_run_yaml(
         runner.qft("doctor", "--json"),
         runner.qft("doctor", "--provider", "azure", "--json"),
     )
-    wrong, bare = (runner.qft("doctor", "--provider", name) for name in ("aws", "ssh"))
+    wrong, bare = (runner.qft("doctor", "--provider", name) for name in ("gcp", "ssh"))
 
     assert "credentials" not in local.out
     names = {one["name"] for one in json.loads(requests.out)}
@@ -238,7 +238,7 @@ def test_doctor_tells_of_azure_before_there_is_a_run_yaml(
     assert {"credentials", "offer type", "spot quota in eastus", "your address"} <= names
     assert not {"asyncssh", "config"} & names
     assert (wrong.code, bare.code) == (2, 2)
-    assert "it is `local`, `azure` or `ssh`" in wrong.err
+    assert "it is `local`, `azure`, `aws` or `ssh`" in wrong.err
     assert "into a run.yaml" in bare.err
 
 

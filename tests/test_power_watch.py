@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import sshd
-from support.fakecloud import FakeCloud, FakeWorkload, Story, World
+from support.fakecloud import FakeWorkload, Story, World
 
 from commands.runs.payload import Payload
 from commands.runs.power_watch import MachineDown, PowerWatch, power_check
@@ -18,7 +18,7 @@ from commands.runs.result_files import Expected
 from commands.runs.workload import SshWorkload
 from commands.runs.workload_config import RemoteLayout, WorkloadConfig
 from infra.errors import Transient
-from infra.provider import Observation, PowerState, StopReason, Vm
+from infra.provider import Observation, PowerState, StopReason, Traits, Vm
 from infra.run.fold import fold
 from infra.run.journal import Kind, Outcome, read
 from infra.run.workload import HostUnreachable
@@ -217,7 +217,7 @@ class Answering:
     """A provider that answers one thing, or fails."""
 
     seen: Observation | None
-    traits = FakeCloud.traits
+    traits = Traits(rents=True, evicts=True)
 
     def observe(self, vm: Vm) -> Observation:
         """That thing."""
