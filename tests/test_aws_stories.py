@@ -293,6 +293,12 @@ def test_busy_security_group_is_waited_for(runner: CliRunner) -> None:
     runner.harness.cloud.world.timing.interface_s = 540.0
     up(runner)
     runner.harness.advance(HOUR_S)
+    began_s = runner.harness.now()
+
+    gone = runner.qft("down", "--delete")
+
+    assert gone.code == 0, gone.err
+    assert runner.harness.now() - began_s > 540.0
     end(runner)
 
 

@@ -280,16 +280,12 @@ def test_sessions_expire_and_keys_are_checked(cloud: Ec2Cloud, user: Ec2User, se
         user.call(operation, service, **parameters)
 
 
-@pytest.mark.parametrize(
-    ("code", "error"), [("AuthFailure", SignedOut), ("OptInRequired", NotAllowed)]
-)
-def test_a_region_must_be_enabled(
-    harness: AwsHarness, cloud: Ec2Cloud, code: str, error: type[ProviderError]
-) -> None:
+@pytest.mark.parametrize("code", ["AuthFailure", "OptInRequired"])
+def test_a_region_must_be_enabled(harness: AwsHarness, cloud: Ec2Cloud, code: str) -> None:
     """A region that the account has not enabled refuses everything, and is listed as such."""
     cloud.world.opt_in_code = code
     abroad = Ec2User(harness, "ap-east-1")
-    with pytest.raises(error, match=code):
+    with pytest.raises(NotAllowed, match=code):
         abroad.call("describe_instances")
     here = Ec2User(harness)
     enabled = {row["RegionName"] for row in here.call("describe_regions")["Regions"]}

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import tiny
+from support.http_server import QuietServer
 from support.imdsv2 import INTERRUPTION_PATH, REBALANCE_PATH, Imds, serving
 from support.runs import wait_until
 
@@ -65,7 +66,7 @@ def metadata(answers: list[Any], *, first_s: float = 0.0) -> Iterator[tuple[str,
         def log_message(self, *_arguments: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = QuietServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from support import logged_run
+from support.http_server import QuietServer
 from support.logged_run import LoggedRun, turn
 from support.notified_service import Service
 
@@ -205,7 +206,7 @@ def test_a_slow_service_is_given_up(service: Service) -> None:
         def log_message(self, *_arguments: object) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server = QuietServer(("127.0.0.1", 0), Slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(OSError, match="timed out"):

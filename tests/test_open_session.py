@@ -199,7 +199,8 @@ def test_a_machine_is_never_forgotten_for_another_place(
     first = load(make_project(tmp_path / "a", vm=was).config)
     second = load(make_project(tmp_path / "a", vm=now).config)
     saved = session._saved(first, ())
-    rented, requests = RunState(vm=VM), RunState(pending=Kind.CREATE_INTENDED)
+    vm = replace(VM, provider=was.get("provider", "local"))
+    rented, requests = RunState(vm=vm), RunState(pending=Kind.CREATE_INTENDED)
 
     config_diff.require_same_machine(second, saved, RunState())
     for state in (rented, requests):

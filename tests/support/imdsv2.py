@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from typing import Any
+
+from support.http_server import QuietServer
 
 TOKEN_PATH = "/latest/api/token"
 INTERRUPTION_PATH = "/latest/meta-data/spot/instance-action"
@@ -74,7 +76,7 @@ def serving(imds: Imds) -> Iterator[Imds]:
         def log_message(self, *_arguments: object) -> None:
             """Write nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = QuietServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     imds.url = f"http://127.0.0.1:{server.server_port}"
