@@ -42,7 +42,7 @@ POLICY = Policy(poll_s=20.0, silent_max_s=7200.0, unreachable_wait_s=3600.0, boo
 
 
 @dataclass
-class Fate:
+class Evictions:
     """Takes the run's machines: one place after the other, each for good, but for the last."""
 
     azure: AzureHarness
@@ -52,7 +52,7 @@ class Fate:
     taken: list[str] = field(default_factory=list)
     """From which places, in order."""
 
-    def strike(self) -> None:
+    def take_due(self) -> None:
         """Take what has come far enough."""
         if not self.taken and self.is_at("eastus", 60):
             self.take_azure("eastus", notice_s=30)
@@ -91,7 +91,7 @@ class Crossing(CommandLine):
     project: Project
     azure: AzureHarness
     aws: AwsHarness
-    fate: Fate
+    evictions: Evictions
 
 
 @pytest.fixture
@@ -109,12 +109,12 @@ def crossing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cro
         one = stack.enter_context(azure(tmp_path / "a", hypervisor=azure_guests))
         two = stack.enter_context(aws(tmp_path / "b", hypervisor=aws_guests))
         in_step(one, two)
-        fate = Fate(azure=one, aws=two, folder=guests)
+        evictions = Evictions(azure=one, aws=two, folder=guests)
 
         def sleep(seconds: float) -> None:
             two.advance(seconds)
             time.sleep(seconds / PACE)
-            fate.strike()
+            evictions.take_due()
 
         clock = SimpleNamespace(
             time=two.now, sleep=sleep, monotonic=two.now,
@@ -128,7 +128,12 @@ def crossing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cro
         stack.enter_context(mock.patch.dict("os.environ", project.environment()))
         stack.enter_context(pytest.MonkeyPatch.context()).chdir(project.folder)
         yield Crossing(
-            home=project.home, capture=capsys, project=project, azure=one, aws=two, fate=fate
+            home=project.home,
+            capture=capsys,
+            project=project,
+            azure=one,
+            aws=two,
+            evictions=evictions,
         )
 
 
@@ -163,7 +168,7 @@ def test_a_run_loses_both_regions_of_azure_and_ends_on_aws(
     }
     LOG.info("receipt %s of %s, ledgers %s", receipt["usd"], receipt["providers"], ledgers)
     stops = [event.data for event in crossing.events() if event.kind is Kind.STOP_SEEN]
-    assert crossing.fate.taken == ["eastus", "westus2", "us-east-1"]
+    assert crossing.evictions.taken == ["eastus", "westus2", "us-east-1"]
     charges, interrupted = crossing.aws.cloud.ledger.charges, crossing.aws.cloud.world.machines_made
     billed = ("compute", interrupted[0]) in {(one.kind, one.id) for one in charges}
     assert ["waived_since_s" in one for one in stops] == [False, False, not billed]
