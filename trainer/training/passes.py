@@ -34,8 +34,9 @@ def backward_pass(
         if state.savings.offloading
         else nullcontext()
     )
-    with context.accelerator.autocast(), moving:
-        loss = context.objective.loss(context.model, batch)
-    mean = loss / targets
-    context.accelerator.backward(state.scaler.scale(mean) if state.scaler else mean)
+    with context.kernels.enabled(batch):  # activations may be computed again in the backward pass
+        with context.accelerator.autocast(), moving:
+            loss = context.objective.loss(context.model, batch)
+        mean = loss / targets
+        context.accelerator.backward(state.scaler.scale(mean) if state.scaler else mean)
     return loss.detach()

@@ -13,6 +13,7 @@ from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
 from trainer.eviction import PreemptionFlag
+from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.method_table import OptimizerKind
 from trainer.schedule import Schedule
 from trainer.training.objective import Objective
@@ -58,3 +59,4 @@ class TrainContext:
     validation: Validation | None = None
     samples: Samples | None = None
     determinism: Determinism = field(default_factory=Determinism)
+    kernels: KernelSet = NO_KERNELS
