@@ -51,11 +51,23 @@ class Doubling:
         self.inside -= 1
 
 
+def tiny_llama() -> Any:
+    """Return a random model that kernels are tried on."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(sizes)
+
+
 def chosen(kernel: Doubling) -> tuple[KernelSet, list[str]]:
     """Return what is chosen of one kernel, and the messages."""
     messages: list[str] = []
     return (
-        choose_kernels(None, CPU, TrainTable(), messages.append, kernels=[kernel]),
+        choose_kernels(tiny_llama(), CPU, TrainTable(), messages.append, kernels=[kernel]),
         messages,
     )
 
@@ -109,14 +121,41 @@ def test_a_kernel_that_is_not_equal_is_left_off_with_its_reason(
     kernels, messages = chosen(kernel)
     assert kernels is NO_KERNELS
     (message,) = messages
-    assert message.startswith(f"kernel `doubling` is not used: {reason}")
+    assert message.startswith(f"kernel `doubling` (sum-1) is not used: {reason}")
+
+
+@dataclass
+class Shifting(Doubling):
+    """Proves equal on small tensors, and changes a layer of the model that it is used in."""
+
+    model: Any = None
+
+    def prepare(self, model: Any) -> int:
+        """Keep the model."""
+        self.model = model
+        return 1
+
+    @contextmanager
+    def enabled(self, batch: Mapping[str, Any]) -> Iterator[None]:  # noqa: ARG002
+        """Add a hundredth to what the last norm returns."""
+        norm = self.model.model.norm
+        handle = norm.register_forward_hook(lambda _module, _inputs, output: output + 0.01)
+        yield
+        handle.remove()
+
+
+def test_a_kernel_that_differs_on_the_model_itself_is_left_off() -> None:
+    """What small tensors do not show, two rows through the model do."""
+    kernels, (message,) = chosen(Shifting())
+    assert kernels is NO_KERNELS
+    assert "the logits of this base differ from the plain way by" in message
 
 
 def test_other_bits_in_a_repetition_are_allowed_where_bits_are_not_promised() -> None:
     """With `train.exact: false`, an order of summing that changes is no reason against a kernel."""
     kernel = Doubling(way=alternate())
     card = Card(device=CPU.device, capability=None, dtype=torch.float32, exact=False)
-    kernels = choose_kernels(None, card, TrainTable(), lambda _text: None, kernels=[kernel])
+    kernels = choose_kernels(tiny_llama(), card, TrainTable(), lambda _text: None, kernels=[kernel])
     assert kernels.facts == {"doubling": "sum-1"}
 
 
@@ -129,9 +168,10 @@ def test_a_processor_computes_with_plain_operations_and_says_nothing() -> None:
 
 def test_a_proof_draws_nothing_from_the_generators_of_the_run() -> None:
     """Numbers of a proof have a generator of their own, so the run's dropout stays what it is."""
+    model = tiny_llama()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    chosen(Doubling())
+    choose_kernels(model, CPU, TrainTable(), lambda _text: None, kernels=[Doubling()])
     assert torch.equal(torch.get_rng_state(), before)
 
 
