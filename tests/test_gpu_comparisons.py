@@ -18,7 +18,7 @@ from gpu.comparisons import compare, examine
 from gpu.comparisons import one_by_one as one_by_one_lines
 from gpu.lines import Figure, Result
 from gpu.running import Ended
-from gpu.watched import Notes, only_kernels
+from gpu.watched import Notes, label, only_kernels
 from support import tiny
 from support.cards import JOB, KERNELS, Played, place
 
@@ -36,7 +36,7 @@ class Counted:
     """A kernel that computes nothing faster, and counts the passes it is switched on for."""
 
     name: str
-    version: str = "none-1"
+    version: str = "1"
     problem: str | None = None
     reason: str | None = None
     raises: Exception | None = None
@@ -107,9 +107,9 @@ def test_what_was_seen_of_a_card_before_it_broke_counts(tmp_path: Path) -> None:
 
     def die(command: str) -> Ended | None:
         lines = [
-            {"what": "kernel norm: bf16", "result": "done", "figures": {}},
-            {"what": "kernel norm: fp16", "result": "FAILED", "figures": {}},
-            {"what": "kernel product: bf16", "result": "done", "figures": {}},
+            {"what": "kernel norm:1: bf16", "result": "done", "figures": {}},
+            {"what": "kernel norm:1: fp16", "result": "FAILED", "figures": {}},
+            {"what": "kernel product:1: bf16", "result": "done", "figures": {}},
         ]
         Path(command.split()[1]).write_text(json.dumps(lines))
         return DIED
@@ -120,7 +120,7 @@ def test_what_was_seen_of_a_card_before_it_broke_counts(tmp_path: Path) -> None:
     assert [line.result for line in lines] == [
         Result.DONE, Result.FAILED, Result.DONE, Result.FAILED,
     ]  # fmt: skip
-    assert kernels.proved(lines) == ["product"]
+    assert kernels.proved(lines) == ["product:1"]
     assert kernels.proved(whole) == [*KERNELS]
 
 
@@ -128,9 +128,9 @@ def test_each_kernel_is_compared_with_none(tmp_path: Path) -> None:
     """A line for each set of kernels says how many times as fast it is."""
     lines = one_by_one_lines(place(tmp_path, Played()), JOB)
 
-    assert [line.what.rpartition(": ")[2] for line in lines] == ["none", "norm", "all"]
+    assert [line.what.rpartition(": ")[2] for line in lines] == ["none", "norm:1", "all"]
     assert [line.message for line in lines] == [
-        "", "1.50 times as fast as without", "2.00 times as fast as without: norm",
+        "", "1.50 times as fast as without", "2.00 times as fast as without: norm:1",
     ]  # fmt: skip
     assert lines[2].figures["tokens_per_s"] == Figure(value=20, unit="tokens/s")
 
@@ -139,11 +139,11 @@ def test_each_kernel_is_compared_with_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kernel", "result", "text"),
     [
-        (Counted(name="k"), Result.DONE, "none-1: equal within its bound, the same bits each time"),
+        (Counted(name="k"), Result.DONE, "equal within its bound, the same bits each time"),
         (Counted(name="k", problem="it differs"), Result.FAILED, "it differs"),
         (Counted(name="k", raises=ValueError("no")), Result.FAILED, "ValueError: no"),
         (Counted(name="k", problem="no", reason="needs sm_80"), Result.NOT_RUN, "needs sm_80"),
-        (Counted(name="k", reason="no LoRA"), Result.DONE, "none-1: equal within its bound"),
+        (Counted(name="k", reason="no LoRA"), Result.DONE, "equal within its bound"),
     ],
 )
 def test_a_kernel_is_proved_several_times_and_for_inexact_runs_too(
@@ -154,7 +154,7 @@ def test_a_kernel_is_proved_several_times_and_for_inexact_runs_too(
     ((what, check),) = kernels.kernel_checks("cpu")
     line = attempt(what, check)
 
-    assert (line.what, line.result) == ("kernel k: fp32", result)
+    assert (line.what, line.result) == ("kernel k:1: fp32", result)
     assert (line.error or line.message).startswith(text)
     if result is Result.DONE:
         assert [card.exact for card in kernel.proofs] == [True] * kernels.PROOFS + [False]
@@ -171,12 +171,13 @@ def test_a_card_that_broke_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("wanted", "used"), [("all", ["a", "b"]), ("none", []), ("b", ["b"]), ("other", [])]
+    ("wanted", "used"), [("all", ["a:1", "b:1"]), ("none", []), ("b:1", ["b:1"]), ("other", [])]
 )
 def test_a_watched_training_uses_the_wanted_kernels_only(
     monkeypatch: pytest.MonkeyPatch, wanted: str, used: list[str]
 ) -> None:
     """The trainer chooses among those, and what it chose is noted."""
+    monkeypatch.setattr(choose, "find_model_difference", lambda *_: None)  # there is no model
     found = [Counted(name="a"), Counted(name="b")]
     monkeypatch.setattr(choose, "candidates", lambda _table: found)
     monkeypatch.setattr(use_kernels, "choose_kernels", choose.choose_kernels)
@@ -186,8 +187,8 @@ def test_a_watched_training_uses_the_wanted_kernels_only(
     choose_kernels: Any = getattr(use_kernels, "choose_kernels")  # noqa: B009 - as replaced
     chosen = choose_kernels(None, card, TrainTable(), lambda _text: None)
 
-    assert [kernel.name for kernel in chosen.kernels] == used
-    assert [*notes.kernels] == used
+    assert [label(kernel) for kernel in chosen.kernels] == used
+    assert notes.kernels == used
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,7 @@ def test_sets_of_kernels_do_the_steps_of_the_real_loop(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without, with each alone and with all, every micro-batch is computed with those wanted."""
+    monkeypatch.setattr(choose, "find_model_difference", lambda *_: None)  # its passes count, too
     found = [Counted(name="a"), Counted(name="b"), Counted(name="c", reason="not here")]
     monkeypatch.setattr(choose, "candidates", lambda _table: found)
     one_by_one.main([str(tmp_path / "notes.json"), str(run_dir)])
@@ -210,7 +212,7 @@ def test_sets_of_kernels_do_the_steps_of_the_real_loop(
     each = (one_by_one.WARM_UP + one_by_one.TIMED) * 2  # of two micro-batches
 
     assert {name: [*one["kernels"]] for name, one in notes.items()} == {
-        "none": [], "a": ["a"], "b": ["b"], "all": ["a", "b"],
+        "none": [], "a:1": ["a:1"], "b:1": ["b:1"], "all": ["a:1", "b:1"],
     }  # fmt: skip
     assert [kernel.passes for kernel in found] == [2 * each, 2 * each, 0]
     assert all(one["tokens_per_s"] > 0 for one in notes.values())

@@ -130,7 +130,7 @@ def test_a_card_that_could_not_be_looked_for_is_not_called_absent(
 
 def test_what_is_timed_runs_alone_and_the_most_telling_comes_first() -> None:
     """Speed is measured with one lane; kills run side by side; paging to the host is last."""
-    planned = rounds.card_rounds(4, ("norm",))
+    planned = rounds.card_rounds(4, ("norm:1",))
     first, second, *_ = planned
 
     assert {one.name: one.lanes for one in planned} == {
@@ -138,7 +138,11 @@ def test_what_is_timed_runs_alone_and_the_most_telling_comes_first() -> None:
     }  # fmt: skip
     assert [unit.job.name for unit in first.units] == ["8b bf16", "1b bf16", "1b bf16"]
     assert [unit.acts[0][0] for unit in first.units] == [rounds.TRAIN, rounds.TRAIN, rounds.PEERS]
-    assert [unit.job.name for unit in second.units] == ["8b bf16", "1b bf16", "1b bf16 kernel norm"]
+    assert [unit.job.name for unit in second.units] == [
+        "8b bf16",
+        "1b bf16",
+        "1b bf16 kernel norm:1",
+    ]
     paged = planned[3].units[-1].job
     assert paged.optimizer == "paged_adamw8bit"
     assert paged.r * 2048 >= 100_000  # smaller tensors are not paged

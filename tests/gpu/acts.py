@@ -62,7 +62,7 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
     figures = measured(recorded, warm_up=place.scale_of(job).warm_up, alone=alone)
     if not ended.fine:
         return failed(what, ended, limit_s, figures)
-    if job.kernels not in {ALL_KERNELS, "none"} and job.kernels not in recorded.get("kernels", {}):
+    if job.kernels not in {ALL_KERNELS, "none"} and job.kernels not in recorded.get("kernels", []):
         error = "the trainer does not use this kernel here"
         return Line(what=what, result=Result.NOT_RUN, seconds=ended.seconds, error=error,
                     log=ended.log)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ class Job:
     r: int = 8
     exact: bool = True
     kernels: str = ALL_KERNELS
-    """`all` that the trainer chooses, `none` of them, or the one of that name alone."""
+    """`all` that the trainer chooses, `none` of them, or one alone by its `watched.label`."""
     length: int | None = None
     """Tokens of the longest row, if not those of the scale."""
     scale: str = ""
@@ -90,7 +91,7 @@ class Job:
     @property
     def folder(self) -> str:
         """The name of its directories."""
-        unusual = [word.replace(" ", "-") for word in self.settings if word != self.optimizer]
+        unusual = [re.sub(r"\W", "-", word) for word in self.settings if word != self.optimizer]
         return "-".join((self.model, self.precision, self.optimizer, *unusual))
 
 

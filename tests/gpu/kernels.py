@@ -22,6 +22,7 @@ from typing import Any
 from gpu.checks import Checked, UnsuitableError, attempt
 from gpu.lines import Figure, Line, Result, figures_of
 from gpu.shapes import MODELS
+from gpu.watched import label
 
 PROOFS = 4  # each repeats itself five times
 SIDE = 8192  # of the matrices that are multiplied
@@ -73,7 +74,7 @@ def kernel_checks(device: str) -> list[tuple[str, Callable[[], Checked]]]:
         "fp32": torch.float32
     }  # fmt: skip
     return [
-        (f"{KERNEL}{kernel.name}: {word}", partial(proofs, kernel, device, dtype))
+        (f"{KERNEL}{label(kernel)}: {word}", partial(proofs, kernel, device, dtype))
         for kernel in candidates(TrainTable())
         for word, dtype in types.items()
     ]
@@ -97,7 +98,7 @@ def proofs(kernel: Any, device: str, dtype: Any) -> Checked:
                 raise UnsuitableError(unsuitable)
             return False, problem, {}
     figures = figures_of({"first_proof": (first_s, "s")})
-    return True, f"{kernel.version}: equal within its bound, the same bits each time", figures
+    return True, "equal within its bound, the same bits each time", figures
 
 
 def attempt_proof(kernel: Any, card: Any) -> str | None:
@@ -248,11 +249,11 @@ def attention_cost() -> Checked:
 
 
 def proved(lines: Sequence[Line]) -> list[str]:
-    """Return the names of the kernels that every arithmetic of theirs was right with."""
+    """Return the labels of the kernels that were right in every arithmetic that they suit."""
     names: dict[str, bool] = {}
     for line in lines:
         if line.what.startswith(KERNEL):
-            name = line.what.removeprefix(KERNEL).partition(":")[0]
+            name = line.what.removeprefix(KERNEL).rpartition(": ")[0]
             names[name] = names.get(name, True) and line.result is Result.DONE
     return [name for name, right in names.items() if right]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu.kernels import card_at
+from gpu.watched import label
 
 WARM_UP, TIMED = 2, 3  # steps of each set
 NONE, ALL = "none", "all"
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     prepare_environment()
     loaded = load(run_dir)
     found: dict[str, Any] = {}
-    for name, names in sets_of([kernel.name for kernel in loaded.kernels]).items():
+    for name, names in sets_of([label(kernel) for kernel in loaded.kernels]).items():
         found[name] = loaded.measure(names)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(found), encoding="utf-8")
@@ -47,7 +48,7 @@ def sets_of(names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
 
 @dataclass(kw_only=True)
 class Loaded:
-    """A training that is set up, and the kernels that its run would use."""
+    """A training that is set up, and the kernels that suit it, also those of one name."""
 
     context: Any
     state: Any
@@ -56,7 +57,7 @@ class Loaded:
     kernels: Sequence[Any]
 
     def measure(self, names: Sequence[str]) -> dict[str, Any]:
-        """Do some steps with the kernels of these names; return speed, peak and last loss."""
+        """Do some steps with the kernels of these labels; return speed, peak and last loss."""
         import torch
 
         from trainer.kernels.choose import choose_kernels
@@ -67,7 +68,7 @@ class Loaded:
             self.card,
             self.table,
             log_line,
-            kernels=[one for one in self.kernels if one.name in names],
+            kernels=[one for one in self.kernels if label(one) in names],
         )
         context = replace(self.context, kernels=chosen)
         records = Records()
@@ -83,7 +84,7 @@ class Loaded:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began_s
         return {
-            "kernels": chosen.facts,
+            "kernels": [label(one) for one in chosen.kernels],
             "tokens_per_s": sum(record["tokens"] for record in records.kept) / seconds,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated() if on_card else None,
             "loss": records.kept[-1]["loss"],
@@ -141,15 +142,12 @@ def load(run_dir: Path) -> Loaded:
     adapted = models.attach_adapter(base, config.method, config.train)
     context, state = stages.set_up(job, prepared, adapted)
     card = card_at(prepared.device.type, models.DTYPES[prepared.precision.compute])
-    kernels = candidates(config.train)
-    chosen = choose_kernels(adapted, card, config.train, log_line, kernels=kernels)
-    return Loaded(
-        context=context,
-        state=state,
-        card=card,
-        table=config.train,
-        kernels=[one for one in kernels if one.name in chosen.facts],
-    )
+    suiting = [
+        one
+        for one in candidates(config.train)
+        if choose_kernels(adapted, card, config.train, log_line, kernels=[one]).kernels
+    ]
+    return Loaded(context=context, state=state, card=card, table=config.train, kernels=suiting)
 
 
 if __name__ == "__main__":

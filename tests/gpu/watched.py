@@ -28,7 +28,7 @@ class Watching:
     """After this step (0: never) each step rests a little, so that a run that is to be killed in
     the middle is still there to be killed; resting changes no bit."""
     kernels: str = "all"
-    """`all` that the trainer chooses, `none` of them, or the one of that name alone."""
+    """`all` that the trainer chooses, `none` of them, or the one of that label alone."""
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ class Notes:
     card_used_bytes: int | None = None  # what the driver says is taken on the card, by everybody
     estimate: dict[str, Any] | None = None
     estimated_step_s: float | None = None
-    kernels: dict[str, str] = field(default_factory=dict)
+    kernels: list[str] = field(default_factory=list)
     loss: float | None = None  # mean of the steps, of those who tell no more
     steps: list[dict[str, float]] = field(default_factory=list)
 
@@ -100,6 +100,11 @@ def attach(notes: Notes, watching: Watching, *, began_s: float) -> None:
     setattr(Checkpointer, "after_step", watched_step)  # noqa: B010
 
 
+def label(kernel: Any) -> str:
+    """Return name and version of a kernel: of several of one name a training uses one."""
+    return f"{kernel.name}:{kernel.version}"
+
+
 def only_kernels(notes: Notes, wanted: str) -> None:
     """Let the trainer choose among the wanted kernels only, and note which it uses."""
     from trainer.job import use_kernels
@@ -108,11 +113,11 @@ def only_kernels(notes: Notes, wanted: str) -> None:
     candidates, choose_kernels = choose.candidates, choose.choose_kernels
 
     def some(table: Any) -> Any:
-        return [one for one in candidates(table) if wanted in {"all", one.name}]
+        return [one for one in candidates(table) if wanted in {"all", label(one)}]
 
     def noted(*given: Any, **named: Any) -> Any:
         found = choose_kernels(*given, **named)
-        notes.kernels = found.facts
+        notes.kernels = [label(one) for one in found.kernels]
         return found
 
     setattr(choose, "candidates", some)  # noqa: B010

@@ -48,7 +48,7 @@ def notes(*, step_s: float = 2.0) -> dict[str, Any]:
     }
 
 
-KERNELS = ("norm", "product")
+KERNELS = ("norm:1", "product:1")
 """The names of the kernels that the played machine has; it proves all of them."""
 
 
@@ -62,8 +62,8 @@ def examined() -> list[dict[str, Any]]:
 def one_by_one() -> dict[str, dict[str, Any]]:
     """Return what sets of kernels are worth."""
     return {
-        name: {"kernels": {"norm": "1"}, "tokens_per_s": rate, "loss": 2.0}
-        for name, rate in (("none", 10.0), ("norm", 15.0), ("all", 20.0))
+        name: {"kernels": ["norm:1"], "tokens_per_s": rate, "loss": 2.0}
+        for name, rate in (("none", 10.0), ("norm:1", 15.0), ("all", 20.0))
     }
 
 
@@ -115,7 +115,7 @@ class Played:
             status = {"resumes": int(went_on), "resumed_from": 2 if went_on else None}
             (run_dir / "status.json").write_text(json.dumps({**status, "redone_steps": 1}))
             kernels = json.loads(arguments[1])["kernels"]
-            used = {} if kernels == "all" else {kernels: "1"}
+            used = [] if kernels == "all" else [kernels]
             Path(arguments[0]).write_text(json.dumps({**notes(), "kernels": used}))
         elif module == "gpu.peers":
             peers = {peer: {**notes(step_s=4.0), "loss": 0.5} for peer in PEERS}
