@@ -104,15 +104,21 @@ def test_processes_see_one_card_and_no_network(folder: Path) -> None:
     """Our code is first on the path, then the folder, then what was there; one card of several."""
     choice = choose({**WHOLE, "bitsandbytes": None}, folder, suffix=SUFFIX)
     base = {"PYTHONPATH": "/theirs", "CUDA_VISIBLE_DEVICES": "3,5", "HOME": "/home"}
-    made = environment(base, choice, root=Path("/code"))
+    made = environment(base, choice, root=Path("/code"), work=Path("/w"))
 
     assert made["PYTHONPATH"] == f"/code:/code/tests:{folder}/bitsandbytes:/theirs"
     assert made["CUDA_VISIBLE_DEVICES"] == "3"
     assert made["HF_HUB_OFFLINE"] == "1"
     assert made["HOME"] == "/home"
-    assert environment({}, choice, root=Path("/code"))["CUDA_VISIBLE_DEVICES"] == "0"
+    assert made["HF_HOME"] == "/w/huggingface"
     assert (
-        environment({"CUDA_VISIBLE_DEVICES": ""}, choice, root=ROOT)["CUDA_VISIBLE_DEVICES"] == ""
+        environment({}, choice, root=Path("/code"), work=Path("/w"))["CUDA_VISIBLE_DEVICES"] == "0"
+    )
+    assert (
+        environment({"CUDA_VISIBLE_DEVICES": ""}, choice, root=ROOT, work=Path("/w"))[
+            "CUDA_VISIBLE_DEVICES"
+        ]
+        == ""
     )
 
 
@@ -156,7 +162,8 @@ def test_a_packed_folder_serves_a_python_that_lacks_both(
     )
     done = subprocess.run(
         [sys.executable, "-c", ask],
-        env=environment({}, choice, root=ROOT), capture_output=True, text=True, check=True,
+        env=environment({}, choice, root=ROOT, work=tmp_path),
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
 
     assert size < 40 << 20

@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_good_card_has_every_line_done(tmp_path: Path) -> None:
     """All sizes, both kinds of arithmetic and three optimizers are trained, resumed, verified."""
-    code, found = proof(tmp_path, Played(takes_s=5))
+    code, found = proof(tmp_path, Played(takes_s=4))
 
     assert code == 0
     assert {line["result"] for line in found["lines"]} == {"done"}
@@ -99,7 +99,7 @@ def test_the_whole_ends_within_its_budget(tmp_path: Path, takes_s: float) -> Non
     assert all("no time left" in line["error"] or "there is no" in line["error"]
                or "could not" in line["error"] for line in left_out)  # fmt: skip
     trained = [line["what"] for line in lines if line["what"].endswith("load and train")]
-    assert trained[0] == "8b bf16: load and train"
+    assert trained[0] == "8b bf16 first start: load and train"
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
                     log=ended.log)  # fmt: skip
     status = read(run_dir / "status.json")
     parts = [f"{last_step(run_dir)} steps, loss {_loss(run_dir)}", *_ratios(recorded, figures)]
+    if "loading" in figures and "first_step_after" in figures:
+        loading, first = (figures[name].value for name in ("loading", "first_step_after"))
+        parts.append(f"loaded in {loading:.1f} s, first step after {first:.1f} s")
     if recorded.get("kernels"):
         parts.append(f"kernels: {', '.join(recorded['kernels'])}")
     return Line(

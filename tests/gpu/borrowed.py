@@ -118,8 +118,13 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def environment(base: Mapping[str, str], choice: Choice, *, root: Path) -> dict[str, str]:
-    """Return the environment of the proof's processes: one card, no network, our code in front."""
+def environment(
+    base: Mapping[str, str], choice: Choice, *, root: Path, work: Path
+) -> dict[str, str]:
+    """Return the environment of the proof's processes: one card, no network, our code in front.
+
+    What they store or compile for later starts lies below `work`: nothing is there from before.
+    """
     paths = [str(root), str(root / "tests"), *map(str, choice.paths)]
     if base.get("PYTHONPATH"):
         paths.append(base["PYTHONPATH"])
@@ -129,6 +134,8 @@ def environment(base: Mapping[str, str], choice: Choice, *, root: Path) -> dict[
         "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": cards.split(",")[0],
         "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(work / "huggingface"),
+        "TRITON_CACHE_DIR": str(work / "triton"),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }

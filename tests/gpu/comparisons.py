@@ -6,6 +6,7 @@ As an act of one job, each never raises for what a process does.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,13 @@ def examine(place: Place, job: Job) -> list[Line]:
     return lines if ended.fine else [*lines, failed(EXAMINED, ended, limit_s, {})]
 
 
+def timed(lines: list[Line], ended: Ended) -> list[Line]:
+    """Give the seconds of a process to the first of its lines."""
+    return [
+        replace(line, seconds=ended.seconds) if not at else line for at, line in enumerate(lines)
+    ]
+
+
 def one_by_one(place: Place, job: Job) -> list[Line]:
     """Measure the same steps without kernels, with each of them alone, and with all."""
     what = f"{job.name}: kernels one by one"
@@ -43,7 +51,7 @@ def one_by_one(place: Place, job: Job) -> list[Line]:
     ended = place.runner.run("gpu.one_by_one", str(path), str(run_dir), limit_s=limit_s)
     found = read(path)
     lines = [_one(what, name, notes, found.get(NONE)) for name, notes in found.items()]
-    return lines if ended.fine else [*lines, failed(what, ended, limit_s, {})]
+    return timed(lines, ended) if ended.fine else [*lines, failed(what, ended, limit_s, {})]
 
 
 def _one(what: str, name: str, notes: dict[str, Any], without: dict[str, Any] | None) -> Line:
@@ -71,7 +79,8 @@ def compare(place: Place, job: Job) -> list[Line]:
     found = read(path)
     ours = read(place.notes(job, "calm"))
     line = partial(_peer, place, job, ours=ours, ended=ended, limit_s=limit_s)
-    return [line(name, found.get(name)) for name in PEERS]
+    lines = [line(name, found.get(name)) for name in PEERS]
+    return timed(lines, ended) if ended.fine else lines
 
 
 def _peer(

@@ -42,6 +42,7 @@ class Scale:
 
 SCALES: Mapping[str, Scale] = {
     "8b": Scale(steps=12, batch_size=16, micro_batch=8, every=4, kill_after=6),
+    "first start": Scale(steps=2, batch_size=4, micro_batch=4, every=2, kill_after=1, warm_up=1),
     "short": Scale(steps=8, every=3, kill_after=4, warm_up=2),
 }
 """Of the jobs that do not have the usual one, by `Job.scale`."""
@@ -76,6 +77,7 @@ class Job:
             word
             for word, unusual in (
                 (self.optimizer, self.optimizer != "adamw"),
+                (self.scale, bool(self.scale) and self.kernels == ALL_KERNELS),
                 ("inexact", not self.exact),
                 (f"{self.length} tokens", self.length is not None),
                 (f"kernel {self.kernels}", self.kernels != ALL_KERNELS),

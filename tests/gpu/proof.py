@@ -33,7 +33,7 @@ from gpu.shapes import MODELS, file_bytes
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT_S = 480.0
 TINY_SCALE = Scale(batch_size=4, micro_batch=2, steps=24, every=6, kill_after=9, max_length=96)
-RUNS_BYTES = 6 << 30  # checkpoints and logs of all runs
+RUNS_BYTES = 16 << 30  # checkpoints and logs of all runs, and quantised bases that are stored
 PROBE_S, CHECK_S, WRITE_S = 150.0, 120.0, 150.0
 CHECK_EXPECT_S = 15.0
 CHECKS = "sizes and forecasts"
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     (work / "logs").mkdir()
     processes = Processes(
         python=sys.executable,
-        environment=borrowed.environment(os.environ, choice, root=ROOT),
+        environment=borrowed.environment(os.environ, choice, root=ROOT, work=work),
         root=ROOT,
         logs=work / "logs",
     )
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python3 tests/gpu", description="Prove the trainer on a CUDA card."
     )
     top.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="where gpu.json goes")
-    top.add_argument("--work", type=Path, help="a disk with 25 GB of room for the models")
+    top.add_argument("--work", type=Path, help="a disk with 45 GB of room for the models")
     top.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds for all of it")
     top.add_argument("--parts", help=f"rounds to do, of: {', '.join(rounds.NAMES)}")
     top.add_argument("--keep", action="store_true", help="leave models, runs and logs")
@@ -208,7 +208,7 @@ class Proof:
 
         with ThreadPoolExecutor() as pool:  # nothing of the first round is timed against others
             writing = pool.submit(models.write_all, [] if lacking else LARGE)
-            examined = do([rounds.first_round()])
+            examined = do([rounds.first_round(lanes)])
             writing.result()
         return examined + do(rounds.card_rounds(lanes, proved(examined)))
 
@@ -331,15 +331,15 @@ def driver(card: bool) -> str | None:  # noqa: FBT001 - whether there is one to 
 def choose_disk(wanted: Path | None, *, memory_bytes: int | None = None) -> Path:
     """Return where models are written: as asked, else shared memory if the computer has plenty.
 
-    A model of 16 GB takes a second or two there, and on a slow disk minutes. Plenty is four times
-    the room that is needed, of `memory_bytes` (None: what is available now).
+    A model of 16 GB takes a second or two there, and on a slow disk minutes. Plenty is twice the
+    room that is needed, of `memory_bytes` (None: what is available now).
     """
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
     room = sum(map(file_bytes, LARGE)) + RUNS_BYTES
     have = available_bytes() if memory_bytes is None else memory_bytes
-    if have >= 4 * room and SHARED.is_dir() and shutil.disk_usage(SHARED).free >= room:
+    if have >= 2 * room and SHARED.is_dir() and shutil.disk_usage(SHARED).free >= room:
         return SHARED
     return Path(tempfile.gettempdir())
 

@@ -55,6 +55,11 @@ def alone(job: Job) -> Unit:
     return Unit(job=job, acts=((TRAIN, partial(train, alone=True)),))
 
 
+def started(job: Job) -> Unit:
+    """Train for the time until the first step, beside others."""
+    return Unit(job=job, acts=((TRAIN, partial(train, alone=False)),))
+
+
 def through(job: Job) -> Unit:
     """Kill, resume and verify a job whose undisturbed run is there."""
     return Unit(job=job, acts=((RESUME, kill_and_resume), (VERIFY, verify)))
@@ -80,9 +85,18 @@ def each_kernel(job: Job, *, expect_s: float, limit_s: float) -> Unit:
     return Unit(job=replace(job, expect_s=expect_s, limit_s=limit_s), acts=((KERNELS, one_by_one),))
 
 
-def first_round() -> Round:
-    """Return what is looked at before anything is trained."""
-    return Round(name="card", units=(Unit(job=CARD, acts=((EXAMINE, examine),)),))
+def first_round(lanes: int) -> Round:
+    """Return what comes before anything is timed.
+
+    While the card is examined, each base is quantised for the first time, and stored if the trainer
+    does so: whatever is timed later finds it there, as a start after an eviction does.
+    """
+    starts = [replace(job, scale="first start") for job in (EIGHT, ONE, THREE)]
+    return Round(
+        name="card",
+        units=(Unit(job=CARD, acts=((EXAMINE, examine),)), *map(started, starts)),
+        lanes=lanes,
+    )
 
 
 def card_rounds(lanes: int, kernels: Sequence[str] = ()) -> list[Round]:
