@@ -24,6 +24,7 @@ from trainer.device.activations import is_checkpointing
 from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
+from trainer.device.waiting import adaptive_waits
 from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
@@ -67,6 +68,16 @@ def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
     prepared = prepare_inputs(job)
     job.stop_if_preempted()
+    with adaptive_waits(
+        threads=torch.get_num_threads(),
+        on_cpu=prepared.device.type == "cpu",
+        on_message=job.on_message,
+    ):
+        compute_stages(job, prepared)
+
+
+def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
+    """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
     shares: list[QuantisedShare] = []
