@@ -28,6 +28,7 @@ def use_kernels(
         device=device,
         capability=torch.cuda.get_device_capability(device) if on_card else None,
         dtype=DTYPES[prepared.precision.compute],
+        exact=job.config.train.exact,
     )
     kernels = choose_kernels(context.model, card, job.config.train, job.on_message)
     if not kernels.facts:
