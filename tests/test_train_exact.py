@@ -47,10 +47,10 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_status_receipt_and_log_say_that_a_run_is_not_exact_from_its_first_step(
+def test_status_receipt_and_log_name_a_run_inexact_from_its_first_step(
     tmp_path: Path,
 ) -> None:
-    """Whoever asks for speed is told what is given up: before, during and after the training."""
+    """What is given up for speed is in the log, the status and the receipt."""
     run = make_run(tmp_path, train={"steps": 2, "exact": False})
     messages: list[str] = []
     run_job(JobOptions(run_dir=run), messages.append)
