@@ -32,6 +32,7 @@ from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_sa
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
+from trainer.job.use_kernels import use_kernels
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -128,6 +129,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     With validation, the model then holds the adapter that was best, if that is kept.
     """
     context, state = set_up(job, prepared, adapted)
+    prepared, context = use_kernels(job, prepared, context)
     directory, keep = job.run_dir / "checkpoints", job.config.checkpoint.keep
     store = Store(directory, keep=keep, disk=RealDisk(), on_message=job.on_message)
     store.sweep()
