@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from trainer.config import TrainTable
 from trainer.data.codec import NOT_TRAINED, Example
-from trainer.data.packed import collate_packed
+from trainer.data.packed import RowBounds, collate_packed
 from trainer.kernels.attention import UnmaskedAttention, plain_attention
 from trainer.kernels.attention_use import observe_attention
 from trainer.kernels.choose import choose_kernels
 from trainer.kernels.kernel_set import Card, KernelSet
-from trainer.kernels.varlen import PackedAttention, RowBounds, attend_row_by_row
+from trainer.kernels.varlen import PackedAttention, attend_row_by_row
 
 CPU = Card(device=torch.device("cpu"), capability=None, dtype=torch.float32)
 SIZES: Mapping[str, Any] = {
@@ -288,6 +288,10 @@ def test_a_packed_batch_has_no_padding_and_never_learns_across_rows() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9]]
     assert batch["labels"].tolist() == [[NOT_TRAINED, 6, NOT_TRAINED, 8, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
-    assert batch["cu_seqlens"].tolist() == [0, 2, 5]
-    assert batch["cu_seqlens"].dtype is torch.int32
-    assert batch["longest"] == 3
+    rows = batch["rows"].to(CPU.device)
+    assert rows.cu_seqlens.tolist() == [0, 2, 5]
+    assert rows.cu_seqlens.dtype is torch.int32
+    assert rows.longest == 3
+    assert batch["target_positions"].tolist() == [0, 2, 3]
+    assert batch["target_ids"].tolist() == [6, 8, 9]
+    assert batch["target_slots"].tolist() == [0, 3, 1, 2, 3]

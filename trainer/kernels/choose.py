@@ -10,6 +10,7 @@ import torch
 from trainer.config import TrainTable
 from trainer.device.out_of_memory import give_memory_back
 from trainer.kernels.attention import UnmaskedAttention
+from trainer.kernels.candidates import candidates as fused
 from trainer.kernels.kernel_set import NO_KERNELS, Card, HeadLoss, Kernel, KernelSet
 from trainer.kernels.on_model import find_model_difference
 from trainer.kernels.varlen import PackedAttention
@@ -29,7 +30,8 @@ def candidates(train: TrainTable) -> list[Kernel]:
 
     Of several of one name the first that can be used is.
     """
-    return [PackedAttention(longest=train.max_length), UnmaskedAttention()]
+    attention: list[Kernel] = [PackedAttention(longest=train.max_length), UnmaskedAttention()]
+    return [*attention, *fused()]
 
 
 def choose_kernels(

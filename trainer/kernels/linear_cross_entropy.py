@@ -157,7 +157,7 @@ class LinearCrossEntropy:
         ops = self._make_ops()
         repeats = REPEATS if card.exact else 0
         bound = FLOAT32_ROUNDINGS_MAX if card.dtype is torch.float32 else ROUNDINGS_MAX
-        for rows, hidden, vocabulary in ((1, 64, 320), (40, 256, 5003), (9, 128, 32768)):
+        for rows, hidden, vocabulary in ((1, 64, 320), (40, 128, 5003), (5, 64, 12288)):
             case = f"cross-entropy over {vocabulary} tokens in {card.dtype}"
             found = find_difference(
                 case,
@@ -190,7 +190,8 @@ def head_problem(model: Any) -> str | None:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
     if type(head) is not torch.nn.Linear:
-        return f"the head is a {type(head).__name__}, not a plain linear layer"
+        owner = " of PEFT" if type(head).__module__.startswith("peft.tuners") else ""
+        return f"the head is a {type(head).__name__}{owner}, not a plain linear layer"
     if any(parameter.requires_grad for parameter in head.parameters()):
         return "the head is trained"
     if not head.weight.dtype.is_floating_point:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from trainer.data.packed import row_bounds
+from trainer.data.packed import bounds_of
 from trainer.kernels.attention_use import ROW_LENGTHS, autocast, padded_rows, row_ids
 from trainer.kernels.kernel_set import Card, Kernel
 from trainer.kernels.prove import relative_difference
@@ -97,10 +97,7 @@ def _padded(model: Any, card: Card) -> dict[str, Any]:
 
 
 def _packed(model: Any, card: Card) -> dict[str, Any]:
-    bounds = {
-        name: value.to(card.device) if isinstance(value, torch.Tensor) else value
-        for name, value in row_bounds(ROW_LENGTHS).items()
-    }
+    bounds = {name: value.to(card.device) for name, value in bounds_of(ROW_LENGTHS).items()}
     return {"input_ids": torch.cat(row_ids(model, card))[None], **bounds}
 
 

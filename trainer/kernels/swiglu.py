@@ -140,7 +140,8 @@ NAMES = (
 def find_names(module: Any) -> MlpNames | None:
     """Return by which names this module computes a SwiGLU; None if it computes anything else.
 
-    Asked are not names alone: for two rows of noise it must return the bits of the formula.
+    Asked are not names alone: for two rows of noise it must return, in training, what the formula
+    gives, with at most one rounding between.
     """
     for names in NAMES:
         if all(
@@ -162,17 +163,24 @@ def _computes_swiglu(module: Any, names: MlpNames) -> bool:
     x = torch.randn(1, 2, columns, generator=generator).to(weight.device, kind)
     modes = {part: part.training for part in module.modules()}
     try:
-        for part in modes:
-            part.training = False  # no dropout; `eval()` would also merge or repack
-        with torch.no_grad():
-            wanted = module(x)
-            found = _by_formula(module, names, x)
+        for part in modes:  # not by `train()`, which layers may override
+            part.training = True
+        wanted = _drawn_alike(module, x)
+        found = _drawn_alike(partial(_by_formula, module, names), x)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
         return False  # it takes or returns something else: another kind of module
     finally:
         for part, training in modes.items():
             part.training = training
     return isinstance(wanted, torch.Tensor) and difference(found, wanted) <= 1.0
+
+
+def _drawn_alike(compute: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Any:
+    """Return what `compute` makes of x, whose dropouts draw the same numbers at every call."""
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(1)
+        return compute(x)
 
 
 def _compute_type(linear: Any) -> torch.dtype:

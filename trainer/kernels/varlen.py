@@ -1,7 +1,7 @@
 """Attention over rows that lie one behind the other, without padding; no row sees another.
 
-A batch is one long row of all tokens with positions that begin anew, and `cu_seqlens` says where
-each row begins (`trainer/data/packed.py`). On a card torch's `varlen_attn` reads that; elsewhere,
+A batch is one long row of all tokens with positions that begin anew, and bounds say where each row
+begins (`trainer/data/packed.py`). On a card torch's `varlen_attn` reads that; elsewhere,
 and as its reference, every row is computed by itself.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from trainer.data.packed import CU_SEQLENS, LONGEST
+from trainer.data.packed import ROWS, RowBounds
 from trainer.kernels.attention import (
     FLASH,
     GROUPED_HEAD_DIM_MAX,
@@ -31,19 +30,9 @@ from trainer.kernels.attention_use import AttentionUse, observe_attention, using
 from trainer.kernels.kernel_set import Card
 from trainer.kernels.prove import find_difference, fixed_values
 
-ROWS = (17, 300, 1, 64)
+ROW_LENGTHS = (17, 300, 1, 64)
 """Lengths of the rows of a proof."""
 HEAD_DIM_STEP = 8
-
-
-@dataclass(frozen=True)
-class RowBounds:
-    """Where the rows of a packed batch begin and end."""
-
-    cu_seqlens: torch.Tensor
-    """int32 [rows + 1], on the device."""
-    longest: int
-    """Known on the host, so that nothing waits for the device."""
 
 
 PackedFunction = Callable[
@@ -94,28 +83,33 @@ class PackedAttention:
 
     def prove(self, card: Card) -> str | None:
         """Compare with each row alone, and change one row: no bit of another may change."""
-        ends = torch.tensor([0, *ROWS]).cumsum(0).to(device=card.device, dtype=torch.int32)
-        bounds = RowBounds(cu_seqlens=ends, longest=max(ROWS))
+        ends = torch.tensor([0, *ROW_LENGTHS]).cumsum(0).to(device=card.device, dtype=torch.int32)
+        bounds = RowBounds(cu_seqlens=ends, longest=max(ROW_LENGTHS))
 
         def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return self._attend(q, k, v, bounds, None)
 
         def alone(*tensors: torch.Tensor) -> torch.Tensor:
-            rows = zip(*(torch.split(one, list(ROWS), dim=1) for one in tensors), strict=True)
+            rows = zip(
+                *(torch.split(one, list(ROW_LENGTHS), dim=1) for one in tensors), strict=True
+            )
             return torch.cat([plain_attention(*(t[None] for t in row))[0] for row in rows], dim=1)
 
         for head_dim in HEAD_DIMS:
             inputs = [
-                fixed_values(heads, sum(ROWS), head_dim, card=card, seed=seed)
+                fixed_values(heads, sum(ROW_LENGTHS), head_dim, card=card, seed=seed)
                 for seed, heads in enumerate((HEADS, KEY_HEADS, KEY_HEADS))
             ]
             problem = find_difference(packed, alone, inputs, card=card)
             if problem is not None:
                 return f"{problem} (heads of {head_dim})"
             with torch.no_grad():
-                first = packed(*inputs)[:, : ROWS[0]]
-                changed = [torch.cat((t[:, : ROWS[0]], -t[:, ROWS[0] :]), dim=1) for t in inputs]
-                if not torch.equal(packed(*changed)[:, : ROWS[0]], first):
+                first = packed(*inputs)[:, : ROW_LENGTHS[0]]
+                changed = [
+                    torch.cat((t[:, : ROW_LENGTHS[0]], -t[:, ROW_LENGTHS[0] :]), dim=1)
+                    for t in inputs
+                ]
+                if not torch.equal(packed(*changed)[:, : ROW_LENGTHS[0]], first):
                     return f"a row changes with its neighbours (heads of {head_dim})"
         return None
 
@@ -128,7 +122,7 @@ class PackedAttention:
         """Let the layers call it for the rows of `batch`, which must be packed."""
         from transformers import AttentionInterface
 
-        self._bounds = RowBounds(cu_seqlens=batch[CU_SEQLENS], longest=batch[LONGEST])
+        self._bounds = batch[ROWS]
         AttentionInterface.register(self.implementation, self._attend_layer)
         try:
             with using(self._use.configs, self.implementation):
