@@ -17,6 +17,7 @@ import torch
 from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
+from trainer.adapters.stored_base import StoredBase
 from trainer.atomic import RealDisk, replace_directory
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
@@ -35,6 +36,7 @@ from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
 from trainer.job.use_kernels import use_kernels
+from trainer.job.store_base import storing
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -81,6 +83,14 @@ def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
     """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
+    with storing(job, prepared) as stored:
+        _run_on_base(job, prepared, stored, done=done)
+
+
+def _run_on_base(
+    job: JobContext, prepared: PreparedInputs, stored: StoredBase | None, *, done: bool
+) -> None:
+    """Load the base, from the store of this machine if it is there, and do what is missing."""
     shares: list[QuantisedShare] = []
     base = models.load_base(
         prepared.source,
@@ -88,7 +98,10 @@ def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
         precision=prepared.precision,
         device=prepared.device,
         on_share=lambda share: shares.append(report_share(job, share)),
+        stored=stored,
     )
+    if stored is not None:
+        stored.begin_writing()
     require_causal(base, prepared.precision)
     job.stop_if_preempted()
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
