@@ -252,6 +252,7 @@ def set_up(
         measure_gpu=gpu_meter(prepared.device),
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
+        reads_late=prepared.device.type == "cuda",
     )
     return context, state
 
