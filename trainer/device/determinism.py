@@ -32,15 +32,19 @@ def set_threads(train: TrainTable) -> int:
 
 
 class Determinism:
-    """Lets torch refuse operations without a fixed order, until the first that it refuses."""
+    """Lets torch refuse operations without a fixed order, until the first that it refuses.
 
-    def __init__(self) -> None:
-        self.strict = True
+    With `exact` false (`train.exact`) it may add up in any order from the start.
+    """
+
+    def __init__(self, *, exact: bool = True) -> None:
+        self.exact = exact
+        self.strict = exact
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
         """Let torch refuse inside what it only warns of outside, unless that was relaxed."""
-        torch.use_deterministic_algorithms(mode=True, warn_only=not self.strict)
+        torch.use_deterministic_algorithms(mode=self.exact, warn_only=not self.strict)
         try:
             yield
         finally:
