@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.adapters.stored_base import StoredBase
 from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
-from trainer.base_family import choose_family
+from trainer.base_family import choose_family, quiet_bitsandbytes
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.activations import can_checkpoint, set_checkpointing
 from trainer.device.precision import Precision, choose_precision
@@ -208,8 +207,7 @@ def _read(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # the log is a file
-    # On some CPUs it advises a package with a kernel for inference, which training would not use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     model_config = _own_config(source)
     require_usable(model_config, method, source)
     family = choose_family(model_config)

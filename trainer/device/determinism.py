@@ -19,9 +19,17 @@ from trainer.config import TrainTable
 def make_deterministic() -> None:
     """Ask torch for the same bits in every run; on CUDA this needs the workspace setting too."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    _set_strict(strict=False)
     # Filling memory that is overwritten anyway costs 7 % of a step and guards against bugs only.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property that torch does not declare
+
+
+def _set_strict(*, strict: bool) -> None:
+    """Let torch refuse operations without a fixed order, or only warn of them.
+
+    `torch.use_deterministic_algorithms` does the same and imports the compiler for it.
+    """
+    torch.set_deterministic_debug_mode("error" if strict else "warn")
 
 
 def set_threads(train: TrainTable) -> int:
@@ -40,11 +48,11 @@ class Determinism:
     @contextmanager
     def enforced(self) -> Iterator[None]:
         """Let torch refuse inside what it only warns of outside, unless that was relaxed."""
-        torch.use_deterministic_algorithms(mode=True, warn_only=not self.strict)
+        _set_strict(strict=self.strict)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(mode=True, warn_only=True)
+            _set_strict(strict=False)
 
     def relax(self, error: RuntimeError) -> bool:
         """Only warn from now on if `error` is such a refusal; tell whether it was one."""

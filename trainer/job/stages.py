@@ -19,9 +19,11 @@ from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.stored_base import StoredBase
 from trainer.atomic import RealDisk, replace_directory
+from trainer.base_family import import_code
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
+from trainer.device.garbage import collection_paused
 from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
@@ -66,11 +68,14 @@ KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
 
 def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
-    prepared = prepare_inputs(job)
+    with collection_paused():
+        prepared = prepare_inputs(job)
     job.stop_if_preempted()
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
     with storing(job, prepared) as stored:
+        with collection_paused():  # while the stored base is read by a thread of its own
+            import_code(prepared.model_config, job.config.method)
         _run_on_base(job, prepared, stored, done=done)
 
 
