@@ -23,10 +23,12 @@ from trainer.base_family import import_code
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
+from trainer.device.determinism import Determinism
 from trainer.device.garbage import collection_paused
 from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
+from trainer.device.waiting import adaptive_waits
 from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
@@ -36,6 +38,7 @@ from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
 from trainer.job.store_base import storing
+from trainer.job.use_kernels import use_kernels
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -54,7 +57,7 @@ from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.memory_savings import MemorySavings
-from trainer.saving.state import Best, TrainingState
+from trainer.saving.state import Best, Counters, TrainingState
 from trainer.text import inexact
 from trainer.tracking.tracker import make_tracker
 from trainer.training.loop import train
@@ -71,6 +74,16 @@ def run_stages(job: JobContext) -> None:
     with collection_paused():
         prepared = prepare_inputs(job)
     job.stop_if_preempted()
+    with adaptive_waits(
+        threads=torch.get_num_threads(),
+        on_cpu=prepared.device.type == "cpu",
+        on_message=job.on_message,
+    ):
+        compute_stages(job, prepared)
+
+
+def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
+    """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
     with storing(job, prepared) as stored:
@@ -146,6 +159,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     With validation, the model then holds the adapter that was best, if that is kept.
     """
     context, state = set_up(job, prepared, adapted)
+    prepared, context = use_kernels(job, prepared, context)
     directory, keep = job.run_dir / "checkpoints", job.config.checkpoint.keep
     store = Store(directory, keep=keep, disk=RealDisk(), on_message=job.on_message)
     store.sweep()
@@ -270,6 +284,7 @@ def set_up(
         measure_gpu=gpu_meter(prepared.device),
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
+        determinism=Determinism(exact=table.exact),
     )
     return context, state
 
@@ -347,6 +362,8 @@ def resume(job: JobContext, prepared: PreparedInputs, store: Store, state: Train
         _note_inexact(job, state, found, verdict.inexact)
         break
     counters = state.counters
+    if not job.config.train.exact:
+        _give_up_exactness(job, counters)
     if counters.step > prepared.schedule.steps:
         raise ConfigError(
             [f"train.steps: {prepared.schedule.steps} wanted, {counters.step} done already"]
@@ -382,6 +399,16 @@ def _note_inexact(
         state.counters.inexact_from = found.step + 1
     for line in differences:
         job.on_message(f"{inexact(found.step + 1)}: {line}")
+
+
+def _give_up_exactness(job: JobContext, counters: Counters) -> None:
+    """Report, and keep for status and receipt, what `train.exact: false` gives up."""
+    if counters.inexact_from is None:
+        counters.inexact_from = counters.step + 1
+    job.on_message(
+        f"{inexact(counters.inexact_from)}: `train.exact` is false, so sums are added up in any "
+        "order where that is faster; if the run is killed and resumed, it ends with other bits"
+    )
 
 
 def write_adapter(

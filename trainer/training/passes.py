@@ -36,7 +36,7 @@ def backward_pass(
     )
     with context.kernels.enabled(batch):  # activations may be computed again in the backward pass
         with context.accelerator.autocast(), moving:
-            loss = context.objective.loss(context.model, batch)
+            loss = context.objective.loss(context.model, batch, context.kernels)
         mean = loss / targets
         context.accelerator.backward(state.scaler.scale(mean) if state.scaler else mean)
     return loss.detach()
