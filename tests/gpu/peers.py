@@ -117,6 +117,7 @@ def arguments_of(loaded: Any) -> dict[str, Any]:
         "max_steps": min(WARM_UP + len(loaded.rows) // table.batch_size, table.steps),
         "learning_rate": table.lr,
         "lr_scheduler_type": "linear",
+        "warmup_steps": int(table.warmup),
         "max_grad_norm": table.max_grad_norm,
         "train_sampling_strategy": "group_by_length",
         "bf16": str(table.precision) == "bf16",
