@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -22,9 +21,10 @@ from trainer.adapters.settings import TENSORS, load_tensors, read_settings
 from trainer.adapters.stored_base import StoredBase
 from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
-from trainer.base_family import choose_family
+from trainer.base_family import choose_family, quiet_bitsandbytes
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.activations import can_checkpoint, set_checkpointing
+from trainer.device.deferred_modules import defer_modules
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
@@ -208,8 +208,7 @@ def _read(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # the log is a file
-    # On some CPUs it advises a package with a kernel for inference, which training would not use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     model_config = _own_config(source)
     require_usable(model_config, method, source)
     family = choose_family(model_config)
@@ -391,6 +390,7 @@ def load_for_inference(
     Raises:
         ConfigError, ConnectionError: as `load_base` and `load_adapter` do.
     """
+    defer_modules()
     source = find_source(config.model, run_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seq2seq = is_seq2seq(load_config(source))

@@ -15,6 +15,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,8 @@ def folder_name(model: str, facts: Mapping[str, Any]) -> str:
 class StoredBase:
     """One base in the store: read instead of quantised, or written once it was quantised.
 
-    Use it for one loading, in the order `within`, `begin_writing`, `close`.
+    Use it for one loading, in the order `begin_reading` (which may be left out), `within`,
+    `begin_writing`, `close`.
     """
 
     folder: BaseFolder
@@ -78,8 +80,22 @@ class StoredBase:
     experts: ExpertQuantiser = field(default_factory=ExpertQuantiser)
     """What quantises the experts of the model that is being loaded; it has their scales."""
     _captured: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
+    _reading: Future[Stored | None] | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _writer: threading.Thread | None = None
+
+    def begin_reading(self) -> None:
+        """Read and verify what is stored, in a thread of its own, while others import libraries."""
+        reading: Future[Stored | None] = Future()
+
+        def read() -> None:
+            try:
+                reading.set_result(self.folder.read(self.name))
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+                reading.set_exception(error)
+
+        self._reading = reading
+        threading.Thread(target=read, name="read-base", daemon=True).start()
 
     @contextmanager
     def within(self) -> Iterator[None]:
@@ -114,8 +130,9 @@ class StoredBase:
 
         Nothing of the model is changed unless all of it fits.
         """
+        reading, self._reading = self._reading, None
         try:
-            stored = self.folder.read(self.name)
+            stored = self.folder.read(self.name) if reading is None else reading.result()
             if stored is None:
                 return None
             require_fit(model, stored, load_config, self.experts)
@@ -166,7 +183,7 @@ class StoredBase:
 
     def close(self) -> None:
         """Give up what is still being written, and leave nothing of it."""
-        self._captured = None
+        self._captured = self._reading = None
         self._stop.set()
         self.wait()
 

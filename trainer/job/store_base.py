@@ -38,6 +38,7 @@ def storing(
         name=folder_name(Path(prepared.source.name).name, facts),
         on_message=job.on_message,
     )
+    stored.begin_reading()
     try:
         yield stored
         stored.wait()
