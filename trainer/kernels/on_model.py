@@ -27,6 +27,9 @@ FLOORS: Mapping[torch.dtype, float] = MappingProxyType(
 NOISE_FACTOR = 4
 """Over the difference that padding makes to the plain way, which is rounding alone."""
 NOISE_MAX = 0.1
+TRAINED_NUMBERS_MAX = 1 << 22
+"""Of parameters whose gradients are compared, from either end of the model; larger tensors, such as
+an embedding that is trained, are left out: a card may be nearly full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,8 @@ class Outcome:
     logits: torch.Tensor
     """[tokens, vocabulary], of both rows without padding."""
     gradient: torch.Tensor
-    """Of the summed cross-entropy of all tokens but the first, for all trained parameters."""
+    """Of the summed cross-entropy of all tokens but the first, for the first and last of the
+    trained parameters: what a layer in between computes wrongly changes both."""
 
 
 def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
@@ -128,7 +132,7 @@ def _outcome(
     arguments = {name: batch[name] for name in names if name in batch}
     if getattr(model.config, "is_encoder_decoder", False):
         arguments["decoder_input_ids"] = ids
-    trained = [value for value in model.parameters() if value.requires_grad]
+    trained = _outer([value for value in model.parameters() if value.requires_grad])
     with inside or nullcontext(), torch.enable_grad():
         with autocast(card):
             logits = model(**arguments, use_cache=False).logits
@@ -144,6 +148,20 @@ def _outcome(
         logits=torch.cat(rows[0]).detach().float(),
         gradient=torch.cat(flat) if flat else loss.detach()[None],
     )
+
+
+def _outer(trained: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return parameters from both ends, as many as their gradients may take."""
+    small = [value for value in trained if value.numel() <= TRAINED_NUMBERS_MAX]
+    kept: dict[int, torch.Tensor] = {}
+    for order in (small, list(reversed(small))):
+        room = TRAINED_NUMBERS_MAX
+        for value in order:
+            room -= value.numel()
+            if room < 0:
+                break
+            kept[id(value)] = value
+    return list(kept.values())
 
 
 def _rows(values: torch.Tensor, batch: Mapping[str, Any]) -> list[torch.Tensor]:
