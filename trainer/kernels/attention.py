@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.kernels.attention_use import AttentionUse, observe_attention, using
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.prove import find_difference, fixed_values
+from trainer.kernels.prove import find_function_difference, fixed_values
 
 FLASH = (8, 0)
 """From this capability on, torch has flash attention, which takes grouped heads."""
@@ -60,7 +60,7 @@ class UnmaskedAttention:
                 partial(attend_causally, mask=mask),
                 partial(plain_attention, window=window),
             )
-            problem = find_difference(fast, plain, inputs, card=card)
+            problem = find_function_difference(fast, plain, inputs, card=card)
             if problem is not None:
                 return f"{problem} ({length} tokens, of which each sees {window}, {head_dim} wide)"
         return None

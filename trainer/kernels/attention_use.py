@@ -65,7 +65,7 @@ def observe_attention(model: Any, card: Card) -> AttentionUse:
     with _as_in_training(model, card), using(use.configs, OBSERVED):
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     if not use.layers:
-        use.problems.append("its layers compute attention by code of their own")
+        use.problems.insert(0, "its layers compute attention by code of their own")
     elif not use.masks:
         use.problems.append("it makes its masks by code of its own")
     use.masks.clear()

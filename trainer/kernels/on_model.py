@@ -7,7 +7,6 @@ that goes from row to row, a module that only looks like the usual one. Two shor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from trainer.data.packed import bounds_of
 from trainer.kernels.attention_use import ROW_LENGTHS, autocast, padded_rows, row_ids
-from trainer.kernels.kernel_set import Card, Kernel
+from trainer.kernels.kernel_set import NO_KERNELS, Card, KernelSet
 from trainer.kernels.prove import relative_difference
 
 FLOORS: Mapping[torch.dtype, float] = MappingProxyType(
@@ -43,7 +42,7 @@ class Outcome:
     trained parameters: what a layer in between computes wrongly changes both."""
 
 
-def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
+def find_model_difference(model: Any, kernels: KernelSet, card: Card) -> str | None:
     """Return how logits or gradients of two rows differ from the plain way, None if they do not.
 
     How much rounding changes is measured: the plain way computes the rows together, padded, and
@@ -55,12 +54,11 @@ def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
         batch = _padded(model, card)
         together = _outcome(model, card, batch)
         alone = _outcome_of_each(model, card)
-        packed = getattr(kernel, "packed", False)
-        given = _packed(model, card) if packed else batch
-        if not getattr(kernel, "masked", True):
+        given = _packed(model, card) if kernels.packed else batch
+        if not kernels.masked:
             given = {name: value for name, value in given.items() if name != "attention_mask"}
-        found = _outcome(model, card, given, inside=kernel.enabled(given))
-        if packed and not _ignores_neighbours(model, kernel, card, given, found):
+        found = _outcome(model, card, given, kernels)
+        if kernels.packed and not _ignores_neighbours(model, card, given, kernels, found):
             return "what this base makes of a row changes with the row before it"
     finally:
         for module, mode in modes:
@@ -80,7 +78,7 @@ def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
 
 
 def _ignores_neighbours(
-    model: Any, kernel: Kernel, card: Card, batch: Mapping[str, Any], found: Outcome
+    model: Any, card: Card, batch: Mapping[str, Any], kernels: KernelSet, found: Outcome
 ) -> bool:
     """Tell whether the last row has the same bits behind another first row.
 
@@ -91,7 +89,7 @@ def _ignores_neighbours(
     ids = batch["input_ids"].clone()
     ids[:, :first] = ids[:, :first].flip(-1)
     other = {**batch, "input_ids": ids}
-    again = _outcome(model, card, other, inside=kernel.enabled(other))
+    again = _outcome(model, card, other, kernels)
     return torch.equal(again.logits[first:], found.logits[first:])
 
 
@@ -123,8 +121,7 @@ def _outcome(
     model: Any,
     card: Card,
     batch: Mapping[str, Any],
-    *,
-    inside: AbstractContextManager[Any] | None = None,
+    kernels: KernelSet = NO_KERNELS,
 ) -> Outcome:
     """Run rows forward and backward."""
     ids = batch["input_ids"]
@@ -133,7 +130,7 @@ def _outcome(
     if getattr(model.config, "is_encoder_decoder", False):
         arguments["decoder_input_ids"] = ids
     trained = _outer([value for value in model.parameters() if value.requires_grad])
-    with inside or nullcontext(), torch.enable_grad():
+    with kernels.enabled(batch), torch.enable_grad():
         with autocast(card):
             logits = model(**arguments, use_cache=False).logits
         rows = _rows(logits, batch), _rows(ids, batch)

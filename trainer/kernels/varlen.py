@@ -31,7 +31,7 @@ from trainer.kernels.attention import (
 )
 from trainer.kernels.attention_use import AttentionUse, observe_attention, using
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.prove import find_difference, fixed_values
+from trainer.kernels.prove import find_function_difference, fixed_values
 
 ROW_LENGTHS = (17, 300, 1, 64)
 """Lengths of the rows of a proof."""
@@ -121,7 +121,7 @@ class PackedAttention:
             each = [plain_attention(q[None], k[None], v[None], window) for q, k, v in rows]
             return torch.cat(each, dim=2)[0]
 
-        problem = find_difference(packed, alone, inputs, card=card)
+        problem = find_function_difference(packed, alone, inputs, card=card)
         if problem is not None:
             return problem
         first = ROW_LENGTHS[0]
