@@ -37,13 +37,8 @@ from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_sa
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
-<<<<<<< HEAD
-from trainer.job.use_kernels import use_kernels
-from trainer.job.store_base import storing
-=======
 from trainer.job.store_base import storing
 from trainer.job.use_kernels import use_kernels
->>>>>>> refs/heads/load
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
