@@ -21,7 +21,8 @@ PROGRAM = """
 import json, sys
 from trainer.__main__ import main
 code = main(["train", "--run-dir", sys.argv[1]])
-early = [name for name in ("torch._inductor", "sklearn", "torch.onnx") if name in sys.modules]
+names = "torch._inductor", "torch.onnx", "sklearn", "scipy.sparse"
+early = [name for name in names if name in sys.modules]
 import gc
 import torch
 frozen = gc.get_freeze_count()
@@ -31,7 +32,11 @@ marked = torch._dynamo.disable(double)(2), torch.compile(double)(3)
 real = torch._dynamo.config.suppress_errors  # what is no mark loads the compiler, whole
 late = "torch._inductor" in sys.modules
 again = torch._dynamo.disable(double)(4)
-print(json.dumps([code, early, frozen, marked, real, late, again]))
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+pairs = [int(one) for one in linear_sum_assignment([[4, 1], [2, 8]])[1]]
+from scipy.optimize import *
+low = float(minimize_scalar(lambda x: (x - 3) ** 2).x)
+print(json.dumps([code, early, frozen, marked, real, late, again, pairs, low]))
 """
 
 
@@ -61,12 +66,20 @@ def test_a_training_neither_loads_the_compiler_nor_what_only_scores_need(
 
 def test_the_compiler_is_loaded_when_something_needs_it(program: list[Any]) -> None:
     """Marks give the function back as it is, before and after; all else is torch's own."""
-    *_, marked, real, late, again = program
+    marked, real, late, again = program[3:7]
 
     assert marked == [4, 6]
     assert real is False
     assert late
     assert again == 8
+
+
+def test_scipy_is_loaded_when_a_loss_of_object_detection_needs_it(program: list[Any]) -> None:
+    """The function that transformers imported early computes, and all others are there."""
+    pairs, low = program[7:]
+
+    assert pairs == [1, 0]
+    assert low == pytest.approx(3)
 
 
 def test_what_was_imported_is_left_out_of_searches_for_garbage(program: list[Any]) -> None:

@@ -24,7 +24,7 @@ from trainer.base_config import base_problems, stored_quantisation
 from trainer.base_family import choose_family, quiet_bitsandbytes
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.activations import can_checkpoint, set_checkpointing
-from trainer.device.compiler import defer_compiler
+from trainer.device.deferred_modules import defer_modules
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
@@ -390,7 +390,7 @@ def load_for_inference(
     Raises:
         ConfigError, ConnectionError: as `load_base` and `load_adapter` do.
     """
-    defer_compiler()
+    defer_modules()
     source = find_source(config.model, run_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seq2seq = is_seq2seq(load_config(source))
