@@ -285,6 +285,7 @@ def set_up(
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
         determinism=Determinism(exact=table.exact),
+        reads_late=prepared.device.type == "cuda",
     )
     return context, state
 
