@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.atomic import RealDisk
 from trainer.config import EvictionBand, TrainerConfig, load_config
+from trainer.device.garbage import collection_paused
 from trainer.device.host_memory import address_space
 from trainer.device.waiting import prepare_waits
 from trainer.errors import DoesNotFit, Preempted
@@ -98,7 +99,8 @@ def _do_what_is_missing(
         return
     prepare_environment()
     require_address_space()
-    from trainer.job import stages  # torch takes seconds; what is done needs none of it
+    with collection_paused():
+        from trainer.job import stages  # torch takes seconds; what is done needs none of it
 
     stages.run_stages(
         JobContext(

@@ -17,11 +17,14 @@ import torch
 from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
+from trainer.adapters.stored_base import StoredBase
 from trainer.atomic import RealDisk, replace_directory
+from trainer.base_family import import_code
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
 from trainer.device.determinism import Determinism
+from trainer.device.garbage import collection_paused
 from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
@@ -34,7 +37,13 @@ from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_sa
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
+<<<<<<< HEAD
 from trainer.job.use_kernels import use_kernels
+from trainer.job.store_base import storing
+=======
+from trainer.job.store_base import storing
+from trainer.job.use_kernels import use_kernels
+>>>>>>> refs/heads/load
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -67,7 +76,8 @@ KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
 
 def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
-    prepared = prepare_inputs(job)
+    with collection_paused():
+        prepared = prepare_inputs(job)
     job.stop_if_preempted()
     with adaptive_waits(
         threads=torch.get_num_threads(),
@@ -81,6 +91,16 @@ def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
     """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
+    with storing(job, prepared) as stored:
+        with collection_paused():  # while the stored base is read by a thread of its own
+            import_code(prepared.model_config, job.config.method)
+        _run_on_base(job, prepared, stored, done=done)
+
+
+def _run_on_base(
+    job: JobContext, prepared: PreparedInputs, stored: StoredBase | None, *, done: bool
+) -> None:
+    """Load the base, from the store of this machine if it is there, and do what is missing."""
     shares: list[QuantisedShare] = []
     base = models.load_base(
         prepared.source,
@@ -88,7 +108,10 @@ def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
         precision=prepared.precision,
         device=prepared.device,
         on_share=lambda share: shares.append(report_share(job, share)),
+        stored=stored,
     )
+    if stored is not None:
+        stored.begin_writing()
     require_causal(base, prepared.precision)
     job.stop_if_preempted()
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
