@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -85,22 +86,9 @@ class _Steps:
             self.do_next()
 
     def do_next(self) -> None:
-        """Launch a step; read the numbers of the one before once its passes are launched.
-
-        The parameters are still those of the step before then, so that a snapshot can be taken.
-        """
-        context, state = self._context, self._state
-        refused = context.accelerator.device if context.refuses_host_sync else None
-        began = record_event(context.accelerator.device)
-        with host_sync_refused(refused):
-            loss_sum = whole_passes(context, state)
-        self.read_unread()
-        with host_sync_refused(refused):
-            grad_norm = whole_update(context, state)
-            self._unread = note_launched(
-                context, state, began=began, loss_sum=loss_sum, grad_norm=grad_norm
-            )
-        if not context.reads_late or self._is_awaited():
+        """Launch a step; read the numbers of the one before once its passes are launched."""
+        self._unread = whole_step(self._context, self._state, before_update=self.read_unread)
+        if not self._context.reads_late or self._is_awaited():
             self.read_unread()
 
     def _is_awaited(self) -> bool:
@@ -147,6 +135,25 @@ def take_samples(context: TrainContext, state: TrainingState) -> None:
     ended = validation is not None and validation.should_stop(state)
     if samples is not None and samples.are_missing(state, ended=ended):
         samples.run(state)
+
+
+def whole_step(
+    context: TrainContext, state: TrainingState, *, before_update: Callable[[], None]
+) -> LaunchedStep:
+    """Launch one step and count it as done; a card may still be working on it.
+
+    `before_update` is called once the passes are launched. The parameters are still those of the
+    step before then, so that a snapshot of that one can be taken.
+    """
+    device = context.accelerator.device
+    refused = device if context.refuses_host_sync else None
+    began = record_event(device)
+    with host_sync_refused(refused):
+        loss_sum = whole_passes(context, state)
+    before_update()
+    with host_sync_refused(refused):
+        grad_norm = whole_update(context, state)
+        return note_launched(context, state, began=began, loss_sum=loss_sum, grad_norm=grad_norm)
 
 
 def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
