@@ -134,7 +134,11 @@ def _estimator(prepared: PreparedInputs, context: TrainContext, state: TrainingS
     except UnknownShapeError:
         return lambda _config: None
     here = TrainingGpu(
-        name="", memory_bytes=float("inf"), precision=prepared.precision.compute, flops=1e12
+        name="",
+        memory_bytes=float("inf"),
+        precision=prepared.precision.compute,
+        flops=1e12,
+        kernels=tuple(context.kernels.facts),
     )
 
     def estimated(other: TrainerConfig) -> dict[str, float]:
