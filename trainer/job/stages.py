@@ -29,6 +29,7 @@ from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
+from trainer.job.faster_on_cpu import spare_on_cpu
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
@@ -265,6 +266,7 @@ def set_up(
         measure_gpu=gpu_meter(prepared.device),
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
+        unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
     )
     return context, state
 

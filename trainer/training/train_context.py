@@ -12,6 +12,7 @@ import torch
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
+from trainer.device.unpacked import UnpackedBase
 from trainer.eviction import PreemptionFlag
 from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.method_table import OptimizerKind
@@ -60,3 +61,5 @@ class TrainContext:
     samples: Samples | None = None
     determinism: Determinism = field(default_factory=Determinism)
     kernels: KernelSet = NO_KERNELS
+    unpacked: UnpackedBase | None = None
+    """The values of the base's 4-bit layers, where memory is plenty."""
