@@ -21,10 +21,10 @@ from trainer.errors import Diverged, DoesNotFit, Preempted, TrainerError
 from trainer.saving.state import TrainingState
 from trainer.schedule import derive_seed, micro_batches
 from trainer.text import inexact
-from trainer.training.fit import apply_setup, available
+from trainer.training.fit import apply_setup, available, current_setup
 from trainer.training.launched_step import LaunchedStep, note_launched
 from trainer.training.passes import backward_pass
-from trainer.training.saving_order import MemorySetup, next_saving
+from trainer.training.saving_order import next_saving
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -49,7 +49,7 @@ def train(
     """
     validation = context.validation
     context.model.train()
-    apply_setup(context, state, _setup(state))
+    apply_setup(context, state, current_setup(context, state))
     if context.samples is not None:
         context.samples.begin(state)
     if validation is not None and validation.was_interrupted(state):
@@ -190,13 +190,9 @@ def whole_update(context: TrainContext, state: TrainingState) -> torch.Tensor:
         ) from error
 
 
-def _setup(state: TrainingState) -> MemorySetup:
-    return MemorySetup(micro_batch=state.counters.micro_batch, savings=state.savings)
-
-
 def save_more(context: TrainContext, state: TrainingState, error: BaseException) -> None:
     """Save memory in the next way there is; raise `DoesNotFit` if there is none left."""
-    following = next_saving(_setup(state), available(context, state))
+    following = next_saving(current_setup(context, state), available(context, state))
     if following is None:
         raise DoesNotFit(
             "one sequence does not fit into the memory of the device; lower "
