@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bench.eviction import MEASURES as EVICTION
 from bench.measure import Measure
 from bench.startup import MEASURES as STARTUP
+from bench.training import MEASURES as TRAINING
 
-MEASURES: tuple[Measure, ...] = (*STARTUP,)
+MEASURES: tuple[Measure, ...] = (*TRAINING, *STARTUP, *EVICTION)
 """A new group has a module of its own with its `MEASURES`, and its line here."""

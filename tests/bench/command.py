@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = Run(arguments)
     run.warn_if_busy()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
     try:
         for measure in chosen:
             run.measure(measure)
@@ -95,6 +98,8 @@ class Run:
         self.results: list[Collected] = []
         self.verdicts: list[Verdict] = []
         self.work.mkdir(parents=True, exist_ok=True)
+        for left in self.work.glob("bench-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def warn_if_busy(self) -> None:
         """Say so if other work runs here: a time measured beside it is worth nothing."""

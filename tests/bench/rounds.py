@@ -43,6 +43,7 @@ def _sample_json(sample: Sample) -> dict[str, Any]:
         "value": sample.value,
         "wall_s": sample.wall_s,
         "cpu_s": sample.cpu_s,
+        **sample.also,
         **({"facts": dict(sample.facts)} if sample.facts else {}),
     }
 
@@ -61,7 +62,7 @@ def collect(
             collected.samples = {one.name: {} for one in variants}
             collected.sizes = {one.name: one.size for one in variants if one.size is not None}
             for number in range(rounds):
-                turn = number % len(variants)
+                turn = 0 if measure.in_order else number % len(variants)
                 for variant in [*variants[turn:], *variants[:turn]]:
                     if variant.name in collected.problems or _is_beaten(
                         variant, variants, collected
