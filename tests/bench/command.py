@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import machine, table
+from bench import machine, plot, table
 from bench.all_measures import MEASURES
 from bench.measure import Measure, Workplace
 from bench.results import Verdict, judge
@@ -164,6 +164,10 @@ class Run:
             )
             print(f"appended to {PAGE}")
         print(f"written to {self.out}")
+        if series := plot.growth_series(self.results):
+            drawing = self.out.with_name("growth.svg")
+            drawing.write_text(plot.as_svg(series), encoding="utf-8")
+            print(f"growth with size is drawn in {drawing}")
         missed = table.missed(self.verdicts)
         for line in missed:
             print(f"MISSED {line}", file=sys.stderr)

@@ -97,6 +97,7 @@ class Growth:
     name: str
     of: tuple[str, ...]
     at_most: float | None = None
+    on: str = ""  # as in `Ratio`
 
 
 Goal = Ratio | Limit | Growth

@@ -109,18 +109,21 @@ def _shown(on: str, text: str) -> str:
 
 
 def _slope(goal: Growth, collected: Collected) -> list[float]:
-    """Return the slope of every round, by least squares on the logarithms of size and value."""
-    slopes = []
+    """Return the slope of every round that has all sizes."""
     numbers = sorted({at for name in goal.of for at in collected.samples.get(name, {})})
-    for number in numbers:
-        points = [
-            (collected.sizes[name], collected.samples[name][number].value)
-            for name in goal.of
-            if number in collected.samples.get(name, {})
-        ]
-        if len(points) == len(goal.of):
-            slopes.append(slope(points))
-    return slopes
+    series = [growth_points(goal, collected, number) for number in numbers]
+    return [slope(points) for points in series if len(points) == len(goal.of)]
+
+
+def growth_points(goal: Growth, collected: Collected, number: int) -> list[tuple[float, float]]:
+    """Return size and value of the variants of one round that were measured."""
+    points = []
+    for name in goal.of:
+        sample = collected.samples.get(name, {}).get(number)
+        value = None if sample is None else _number(sample, goal.on)
+        if value is not None:
+            points.append((collected.sizes[name], value))
+    return points
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
