@@ -12,6 +12,7 @@ import torch
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
+from trainer.device.device_queue import LaunchLimit
 from trainer.eviction import PreemptionFlag
 from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.method_table import OptimizerKind
@@ -60,3 +61,11 @@ class TrainContext:
     samples: Samples | None = None
     determinism: Determinism = field(default_factory=Determinism)
     kernels: KernelSet = NO_KERNELS
+    launch_limit: LaunchLimit = field(default_factory=LaunchLimit)
+    reads_late: bool = False
+    """Whether the numbers of a step are read while the device does the passes of the next one.
+
+    The same records come in the same order. On a card the host then never waits for the card.
+    """
+    refuses_host_sync: bool = False
+    """Whether an operation of a step that makes the host wait for a card raises RuntimeError."""
