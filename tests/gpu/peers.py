@@ -152,8 +152,8 @@ def with_trainer(adapted: Any, loaded: Any, notes: Notes) -> Any:
 
 def with_trl(adapted: Any, loaded: Any, notes: Notes, *, liger: bool = False) -> Any:
     """Train with TRL's SFTTrainer on the tokens as they are; every token is learnt."""
-    from datasets import Dataset  # type: ignore[import-untyped]
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined] # it resolves them late
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
     made = SFTTrainer(
         model=adapted,
