@@ -167,7 +167,9 @@ def _judge(
     difference, compared = comparer.difference, None
     directory = root / directory_name(state.counters.step)
     if _whole(directory) is not None:
-        now, then = state.snapshot({}), load(directory, tensor_bytes_max=size_limit(state))
+        now = state.snapshot({})
+        now.ready()
+        then = load(directory, tensor_bytes_max=size_limit(state))
         compared = then.step
         pairs = (
             (ADAPTER, present_tensors(then.adapter), present_tensors(now.adapter)),

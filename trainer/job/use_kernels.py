@@ -11,6 +11,7 @@ from trainer.job.prepare import PreparedInputs
 from trainer.kernels.choose import choose_kernels
 from trainer.kernels.kernel_set import Card
 from trainer.model import DTYPES
+from trainer.training.objective import Packed
 from trainer.training.train_context import TrainContext
 
 
@@ -28,12 +29,14 @@ def use_kernels(
         device=device,
         capability=torch.cuda.get_device_capability(device) if on_card else None,
         dtype=DTYPES[prepared.precision.compute],
+        exact=job.config.train.exact,
     )
     kernels = choose_kernels(context.model, card, job.config.train, job.on_message)
     if not kernels.facts:
         return prepared, context
     hardware = {**prepared.fingerprint["hardware"], "kernels": kernels.facts}
+    objective = Packed(inner=context.objective) if kernels.packed else context.objective
     return (
         replace(prepared, fingerprint={**prepared.fingerprint, "hardware": hardware}),
-        replace(context, kernels=kernels),
+        replace(context, kernels=kernels, objective=objective),
     )

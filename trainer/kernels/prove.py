@@ -25,7 +25,7 @@ REPEATS = 5
 """Backward passes that add up in any order differ within a few repetitions on a busy card."""
 
 
-def find_difference(
+def find_function_difference(
     fast: Function,
     plain: Function,
     inputs: Sequence[torch.Tensor],
@@ -43,9 +43,7 @@ def find_difference(
     limit = BOUNDS[card.dtype] if bound is None else bound
     wider = torch.float64 if card.dtype is torch.float32 else torch.float32
     expected = _compute(plain, [_widened(one, wider) for one in inputs])
-    determinism = Determinism()
-    determinism.strict = card.exact
-    with determinism.enforced():
+    with Determinism(exact=card.exact).enforced():
         found = _compute(fast, inputs)
         for name, value in found.items():
             gap = relative_difference(value, expected[name])

@@ -93,7 +93,7 @@ def make_optimizer(
         made: Any = methods.make_optimizer(method, request.train, parameters)
     if cuda and method.optimizer is OptimizerKind.ADAMW:
         for group in made.param_groups:
-            group["foreach"] = True  # what torch chooses for tensors of a GPU
+            group["fused"] = True  # as for tensors of a GPU
     if paged and cuda:
         made.get_state_buffer = partial(_paged_buffer, tracker)
     return made  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ import torch
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.examples import Examples, collate, load_examples, padding_id
+from trainer.data.packed import collate_packed
 from trainer.data.targets import collate_targets
 from trainer.data_table import DataTable
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
@@ -73,6 +74,28 @@ class SupervisedFineTuning:
     def loss(self, model: Any, batch: Batch, kernels: KernelSet = NO_KERNELS) -> torch.Tensor:
         """Return the summed cross-entropy (nats)."""
         return summed_cross_entropy(model, batch, kernels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """An objective whose batches have no padding, for kernels that keep rows apart by themselves.
+
+    Only for a causal model, and where a batch of the objective is nothing but rows.
+    """
+
+    inner: Objective
+
+    def load(self, rows: Path | Shards) -> Examples:
+        """Read rows as ever."""
+        return self.inner.load(rows)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Put the rows one behind the other."""
+        return collate_packed(examples)
+
+    def loss(self, model: Any, batch: Batch, kernels: KernelSet = NO_KERNELS) -> torch.Tensor:
+        """Return the loss of all rows."""
+        return self.inner.loss(model, batch, kernels)
 
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType({"sft": SupervisedFineTuning})
