@@ -141,18 +141,15 @@ class LoraLinear:
             yield
 
     def _forward(
-        self,
-        layer: Any,
-        plain: Callable[..., Any],
-        number: int,
-        ops: DropoutOps | None,
-        *inputs: Any,
-    ) -> Any:
+        self, layer: Any, plain: Callable[..., Any], number: int, ops: DropoutOps | None,
+        *inputs: Any, **more: Any,
+    ) -> Any:  # fmt: skip
         """Compute a layer; as PEFT does where it, its input or its types are not the usual ones."""
-        name, device = _plain_adapter(layer), inputs[0].device.type
-        if name is None or len(inputs) != 1:
-            return plain(*inputs)
+        name = _plain_adapter(layer)
+        if name is None or len(inputs) != 1 or more:
+            return plain(*inputs, **more)
         x, matrices = inputs[0], (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        device = x.device.type
         casting = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if casting else matrices[0].dtype
         if x.dtype is not dtype:

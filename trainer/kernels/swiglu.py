@@ -247,11 +247,16 @@ class SwiGlu:
 
 
 def _forward(
-    module: Any, plain: Callable[..., Any], names: MlpNames, ops: SwiGluOps, *inputs: Any
+    module: Any,
+    plain: Callable[..., Any],
+    names: MlpNames,
+    ops: SwiGluOps,
+    *inputs: Any,
+    **more: Any,
 ) -> Any:
     """Compute an MLP; its projections stay modules, so that adapters and their hooks apply."""
-    if len(inputs) != 1:
-        return plain(*inputs)
+    if len(inputs) != 1 or more:
+        return plain(*inputs, **more)
     parts = [getattr(module, name)(inputs[0]) for name in names.inputs]
     if len(parts) == 1:
         h = stacked_swiglu(parts[0], ops)
