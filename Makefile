@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers gpu lock clean
+.PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers bench gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -77,6 +77,30 @@ $(TRACKERS)/.installed: pyproject.toml constraints-trackers.txt
 trackers: $(TRACKERS)/.installed  ## send a run with two evictions to real trackers, count what arrives
 	PYTHONPATH=.:tests $(TRACKERS)/bin/python tests/trackers.py
 
+BENCH := .venv-bench
+$(BENCH)/.installed: constraints-bench.txt
+	@echo 'installing the tools that qft is compared with into $(BENCH): minutes, and silent'
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade 'pip>=24'
+	$(BENCH)/bin/python -m pip install --quiet --constraint constraints-bench.txt torch
+	$(BENCH)/bin/python -m pip install --quiet --constraint constraints-bench.txt $(PEERS)
+	@touch $@
+
+PEERS := transformers peft bitsandbytes accelerate trl datasets
+bench: $(STAMP) $(BENCH)/.installed  ## speed beside other tools, on an idle machine: 45 min; BENCH_ARGS=--quick
+	$(BIN)/python examples/quickstart/prepare.py
+	$(BIN)/python tests/bench $(BENCH_ARGS)
+
+TRITON_VERSIONS := 3.6.0 3.7.1
+TRITON := .triton
+$(TRITON)/%/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
+	@touch $@
+
+kernels: $(TRITON_VERSIONS:%=$(TRITON)/%/.installed)  ## Triton kernels without a card: interpreted, and compiled for every card
+	@for version in $(TRITON_VERSIONS); do \
+	  PYTHONPATH=$(TRITON)/$$version $(BIN)/python tests/triton_kernels || exit 1; done
+
 HAS_TORCH := import importlib.util as u, sys; \
   sys.exit(u.find_spec("torch") is None or sys.version_info < (3, 11))
 
@@ -96,4 +120,4 @@ lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; 
 check: system lint types test  ## format, lint, types and tests, as CI does
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(TRACKERS) .demo build dist
+	rm -rf $(VENV) $(TRACKERS) $(BENCH) .demo build dist

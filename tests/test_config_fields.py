@@ -95,6 +95,12 @@ def learning(run: Path) -> object:
     )
 
 
+def summing(run: Path) -> object:
+    """Whether torch must keep to fixed orders of summing in a step."""
+    with rig(run).context.determinism.enforced():
+        return torch.are_deterministic_algorithms_enabled()
+
+
 def lasting(run: Path) -> object:
     """After how many steps a training of six ends."""
     made = rig(run)
@@ -246,6 +252,7 @@ CASES: Mapping[str, Case] = {
     "train.seed": Case({"seed": 1}),
     "train.group_by_length": Case({"group_by_length": False}),
     "train.threads": Case({"threads": 2}),
+    "train.exact": Case({"exact": False}, summing),
     "train.validate_every": Case({"validate_every": 1}, around=HELD_OUT),
     "train.stop_after": Case({"stop_after": 1}, lasting, WORSENING),
     "train.samples": Case({"samples": 3}, sampled, VALIDATED),

@@ -122,7 +122,9 @@ def test_where_files_lie_does_not_matter() -> None:
 
 def test_what_may_change_exists() -> None:
     """Every changeable key is a field or a table of the config."""
-    scored = config(eval={"kind": "label", "labels": ["a"]}, data={"eval": "eval.jsonl"})
+    scored = config(
+        eval={"kind": "label", "labels": ["a"]}, data={"eval": "eval.jsonl"}, train={"exact": False}
+    )
     keys = {*flatten_config(scored), "eval", "data.eval"}
 
     assert keys >= CHANGEABLE

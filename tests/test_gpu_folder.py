@@ -10,12 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from gpu import baseline, borrowed, shapes, weights
+from gpu import borrowed, shapes, weights
 from gpu.borrowed import FOLDER, GIVEN, choose, environment, needed, pack
 from gpu.running import Processes, summary
-from gpu.watched import Notes
 from support import tiny
-from support.rig import rig
 
 from trainer.data.examples import load_examples
 from trainer.data_table import DataTable
@@ -81,6 +79,19 @@ def test_what_cannot_be_had_is_named(
     assert text in " ".join(choice.messages)
 
 
+def test_what_is_only_compared_with_is_taken_if_it_was_packed_and_never_lacking(
+    folder: Path,
+) -> None:
+    """Where TRL is neither there nor packed the comparison alone is left out."""
+    for name in ("trl", "datasets"):
+        (folder / name / name).mkdir(parents=True)
+        (folder / name / name / "__init__.py").touch()
+    choice = choose({**WHOLE, "datasets": "5.2.0"}, folder, suffix=SUFFIX)
+
+    assert choice.paths == (folder / "trl",)
+    assert choice.lacking == ()
+
+
 def test_without_the_folder_the_way_to_fill_it_is_reported(tmp_path: Path) -> None:
     """Who has no folder reads the command that fills one."""
     choice = choose({**WHOLE, "bitsandbytes": None}, tmp_path / FOLDER, suffix=SUFFIX)
@@ -93,15 +104,21 @@ def test_processes_see_one_card_and_no_network(folder: Path) -> None:
     """Our code is first on the path, then the folder, then what was there; one card of several."""
     choice = choose({**WHOLE, "bitsandbytes": None}, folder, suffix=SUFFIX)
     base = {"PYTHONPATH": "/theirs", "CUDA_VISIBLE_DEVICES": "3,5", "HOME": "/home"}
-    made = environment(base, choice, root=Path("/code"))
+    made = environment(base, choice, root=Path("/code"), work=Path("/w"))
 
     assert made["PYTHONPATH"] == f"/code:/code/tests:{folder}/bitsandbytes:/theirs"
     assert made["CUDA_VISIBLE_DEVICES"] == "3"
     assert made["HF_HUB_OFFLINE"] == "1"
     assert made["HOME"] == "/home"
-    assert environment({}, choice, root=Path("/code"))["CUDA_VISIBLE_DEVICES"] == "0"
+    assert made["HF_HOME"] == "/w/huggingface"
     assert (
-        environment({"CUDA_VISIBLE_DEVICES": ""}, choice, root=ROOT)["CUDA_VISIBLE_DEVICES"] == ""
+        environment({}, choice, root=Path("/code"), work=Path("/w"))["CUDA_VISIBLE_DEVICES"] == "0"
+    )
+    assert (
+        environment({"CUDA_VISIBLE_DEVICES": ""}, choice, root=ROOT, work=Path("/w"))[
+            "CUDA_VISIBLE_DEVICES"
+        ]
+        == ""
     )
 
 
@@ -117,6 +134,7 @@ def test_processes_see_one_card_and_no_network(folder: Path) -> None:
         ("bitsandbytes/nn/modules.py", True),
         ("bitsandbytes-0.50.2.dist-info/METADATA", True),
         ("bitsandbytes/__pycache__/consts.cpython-311.pyc", False),
+        ("multiprocess/tests/__init__.py", False),
         ("../../../bin/tool", False),
     ],
 )
@@ -144,11 +162,12 @@ def test_a_packed_folder_serves_a_python_that_lacks_both(
     )
     done = subprocess.run(
         [sys.executable, "-c", ask],
-        env=environment({}, choice, root=ROOT), capture_output=True, text=True, check=True,
+        env=environment({}, choice, root=ROOT, work=tmp_path),
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
 
     assert size < 40 << 20
-    assert len(message) == len(borrowed.PYTHONS) - 1  # one compiled half is that of this Python
+    assert sum("pydantic-core" in line for line in message) == len(borrowed.PYTHONS) - 1
     assert choice.lacking == ()
     core, bits, version = done.stdout.split()
     assert core.startswith(str(tmp_path))
@@ -179,7 +198,7 @@ def test_the_compiled_half_comes_from_the_wheel_of_each_python(
     wanted = borrowed.core_of(tmp_path / FOLDER)
     here = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
-    assert requested == [
+    assert [one for one in requested if one[1] is not None] == [
         (f"pydantic-core=={wanted}", python) for python in borrowed.PYTHONS if python != here
     ]
     assert len(list(core.glob("*.so"))) == len(borrowed.PYTHONS)
@@ -293,12 +312,12 @@ def test_written_models_are_what_transformers_loads(tmp_path: Path) -> None:
 
 def test_rows_are_of_the_stated_length_and_none_is_cut(tmp_path: Path) -> None:
     """A row is between the shortest and the longest length, so the forecast's longest is there."""
-    rows = shapes.write_rows(tmp_path / "rows.jsonl", longest=512, shortest=448)
+    rows = shapes.write_rows(tmp_path / "rows.jsonl", longest=512, shortest=256)
     table = DataTable(train=str(rows), prompt="{text}", completion="{answer}", loss_on="all")
     found = load_examples(table, rows, tiny.make_tokenizer(), max_length=512)
     lengths = [len(row.input_ids) for row in found.items]
 
-    assert (min(lengths), max(lengths), len(lengths)) == (448, 512, shapes.ROWS)
+    assert (min(lengths), max(lengths), len(lengths)) == (256, 512, shapes.ROWS)
     assert found.report.truncated == 0
     assert len(set(lengths)) > 30
     assert all(row.targets >= len(row.input_ids) - 1 for row in found.items)
@@ -315,19 +334,3 @@ def test_large_models_are_cut_into_shards_that_hold_every_tensor_once() -> None:
     assert len(set(names)) == len(names)
     assert max(sizes) <= weights.SHARD_BYTES
     assert sum(sizes) == 2 * shapes.PUBLISHED["8b"]
-
-
-def test_the_comparison_trains_the_batches_of_the_run(tmp_path: Path) -> None:
-    """transformers.Trainer gets the same rows in the same order, and its tokens are counted."""
-    run = tiny.make_run(
-        tmp_path, rows=20, method={"kind": "qlora"},
-        train={"steps": 5, "batch_size": 4, "micro_batch": 2, "precision": "fp32"},
-    )  # fmt: skip
-    notes = Notes()
-    baseline.train(run, notes)
-    rig(run).train(until=5)
-    log = tiny.losses(run)
-
-    assert [one["step"] for one in notes.steps] == [1, 2, 3, 4, 5]
-    assert [one["tokens"] for one in notes.steps] == [one["tokens"] for one in log]
-    assert notes.peak_allocated_bytes is None

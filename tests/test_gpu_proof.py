@@ -17,7 +17,7 @@ from gpu.card import by_driver
 from gpu.lines import Figure, Line, Result, table, write_json
 from gpu.proof import Models, Proof, available_bytes, choose_disk, driver
 from gpu.running import Budget, Ended
-from support.cards import OUT_OF_MEMORY, SCALE, Played, place
+from support.cards import KERNELS, OUT_OF_MEMORY, SCALE, Played, place
 
 REAL_DRIVER = driver
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,26 +39,28 @@ def proof(tmp_path: Path, played: Played, *, limit_s: float = 480) -> tuple[int,
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the played machine leaves has six steps, and there is room for any model."""
     monkeypatch.setattr("gpu.proof.Scale", lambda: SCALE)
+    monkeypatch.setattr("gpu.proof.SCALES", {})
     monkeypatch.setattr("gpu.proof.file_bytes", lambda _model: 0)
     monkeypatch.setattr("gpu.proof.RUNS_BYTES", 0)
     monkeypatch.setattr("gpu.proof.driver", lambda _card: "580.1")
 
 
 def test_a_good_card_has_every_line_done(tmp_path: Path) -> None:
-    """Both sizes, both kinds of arithmetic and three optimizers are trained, resumed, verified."""
-    code, found = proof(tmp_path, Played())
+    """All sizes, both kinds of arithmetic and three optimizers are trained, resumed, verified."""
+    code, found = proof(tmp_path, Played(takes_s=4))
 
     assert code == 0
     assert {line["result"] for line in found["lines"]} == {"done"}
     names = [line["what"] for line in found["lines"]]
-    settings = ["1b bf16", "8b bf16", "8b fp16", "1b fp16", "1b bf16 adamw8bit"]
+    settings = ["1b bf16", "3b bf16", "8b bf16", "8b fp16", "1b fp16", "1b bf16 adamw8bit"]
     for value in [*settings, "1b bf16 paged_adamw8bit"]:
         for act in ("load and train", "SIGKILL and resume", "verify"):
             assert f"{value}: {act}" in names
-    assert [name for name in names if "Trainer" in name] == [
-        "1b bf16: transformers.Trainer",
-        "8b bf16: transformers.Trainer",
-    ]
+    for model in ("1b", "3b", "8b"):
+        for peer in ("Trainer", "TRL", "TRL with Liger"):
+            assert f"{model} bf16: {peer}" in names
+    for kernel in KERNELS:
+        assert f"1b bf16 kernel {kernel}: SIGKILL and resume" in names
     assert found["card"] == "NVIDIA Test"
     assert found["driver"] == "580.1"
 
@@ -80,7 +82,7 @@ def test_an_error_is_that_of_its_line_and_the_others_go_on(tmp_path: Path) -> No
     for act in ("SIGKILL and resume", "verify"):
         assert by_name[f"8b bf16: {act}"]["result"] == "not run"
     assert by_name["8b fp16: verify"]["result"] == "done"
-    assert by_name["8b bf16: transformers.Trainer"]["result"] == "done"
+    assert by_name["8b bf16: TRL"]["result"] == "done"
 
 
 @pytest.mark.parametrize("takes_s", [30.0, 70.0, 119.0, 1000.0])
@@ -96,7 +98,8 @@ def test_the_whole_ends_within_its_budget(tmp_path: Path, takes_s: float) -> Non
     assert left_out
     assert all("no time left" in line["error"] or "there is no" in line["error"]
                or "could not" in line["error"] for line in left_out)  # fmt: skip
-    assert lines[0]["what"] == "1b bf16: load and train"
+    trained = [line["what"] for line in lines if line["what"].endswith("load and train")]
+    assert trained[0] == "8b bf16 first start: load and train"
 
 
 @pytest.mark.parametrize(
@@ -127,15 +130,22 @@ def test_a_card_that_could_not_be_looked_for_is_not_called_absent(
 
 def test_what_is_timed_runs_alone_and_the_most_telling_comes_first() -> None:
     """Speed is measured with one lane; kills run side by side; paging to the host is last."""
-    first, second, third = rounds.card_rounds(4)
+    planned = rounds.card_rounds(4, ("norm:1",))
+    first, second, *_ = planned
 
-    assert (first.lanes, second.lanes, third.lanes) == (1, 4, 1)
-    assert [unit.job.name for unit in first.units] == ["1b bf16", "1b bf16", "8b bf16"]
-    assert [unit.acts[0][0] for unit in first.units] == [rounds.TRAIN, rounds.SPEED, rounds.TRAIN]
-    assert [unit.job.name for unit in second.units][:2] == ["1b bf16", "8b bf16"]
-    assert second.units[-1].job.optimizer == "paged_adamw8bit"
-    assert second.units[-1].job.r * 2048 >= 100_000  # smaller tensors are not paged
-    assert [(unit.job.model, unit.acts[0][0]) for unit in third.units] == [("8b", rounds.SPEED)]
+    assert {one.name: one.lanes for one in planned} == {
+        "speed": 1, "kills": 4, "more-speed": 1, "more-kills": 4, "rest": 1,
+    }  # fmt: skip
+    assert [unit.job.name for unit in first.units] == ["8b bf16", "1b bf16", "1b bf16"]
+    assert [unit.acts[0][0] for unit in first.units] == [rounds.TRAIN, rounds.TRAIN, rounds.PEERS]
+    assert [unit.job.name for unit in second.units] == [
+        "8b bf16",
+        "1b bf16",
+        "1b bf16 kernel norm:1",
+    ]
+    paged = planned[3].units[-1].job
+    assert paged.optimizer == "paged_adamw8bit"
+    assert paged.r * 2048 >= 100_000  # smaller tensors are not paged
 
 
 @pytest.mark.parametrize(
@@ -265,13 +275,13 @@ def test_what_was_measured_survives_a_hard_end(tmp_path: Path) -> None:
     seen: list[int] = []
 
     def look(command: str) -> None:
-        if "gpu.watched" in command or "gpu.baseline" in command:
+        if "gpu.watched" in command or "gpu.peers" in command:
             path = tmp_path / "out" / "gpu.json"
             seen.append(len(json.loads(path.read_text())["lines"]) if path.exists() else 0)
 
     proof(tmp_path, Played(faults=look))
 
-    assert seen[:2] == [0, 1]
+    assert seen[:2] == [5, 6]  # what was seen of the card comes first
     assert seen[-1] >= len(seen) // 2
 
 

@@ -34,8 +34,9 @@ FIELD = (
     "link",
     "powers_of_two",
     "_ExcludeDispatchKeyGuard",
+    "bench",
 )
-"""Names of OpenSSH, pydantic, torch, files and the system; words of run.yaml and of commands."""
+"""Names of OpenSSH, pydantic, torch, make, files and the system; words of run.yaml, commands."""
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:

@@ -13,6 +13,7 @@ from support.rig import Rig, outcome, rig, twin_of
 from support.tiny import make_run
 
 from trainer.data.codec import Example
+from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.training.objective import Batch, Objective
 
 VALIDATED = {"steps": 4, "validate_every": 2, "batch_size": 4, "micro_batch": 2}
@@ -34,10 +35,10 @@ class Scaled:
         """Collate as the one inside does."""
         return self.inner.collate(examples)
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, model: Any, batch: Batch, kernels: KernelSet = NO_KERNELS) -> torch.Tensor:
         """Scale the loss of the one inside."""
         self.passes.append((torch.is_grad_enabled(), len(batch["input_ids"])))
-        return self.inner.loss(model, batch) * self.factor
+        return self.inner.loss(model, batch, kernels) * self.factor
 
 
 def with_objective(made: Rig, factor: float) -> tuple[Rig, Scaled]:

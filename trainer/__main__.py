@@ -102,7 +102,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         parser = commands.add_parser(name, help=command.help, description=command.help)
         if argv and argv[0] == name:
-            prepare_environment()
+            prepare_environment(adaptive_waits=name == "train")
             module = importlib.import_module(f"trainer.{command.module}")
             module.add_arguments(parser)
             parser.set_defaults(run=module.run)

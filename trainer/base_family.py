@@ -1,8 +1,14 @@
-"""Chooses the class of transformers that a base is loaded by."""
+"""Chooses the class of transformers that a base is loaded by, and imports its code ahead."""
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from trainer.method_table import MethodTable, Quant
 
 
 def choose_family(model_config: Any) -> Any:
@@ -26,3 +32,24 @@ def choose_family(model_config: Any) -> Any:
     if only_whole and not remote:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
+
+
+def import_code(model_config: Mapping[str, Any], method: MethodTable) -> None:
+    """Import what loading a base and training it will import, so that it can be done ahead.
+
+    `model_config` is the base's config.json. Code that comes with a base is left to its loading.
+    """
+    import peft  # noqa: F401 - as all of these
+
+    if method.storage is not Quant.NONE:
+        quiet_bitsandbytes()
+        import bitsandbytes  # noqa: F401
+    package = str(model_config.get("model_type")).replace("-", "_")
+    if package.isidentifier():
+        with suppress(ImportError):  # no architecture of transformers, or one of another file
+            importlib.import_module(f"transformers.models.{package}.modeling_{package}")
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep it from advising a package with a kernel for inference, which training would not use."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -117,6 +117,11 @@ class TrainTable(BaseModel):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         default="auto", description="CPU threads; their number is part of bit-exactness."
     )
+    exact: bool = Field(
+        default=True,
+        description="Add up in fixed orders, so that a run that was killed and resumed has the "
+        "bits of one that was not; `false`: in any order, where that is faster.",
+    )
 
     validate_every: int | None = Field(
         default=None, ge=1, description="Steps between losses on `data.eval`; without it, none."

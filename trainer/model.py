@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from trainer.adapters.parent import ParentAdapter, adapted_layers
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.residual import require_fit
 from trainer.adapters.settings import TENSORS, load_tensors, read_settings
+from trainer.adapters.stored_base import StoredBase
 from trainer.adapters.unadaptable import unadaptable
 from trainer.base_config import base_problems, stored_quantisation
-from trainer.base_family import choose_family
+from trainer.base_family import choose_family, quiet_bitsandbytes
 from trainer.config import ModelTable, TrainerConfig, TrainTable
 from trainer.device.activations import can_checkpoint, set_checkpointing
+from trainer.device.deferred_modules import defer_modules
 from trainer.device.precision import Precision, choose_precision
 from trainer.errors import ConfigError
 from trainer.hub import is_hub_id
@@ -135,19 +137,21 @@ def device_precision(train: TrainTable, *, device: torch.device, seq2seq: bool) 
     )
 
 
-def load_base(
+def load_base(  # noqa: PLR0913 - what is loaded, where to, and two that may be left out
     source: Source,
     method: MethodTable,
     *,
     precision: Precision,
     device: torch.device,
     on_share: Callable[[QuantisedShare], None] | None = None,
+    stored: StoredBase | None = None,
 ) -> Model:
     """Load the frozen base on `device`, quantised if the method says so.
 
     Attention is SDPA where the architecture has it. Nothing is upcast to float32: PEFT's
     `prepare_model_for_kbit_training` would double the memory of the embeddings for no gain.
     `on_share` hears how much of a base will be quantised before a weight is read, and may raise.
+    From `stored` the quantised weights are read, if they are there; bits and model are the same.
 
     Raises:
         ConfigError: there is no such model, it is not one that generates text, some of its weights
@@ -158,9 +162,12 @@ def load_base(
     def on_empty(model: Model, experts: ExpertQuantiser) -> bool:
         if on_share is not None:
             on_share(quantise.measure(model, method.storage, experts=experts.names))
+        if stored is not None:
+            stored.experts = experts
         return True
 
-    base = _read(source, method, precision=precision, device=device, on_empty=on_empty)
+    with nullcontext() if stored is None else stored.within():
+        base = _read(source, method, precision=precision, device=device, on_empty=on_empty)
     base.requires_grad_(requires_grad=False)
     if method.storage is not Quant.NONE:
         quantise.require_quantised(base)
@@ -201,16 +208,15 @@ def _read(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # the log is a file
-    # On some CPUs it advises a package with a kernel for inference, which training would not use.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     model_config = _own_config(source)
     require_usable(model_config, method, source)
     family = choose_family(model_config)
     dtype = DTYPES[precision.compute]
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, **source.arguments}
-    stored = stored_quantisation(model_config.to_dict())
-    if stored is not None:  # already quantised, as wanted; but its arithmetic is this device's
-        model_config.quantization_config = {**stored, "bnb_4bit_compute_dtype": dtype}
+    already = stored_quantisation(model_config.to_dict())
+    if already is not None:  # as wanted; but its arithmetic is this device's
+        model_config.quantization_config = {**already, "bnb_4bit_compute_dtype": dtype}
     elif method.storage is not Quant.NONE:
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_8bit=not method.storage.four_bit,
@@ -384,6 +390,7 @@ def load_for_inference(
     Raises:
         ConfigError, ConnectionError: as `load_base` and `load_adapter` do.
     """
+    defer_modules()
     source = find_source(config.model, run_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seq2seq = is_seq2seq(load_config(source))

@@ -52,6 +52,8 @@ KEPT_ENVIRONMENT = (
     "NVIDIA_DRIVER_CAPABILITIES",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
 )
 """What describes this computer rather than its user; nothing else of the caller gets in."""
 

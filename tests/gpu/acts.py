@@ -1,128 +1,23 @@
-"""What is done with one training job: train it, kill and resume it, verify it, compare its speed.
+"""What is done with one training job: train it, kill and resume it, verify it.
 
-An act never raises for what a process does: it returns a line that says how it ended.
+An act never raises for what a process does: it returns lines that say how it ended.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gpu.comparing import differences, last_step, read_log
+from gpu.jobs import ALL_KERNELS, ENDING_S, Job, Place
 from gpu.lines import Figure, Line, Result, figures_of
-from gpu.running import Budget, Ended, Runner, summary
-from gpu.watched import speed
+from gpu.running import Ended, summary
+from gpu.watched import Watching, speed, step_seconds
 
-HASHES = ".hashes.json"  # what the files of the base hash to, kept by the trainer
-ENDING_S = 5.0  # kept of the budget for the table
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How much is trained; counts are of steps, of sequences, and of tokens of a sequence."""
-
-    steps: int = 30
-    batch_size: int = 8
-    micro_batch: int = 4
-    every: int = 10  # steps between checkpoints
-    kill_after: int = 14
-    warm_up: int = 5  # steps that do not count for the speed
-    max_length: int = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One training: a model, its arithmetic, its optimizer.
-
-    A process of it takes about `expect_s` seconds, and is not begun with less time left; after
-    `limit_s` it is stopped.
-    """
-
-    model: str
-    precision: str = "bf16"
-    optimizer: str = "adamw"
-    r: int = 8
-    expect_s: float = 20.0
-    limit_s: float = 120.0
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        plain = self.optimizer == "adamw"
-        return f"{self.model} {self.precision}" + ("" if plain else f" {self.optimizer}")
-
-    @property
-    def folder(self) -> str:
-        """The name of its directories."""
-        return f"{self.model}-{self.precision}-{self.optimizer}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where everything lies: `work/models/NAME`, `work/rows.jsonl`, and a folder for each run."""
-
-    work: Path
-    scale: Scale
-    runner: Runner
-    budget: Budget
-
-    def config(self, job: Job) -> dict[str, Any]:
-        """Return the trainer's config.json of that job."""
-        scale = self.scale
-        return {
-            "model": {"id": str(self.work / "models" / job.model)},
-            "method": {
-                "kind": "qlora",
-                "r": job.r,
-                "alpha": 2 * job.r,
-                "dropout": 0.05,
-                "optimizer": job.optimizer,
-            },
-            "data": {
-                "train": str(self.work / "rows.jsonl"),
-                "prompt": "{text}",
-                "completion": "{answer}",
-                "loss_on": "all",
-            },
-            "train": {
-                "steps": scale.steps,
-                "batch_size": scale.batch_size,
-                "micro_batch": scale.micro_batch,
-                "max_length": scale.max_length,
-                "warmup": 3,
-                "gradient_checkpointing": True,  # as `auto` has it on a card, and on a CPU too
-                "precision": job.precision,
-            },
-            "checkpoint": {"every": scale.every, "keep": 2},
-        }
-
-    def directory(self, job: Job, kind: str) -> Path:
-        """Return the run directory of `job`, with its config and what is known of the base."""
-        run_dir = self.work / f"{job.folder}-{kind}"
-        if not run_dir.exists():
-            run_dir.mkdir(parents=True)
-            text = json.dumps(self.config(job), indent=1)
-            (run_dir / "config.json").write_text(text, encoding="utf-8")
-            hashes = self.work / f"{job.model}{HASHES}"
-            if hashes.exists():  # hashing 16 GB anew for every run takes long and proves nothing
-                shutil.copyfile(hashes, run_dir / HASHES)
-        return run_dir
-
-    def keep_hashes(self, job: Job, run_dir: Path) -> None:
-        """Remember what the base's files hash to, for the runs that follow."""
-        if (run_dir / HASHES).exists():
-            shutil.copyfile(run_dir / HASHES, self.work / f"{job.model}{HASHES}")
-
-    def limit_s(self, job: Job) -> float:
-        """Return the time that a process of this job may take now."""
-        return min(job.limit_s, max(0.0, self.budget.left_s - ENDING_S))
-
-
-Act = Callable[[Place, Job], Line]
+Act = Callable[[Place, Job], Line | list[Line]]
 
 
 def not_in_time(place: Place, job: Job) -> str | None:
@@ -132,19 +27,28 @@ def not_in_time(place: Place, job: Job) -> str | None:
     return f"no time left: {place.budget.left_s:.0f} s of {place.budget.limit_s:.0f}"
 
 
-def attempt(act: Act, place: Place, job: Job, *, what: str, hindrance: str | None) -> Line:
+def attempt(act: Act, place: Place, job: Job, *, what: str, hindrance: str | None) -> list[Line]:
     """Do an act unless something hinders it; whatever it raises is the error of its line."""
     what = f"{job.name}: {what}"
     hindrance = hindrance or not_in_time(place, job)
     if hindrance:
-        return Line(what=what, result=Result.NOT_RUN, error=hindrance)
+        return [Line(what=what, result=Result.NOT_RUN, error=hindrance)]
     began_s = place.budget.spent_s
     try:
-        return act(place, job)
+        found = act(place, job)
     except Exception as error:  # noqa: BLE001 - a line with its error, and the next one
         seconds = place.budget.spent_s - began_s
         text = f"{type(error).__name__}: {error}"
-        return Line(what=what, result=Result.FAILED, seconds=seconds, error=text)
+        return [Line(what=what, result=Result.FAILED, seconds=seconds, error=text)]
+    return [found] if isinstance(found, Line) else found
+
+
+def watch(place: Place, job: Job, kind: str, *, brake_after: int = 0) -> tuple[str, ...]:
+    """Return the arguments of a watched training of that job."""
+    watching = Watching(brake_after=brake_after, kernels=job.kernels)
+    run_dir = place.directory(job, kind)
+    notes = str(place.notes(job, kind))
+    return (notes, json.dumps(asdict(watching)), "train", "--run-dir", str(run_dir))
 
 
 def train(place: Place, job: Job, *, alone: bool) -> Line:
@@ -152,20 +56,23 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
     what = f"{job.name}: load and train"
     run_dir = place.directory(job, "calm")
     limit_s = place.limit_s(job)
-    notes = place.work / f"{job.folder}-calm.json"
-    ended = place.runner.run(
-        "gpu.watched", str(notes), "0", "train", "--run-dir", str(run_dir), limit_s=limit_s
-    )
+    ended = place.runner.run("gpu.watched", *watch(place, job, "calm"), limit_s=limit_s)
     place.keep_hashes(job, run_dir)
-    recorded = _read(notes)
-    figures = measured(recorded, warm_up=place.scale.warm_up, alone=alone)
+    recorded = read(place.notes(job, "calm"))
+    figures = measured(recorded, warm_up=place.scale_of(job).warm_up, alone=alone)
     if not ended.fine:
-        return _failed(what, ended, limit_s, figures)
-    status = _read(run_dir / "status.json")
-    parts = [f"{last_step(run_dir)} steps, loss {_loss(run_dir)}"]
-    ratio = _ratio(recorded)
-    if ratio:
-        parts.append(ratio)
+        return failed(what, ended, limit_s, figures)
+    if job.kernels not in {ALL_KERNELS, "none"} and job.kernels not in recorded.get("kernels", []):
+        error = "the trainer does not use this kernel here"
+        return Line(what=what, result=Result.NOT_RUN, seconds=ended.seconds, error=error,
+                    log=ended.log)  # fmt: skip
+    status = read(run_dir / "status.json")
+    parts = [f"{last_step(run_dir)} steps, loss {_loss(run_dir)}", *_ratios(recorded, figures)]
+    if "loading" in figures and "first_step_after" in figures:
+        loading, first = (figures[name].value for name in ("loading", "first_step_after"))
+        parts.append(f"loaded in {loading:.1f} s, first step after {first:.1f} s")
+    if recorded.get("kernels"):
+        parts.append(f"kernels: {', '.join(recorded['kernels'])}")
     return Line(
         what=what,
         result=Result.DONE,
@@ -182,7 +89,7 @@ def kill_and_resume(place: Place, job: Job) -> Line:
     The kill comes after a checkpoint and some steps more, which the resumed run has to do again.
     """
     what = f"{job.name}: SIGKILL and resume"
-    scale = place.scale
+    scale = place.scale_of(job)
     calm = place.directory(job, "calm")
     if last_step(calm) != scale.steps or not (calm / "adapter").is_dir():
         return Line(
@@ -196,12 +103,9 @@ def kill_and_resume(place: Place, job: Job) -> Line:
     def in_the_middle() -> bool:
         return last_step(run_dir) >= scale.kill_after and saved.is_dir()
 
-    command = ("train", "--run-dir", str(run_dir))
     limit_s = place.limit_s(job)
-    notes, brake = str(place.work / f"{job.folder}-killed.json"), str(scale.kill_after + 1)
-    first = place.runner.run(
-        "gpu.watched", notes, brake, *command, limit_s=limit_s, until=in_the_middle
-    )
+    braked = watch(place, job, "killed", brake_after=scale.kill_after + 1)
+    first = place.runner.run("gpu.watched", *braked, limit_s=limit_s, until=in_the_middle)
     if not first.killed:
         if first.fine:
             return Line(
@@ -210,21 +114,29 @@ def kill_and_resume(place: Place, job: Job) -> Line:
                 seconds=first.seconds,
                 error="the run was over before it could be killed",
             )
-        return _failed(what, first, limit_s, {})
+        return failed(what, first, limit_s, {})
     killed_after = last_step(run_dir)
     limit_s = place.limit_s(job)
-    second = place.runner.run("gpu.watched", notes, "0", *command, limit_s=limit_s)
+    second = place.runner.run("gpu.watched", *watch(place, job, "killed"), limit_s=limit_s)
     seconds = first.seconds + second.seconds
     if not second.fine:
-        return _failed(what, second, limit_s, {}, seconds=seconds)
-    line = _judge_resumed(place, (calm, run_dir), what=what, killed_after=killed_after)
-    return replace(line, seconds=seconds, log=f"{line.log}\n{second.log}".strip())
+        return failed(what, second, limit_s, {}, seconds=seconds)
+    line = _judge_resumed((calm, run_dir), what=what, steps=scale.steps, killed_after=killed_after)
+    started = start_up(read(place.notes(job, "killed")))
+    return replace(
+        line,
+        seconds=seconds,
+        log=f"{line.log}\n{second.log}".strip(),
+        figures={**line.figures, **started},
+    )
 
 
-def _judge_resumed(place: Place, runs: tuple[Path, Path], *, what: str, killed_after: int) -> Line:
+def _judge_resumed(
+    runs: tuple[Path, Path], *, what: str, steps: int, killed_after: int
+) -> Line:  # fmt: skip
     """Compare a resumed run with the calm one, and look at what its status says."""
     calm, run_dir = runs
-    status = _read(run_dir / "status.json")
+    status = read(run_dir / "status.json")
     figures = figures_of(
         {
             "killed_after": (float(killed_after), "step"),
@@ -232,7 +144,7 @@ def _judge_resumed(place: Place, runs: tuple[Path, Path], *, what: str, killed_a
             "redone": (status.get("redone_steps"), "steps"),
         }
     )
-    found = differences(calm, run_dir, steps=place.scale.steps)
+    found = differences(calm, run_dir, steps=steps)
     if status.get("resumes") != 1 or not status.get("resumed_from"):
         found.append(f"it did not resume from a checkpoint: {status.get('resumed_from')}")
     message = f"killed after step {killed_after}, went on from step {status.get('resumed_from')}"
@@ -261,9 +173,9 @@ def verify(place: Place, job: Job) -> Line:
     ended = place.runner.run(
         "trainer", "verify", "--run-dir", str(run_dir), "--json", limit_s=limit_s
     )
-    found = _parse(ended.out)
+    found = parse(ended.out)
     if not found:
-        return _failed(what, ended, limit_s, {})
+        return failed(what, ended, limit_s, {})
     figures = {"replayed": Figure(value=float(found.get("steps", 0)), unit="steps")}
     if not ended.fine or found.get("equal") is not True or not found.get("steps"):
         error = f"not the same: {json.dumps(found.get('first_difference'))}"
@@ -277,32 +189,11 @@ def verify(place: Place, job: Job) -> Line:
     )
 
 
-def compare_speed(place: Place, job: Job) -> Line:
-    """Train the same with `transformers.Trainer`."""
-    what = f"{job.name}: transformers.Trainer"
-    notes = place.work / f"{job.folder}-theirs.json"
-    run_dir = place.directory(job, "theirs")
-    limit_s = place.limit_s(job)
-    ended = place.runner.run("gpu.baseline", str(notes), str(run_dir), limit_s=limit_s)
-    theirs = _read(notes)
-    if not ended.fine:
-        return _failed(what, ended, limit_s, {})
-    figures = measured(theirs, warm_up=place.scale.warm_up, alone=True)
-    figures.pop("forecast_allocated", None)
-    ours = _read(place.work / f"{job.folder}-calm.json")
-    here, there = (
-        speed(each.get("steps", []), warm_up=place.scale.warm_up) for each in (ours, theirs)
-    )
-    message = f"ours is {here / there:.2f} times as fast" if here and there else ""
-    return Line(
-        what=what, result=Result.DONE, seconds=ended.seconds, message=message, figures=figures
-    )
-
-
 def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, Figure]:
     """Return the figures of one process's notes."""
     estimate = notes.get("estimate") or {}
     used = notes.get("card_used_bytes") if alone else None
+    step_s = step_seconds(notes.get("steps", []), warm_up=warm_up)
     return figures_of(
         {
             "tokens_per_s": (
@@ -315,18 +206,40 @@ def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, F
             "card_used": (used, "bytes"),
             "forecast_allocated": (estimate.get("allocated"), "bytes"),
             "forecast_reserved": (estimate.get("reserved"), "bytes"),
+            "planned_reserved": ((notes.get("planned") or {}).get("reserved"), "bytes"),
             "forecast_base": (estimate.get("base"), "bytes"),
+            "step": (step_s if alone else None, "s"),
+            "forecast_step": (notes.get("estimated_step_s"), "s"),
+        }
+    ) | start_up(notes)  # fmt: skip
+
+
+def start_up(notes: dict[str, Any]) -> dict[str, Figure]:
+    """Return what a start took: until the base is loaded from, loading it, until the first step."""
+    began, ended, steps = (notes.get(name) for name in ("load_began_s", "load_ended_s", "steps"))
+    if began is None or ended is None:
+        return {}
+    first = steps[0]["at_s"] if steps else None
+    return figures_of(
+        {
+            "before_loading": (began, "s"), "loading": (ended - began, "s"),
+            "first_step_after": (first, "s"),
         }
     )  # fmt: skip
 
 
-def _ratio(notes: dict[str, Any]) -> str | None:
-    """Say how the measured peak compares with the forecast."""
+def _ratios(notes: dict[str, Any], figures: dict[str, Figure]) -> list[str]:
+    """Say how measured memory and time compare with what is forecast of them."""
+    found = []
     peak, estimate = notes.get("peak_allocated_bytes"), notes.get("estimate")
-    if not peak or not estimate:
-        return None
-    percent = 100 * (peak / estimate["allocated"] - 1)
-    return f"peak {abs(percent):.0f} % {'above' if percent > 0 else 'below'} the forecast"
+    if peak and estimate:
+        percent = 100 * (peak / estimate["allocated"] - 1)
+        beside = "above" if percent > 0 else "below"
+        found.append(f"peak {abs(percent):.0f} % {beside} the forecast")
+    if "step" in figures and "forecast_step" in figures:
+        ratio = figures["step"].value / figures["forecast_step"].value
+        found.append(f"a step takes {ratio:.2f} times the forecast")
+    return found
 
 
 def _exactness(status: dict[str, Any]) -> list[str]:
@@ -342,7 +255,7 @@ def _loss(run_dir: Path) -> str:
     return " to ".join(parts)
 
 
-def _failed(
+def failed(
     what: str,
     ended: Ended,
     limit_s: float,
@@ -350,6 +263,7 @@ def _failed(
     *,
     seconds: float | None = None,
 ) -> Line:
+    """Return the line of a process that did not end well."""
     return Line(
         what=what,
         result=Result.FAILED,
@@ -360,15 +274,16 @@ def _failed(
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """Return a JSON table, empty if there is none."""
     try:
-        return _parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except OSError:
         return {}
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse(text: str) -> dict[str, Any]:
+    """Return the JSON table that a text is, an empty one if it is none."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -6,7 +6,8 @@ fills `.gpu/` on a computer with internet. A machine with a card has torch, tran
 accelerate, but often neither bitsandbytes nor pydantic. Each has a part of the folder to itself,
 and a part is used only where the Python at hand lacks the package, or has one that is too old.
 Of bitsandbytes the library of one CUDA generation is taken (4 MB instead of 130). pydantic's
-compiled half is built for one version of Python each, so those of several lie side by side.
+compiled half is built for one version of Python each, so those of several lie side by side. TRL,
+datasets and Liger are there for a comparison only: without them it is left out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "pydantic": (
         "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions",
     ),
+    "trl": ("trl",),
+    "datasets": ("datasets", "dill", "multiprocess"),
+    "liger_kernel": ("liger_kernel",),
 }  # fmt: skip
+COMPARED = ("trl", "datasets", "liger_kernel")
+"""Parts that nothing but a comparison needs; what else they need, such as pandas, stays there."""
 LEAST = {"bitsandbytes": (0, 50), "pydantic": (2, 12)}
 """The lower bounds of pyproject.toml."""
 GIVEN = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
@@ -87,6 +93,10 @@ def choose(found: Mapping[str, str | None], folder: Path, *, suffix: str | None 
             f"with internet fills {folder.name}/, to be brought along"
         )
         lacking.append(name)
+    for name in COMPARED:
+        if found.get(name) is None and unusable(folder / name, name, suffix) is None:
+            paths.append(folder / name)
+            messages.append(f"{name} is missing in this Python: taken from {folder / name}")
     return Choice(paths=tuple(paths), messages=tuple(messages), lacking=tuple(lacking))
 
 
@@ -108,8 +118,13 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def environment(base: Mapping[str, str], choice: Choice, *, root: Path) -> dict[str, str]:
-    """Return the environment of the proof's processes: one card, no network, our code in front."""
+def environment(
+    base: Mapping[str, str], choice: Choice, *, root: Path, work: Path
+) -> dict[str, str]:
+    """Return the environment of the proof's processes: one card, no network, our code in front.
+
+    What they store or compile for later starts lies below `work`: nothing is there from before.
+    """
     paths = [str(root), str(root / "tests"), *map(str, choice.paths)]
     if base.get("PYTHONPATH"):
         paths.append(base["PYTHONPATH"])
@@ -119,6 +134,8 @@ def environment(base: Mapping[str, str], choice: Choice, *, root: Path) -> dict[
         "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": cards.split(",")[0],
         "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(work / "huggingface"),
+        "TRITON_CACHE_DIR": str(work / "triton"),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
@@ -135,7 +152,12 @@ def pack(folder: Path, *, on_message: Callable[[str], None], cuda: str = CUDA) -
     for part, names in PARTS.items():
         for name in names:
             requirement = f"pydantic-core=={core_of(partial)}" if name == "pydantic_core" else name
-            take(name, requirement, partial / part, wanted=lambda file: needed(file, cuda=cuda))
+            try:
+                take(name, requirement, partial / part, wanted=lambda file: needed(file, cuda=cuda))
+            except subprocess.CalledProcessError as error:
+                if part not in COMPARED:
+                    raise
+                on_message(f"no {name} to compare with: {error.stderr.strip()[-200:]}")
     for python in PYTHONS:
         message = add_core(partial / "pydantic", python=python, version=core_of(partial))
         if message:
@@ -157,7 +179,11 @@ def core_of(folder: Path) -> str:
 def needed(file: str, *, cuda: str) -> bool:
     """Tell whether a file of a wheel is brought along: no library of other accelerators."""
     name = file.rpartition("/")[2]
-    if file.startswith("..") or "__pycache__" in file or name in {"RECORD", "direct_url.json"}:
+    if (
+        file.startswith("..")
+        or {"__pycache__", "tests"} & {*file.split("/")}
+        or name in {"RECORD", "direct_url.json"}
+    ):
         return False
     if not name.startswith("libbitsandbytes_"):
         return True

@@ -16,13 +16,19 @@ from dataclasses import asdict
 from functools import cache, partial
 from typing import Any
 
-from gpu.acts import Scale
+from gpu.jobs import SCALES, Scale
 from gpu.lines import Figure, Line, Result
 from gpu.shapes import LONGEST, MODELS, PUBLISHED, elements, tensors
 
 CARDS = ("T4", "A10", "A100", "H100")
 NEAR = 0.001
 ROWS_MAX = 1024
+Checked = tuple[bool, str, dict[str, Figure]]
+"""Whether it is right, what is said of it, and what was measured."""
+
+
+class UnsuitableError(Exception):
+    """This card or this Python cannot do it, which is no mistake of anybody."""
 
 
 def main(names: Sequence[str]) -> int:
@@ -35,16 +41,16 @@ def main(names: Sequence[str]) -> int:
         lines.append(attempt(f"{name}: bytes in NF4", partial(base, name, config)))
         for card in CARDS:
             what = f"{name}: forecast for {card}"
-            lines.append(attempt(what, partial(estimate, config, card)))
+            lines.append(attempt(what, partial(estimate, name, config, card)))
     sys.stdout.write(json.dumps([asdict(line) for line in lines]) + "\n")
     return 0
 
 
-def attempt(what: str, check: Callable[[], tuple[bool, str, dict[str, Figure]]]) -> Line:
+def attempt(what: str, check: Callable[[], Checked]) -> Line:
     """Do one check; what it raises is the error of its line, and what is missing is not run."""
     try:
         right, message, figures = check()
-    except ImportError as error:
+    except (ImportError, UnsuitableError) as error:
         return Line(what=what, result=Result.NOT_RUN, error=str(error))
     except Exception as error:  # noqa: BLE001 - a line with its error, and the next one
         return Line(what=what, result=Result.FAILED, error=f"{type(error).__name__}: {error}")
@@ -53,7 +59,7 @@ def attempt(what: str, check: Callable[[], tuple[bool, str, dict[str, Figure]]])
     return Line(what=what, result=Result.FAILED, error=message, figures=figures)
 
 
-def parameters(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
+def parameters(name: str, config: Mapping[str, Any]) -> Checked:
     """Compare the parameters that transformers makes with the closed formula and our files."""
     from trainer.device.shapes import read_shape
 
@@ -71,7 +77,7 @@ def parameters(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[st
     return False, text, figures
 
 
-def base(name: str, config: Mapping[str, Any]) -> tuple[bool, str, dict[str, Figure]]:
+def base(name: str, config: Mapping[str, Any]) -> Checked:
     """Compare the bytes of the base in NF4 with the closed formula."""
     import torch
 
@@ -115,13 +121,13 @@ def quantised_bytes(rows: int, columns: int) -> float:
     return float(sum(one.numel() * one.element_size() for one in kept) / (rows * columns))
 
 
-def estimate(config: Mapping[str, Any], card: str) -> tuple[bool, str, dict[str, Figure]]:
+def estimate(name: str, config: Mapping[str, Any], card: str) -> Checked:
     """Return what `qft plan` would say of this training on a card; nothing is measured."""
     from trainer.config import TrainerConfig
     from trainer.estimate.gpus import GPUS
     from trainer.estimate.training import estimate_training
 
-    scale = Scale()
+    scale = SCALES.get(name, Scale())
     estimated = estimate_training(
         TrainerConfig.model_validate(
             {

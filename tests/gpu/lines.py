@@ -94,3 +94,9 @@ def write_json(path: Path, facts: Mapping[str, Any], lines: Sequence[Line]) -> N
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def line_of(raw: Mapping[str, Any]) -> Line:
+    """Return a line that another process wrote as JSON."""
+    figures = {name: Figure(**one) for name, one in raw["figures"].items()}
+    return Line(**{**raw, "result": Result(raw["result"]), "figures": figures})

@@ -17,26 +17,27 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gpu import borrowed, rounds
-from gpu.acts import ENDING_S, Place, Scale
-from gpu.lines import Figure, Line, Result, table, write_json
+from gpu.jobs import ENDING_S, SCALES, Place, Scale
+from gpu.kernels import proved
+from gpu.lines import Line, Result, line_of, table, write_json
 from gpu.running import Budget, Processes, Runner, summary
-from gpu.shapes import LONGEST, SHORTEST, file_bytes, write_rows
+from gpu.shapes import MODELS, file_bytes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT_S = 480.0
-TINY_SCALE = Scale(batch_size=4, micro_batch=2, steps=24, every=6, kill_after=9, max_length=128)
-TINY_ROWS = (40, 96)  # tokens of the shortest and the longest row
-RUNS_BYTES = 6 << 30  # checkpoints and logs of all runs
+TINY_SCALE = Scale(batch_size=4, micro_batch=2, steps=24, every=6, kill_after=9, max_length=96)
+RUNS_BYTES = 16 << 30  # checkpoints and logs of all runs, and quantised bases that are stored
 PROBE_S, CHECK_S, WRITE_S = 150.0, 120.0, 150.0
 CHECK_EXPECT_S = 15.0
 CHECKS = "sizes and forecasts"
-LARGE = ("1b", "8b")
+LARGE = ("1b", "3b", "8b")
 SHARED = Path("/dev/shm")  # noqa: S108 - asked for its room first
 
 
@@ -46,14 +47,15 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.pack:
         return pack(chosen.folder, chosen.cuda)
     budget = Budget(limit_s=chosen.limit_s, clock=time.monotonic, began_s=time.monotonic())
-    choice = borrowed.choose(borrowed.installed([*borrowed.GIVEN, *borrowed.LEAST]), chosen.folder)
+    names = [*borrowed.GIVEN, *borrowed.LEAST, *borrowed.COMPARED]
+    choice = borrowed.choose(borrowed.installed(names), chosen.folder)
     for line in choice.messages:
         _print(line)
     work = Path(tempfile.mkdtemp(prefix="qft-gpu-", dir=choose_disk(chosen.work)))
     (work / "logs").mkdir()
     processes = Processes(
         python=sys.executable,
-        environment=borrowed.environment(os.environ, choice, root=ROOT),
+        environment=borrowed.environment(os.environ, choice, root=ROOT, work=work),
         root=ROOT,
         logs=work / "logs",
     )
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
             work=work,
             out=chosen.out / "gpu.json",
             on_message=_print,
+            parts=chosen.parts.split(",") if chosen.parts else rounds.NAMES,
         )
         return proof.run(lacking=choice.lacking)
     except KeyboardInterrupt:
@@ -90,8 +93,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python3 tests/gpu", description="Prove the trainer on a CUDA card."
     )
     top.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="where gpu.json goes")
-    top.add_argument("--work", type=Path, help="a disk with 25 GB of room for the models")
+    top.add_argument("--work", type=Path, help="a disk with 45 GB of room for the models")
     top.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds for all of it")
+    top.add_argument("--parts", help=f"rounds to do, of: {', '.join(rounds.NAMES)}")
     top.add_argument("--keep", action="store_true", help="leave models, runs and logs")
     top.add_argument("--folder", type=Path, default=ROOT / borrowed.FOLDER, help="packages brought")
     top.add_argument("--pack", action="store_true", help="fill that folder, and do nothing else")
@@ -120,6 +124,7 @@ class Proof:
     work: Path
     out: Path
     on_message: Callable[[str], None]
+    parts: Sequence[str] = rounds.NAMES
 
     _facts: dict[str, Any] = field(default_factory=dict, init=False)
     _reported: list[Line] = field(default_factory=list, init=False)
@@ -185,27 +190,35 @@ class Proof:
         return [self._note(line) for line in found]
 
     def _on_card(self, machine: Mapping[str, Any], lacking: Sequence[str]) -> list[Line]:
-        write_rows(self.work / "rows.jsonl", longest=LONGEST, shortest=SHORTEST)
-        place = Place(work=self.work, scale=Scale(), runner=self.runner, budget=self.budget)
+        place = Place(
+            work=self.work, scale=Scale(), scales=SCALES, runner=self.runner, budget=self.budget
+        )
         lanes = rounds.lanes_for(machine.get("memory_bytes"), os.cpu_count() or 1)
         self._facts["lanes"] = lanes
-        written = Models(place=place, free=lambda: shutil.disk_usage(self.work).free)
-        return rounds.do(
-            rounds.card_rounds(lanes),
-            place,
-            ready=lambda job: _lacks(lacking) or written.problem(job.model),
-            on_line=self._report,
-        )
+        models = Models(place=place, free=lambda: shutil.disk_usage(self.work).free)
+        wanted = [one for one in rounds.NAMES if one in self.parts]
+
+        def do(chosen: Sequence[rounds.Round]) -> list[Line]:
+            return rounds.do(
+                [one for one in chosen if one.name in wanted],
+                place,
+                ready=lambda job: _lacks(lacking) or models.problem(job.model),
+                on_line=self._report,
+            )
+
+        with ThreadPoolExecutor() as pool:  # nothing of the first round is timed against others
+            writing = pool.submit(models.write_all, [] if lacking else LARGE)
+            examined = do([rounds.first_round(lanes)])
+            writing.result()
+        return examined + do(rounds.card_rounds(lanes, proved(examined)))
 
     def _on_cpu(self, lacking: Sequence[str]) -> list[Line]:
-        shortest, longest = TINY_ROWS
-        write_rows(self.work / "rows.jsonl", longest=longest, shortest=shortest)
         place = Place(work=self.work, scale=TINY_SCALE, runner=self.runner, budget=self.budget)
-        written = Models(place=place, free=lambda: shutil.disk_usage(self.work).free)
+        models = Models(place=place, free=lambda: shutil.disk_usage(self.work).free)
         return rounds.do(
             rounds.tiny_rounds(),
             place,
-            ready=lambda job: _lacks(lacking) or written.problem(job.model),
+            ready=lambda job: _lacks(lacking) or models.problem(job.model),
             on_line=self._report,
         )
 
@@ -240,8 +253,15 @@ class Models:
     _faults: dict[str, str | None] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
+    def write_all(self, names: Sequence[str]) -> None:
+        """Write these models, the largest first; what goes wrong is told by `problem`."""
+        for name in sorted(names, key=file_bytes, reverse=True):
+            self.problem(name)
+
     def problem(self, model: str) -> str | None:
-        """Say why there is no such model, None once it is there."""
+        """Say why there is no such model, None once it is there or if it needs no files."""
+        if model not in MODELS:
+            return None
         with self._lock:
             if model not in self._faults:
                 self._faults[model] = self._write(model)
@@ -265,12 +285,6 @@ class Models:
 
 def _lacks(lacking: Sequence[str]) -> str | None:
     return f"this Python lacks {', '.join(lacking)}" if lacking else None
-
-
-def line_of(raw: Mapping[str, Any]) -> Line:
-    """Return a line that another process wrote as JSON."""
-    figures = {name: Figure(**one) for name, one in raw["figures"].items()}
-    return Line(**{**raw, "result": Result(raw["result"]), "figures": figures})
 
 
 def introduce(machine: Mapping[str, Any], driver_version: str | None) -> str:
@@ -317,15 +331,15 @@ def driver(card: bool) -> str | None:  # noqa: FBT001 - whether there is one to 
 def choose_disk(wanted: Path | None, *, memory_bytes: int | None = None) -> Path:
     """Return where models are written: as asked, else shared memory if the computer has plenty.
 
-    A model of 16 GB takes a second or two there, and on a slow disk minutes. Plenty is four times
-    the room that is needed, of `memory_bytes` (None: what is available now).
+    A model of 16 GB takes a second or two there, and on a slow disk minutes. Plenty is twice the
+    room that is needed, of `memory_bytes` (None: what is available now).
     """
     if wanted is not None:
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
     room = sum(map(file_bytes, LARGE)) + RUNS_BYTES
     have = available_bytes() if memory_bytes is None else memory_bytes
-    if have >= 4 * room and SHARED.is_dir() and shutil.disk_usage(SHARED).free >= room:
+    if have >= 2 * room and SHARED.is_dir() and shutil.disk_usage(SHARED).free >= room:
         return SHARED
     return Path(tempfile.gettempdir())
 

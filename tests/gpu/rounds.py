@@ -8,23 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from gpu.acts import Act, Job, Place, attempt, compare_speed, kill_and_resume, train, verify
+from gpu.acts import Act, attempt, kill_and_resume, train, verify
+from gpu.comparisons import EXAMINED, compare, examine, one_by_one
+from gpu.jobs import Job, Place
 from gpu.lines import Line
 
-TRAIN, RESUME, VERIFY, SPEED = (
-    "load and train", "SIGKILL and resume", "verify", "transformers.Trainer",
-)  # fmt: skip
+TRAIN, RESUME, VERIFY = "load and train", "SIGKILL and resume", "verify"
+EXAMINE, PEERS, KERNELS = EXAMINED, "other trainers", "kernels one by one"
 PAGED_RANK = 64  # bitsandbytes pages tensors of 100,000 elements or more only: 64 x 2048
 LANE_BYTES = 30e9  # of the card's memory for each training beside others
 LANE_CORES = 3
 LANES_MAX = 4
+NAMES = ("card", "speed", "kills", "more-speed", "more-kills", "rest")
+"""Of the rounds on a card, in their order."""
+LONG = 4096  # tokens of a row, where the order in which attention adds up costs most
 
 ONE = Job(model="1b")
+THREE = Job(model="3b", expect_s=25.0, limit_s=140.0)
 EIGHT = Job(model="8b", expect_s=35.0, limit_s=170.0)
 TINY = Job(model="tiny", expect_s=8.0, limit_s=120.0)
+CARD = Job(model="card", expect_s=25.0, limit_s=90.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class Unit:
 class Round:
     """Units that run side by side, in lanes; alone if there is one lane."""
 
+    name: str
     units: tuple[Unit, ...]
     lanes: int = 1
 
@@ -48,9 +55,19 @@ def alone(job: Job) -> Unit:
     return Unit(job=job, acts=((TRAIN, partial(train, alone=True)),))
 
 
+def started(job: Job) -> Unit:
+    """Train for the time until the first step, beside others."""
+    return Unit(job=job, acts=((TRAIN, partial(train, alone=False)),))
+
+
 def through(job: Job) -> Unit:
     """Kill, resume and verify a job whose undisturbed run is there."""
     return Unit(job=job, acts=((RESUME, kill_and_resume), (VERIFY, verify)))
+
+
+def killed(job: Job) -> Unit:
+    """Train a job, kill it and resume it; verifying it would say the same."""
+    return Unit(job=job, acts=((TRAIN, partial(train, alone=False)), (RESUME, kill_and_resume)))
 
 
 def whole(job: Job) -> Unit:
@@ -58,37 +75,79 @@ def whole(job: Job) -> Unit:
     return Unit(job=job, acts=((TRAIN, partial(train, alone=False)), *through(job).acts))
 
 
-def speed(job: Job) -> Unit:
-    """Compare the speed with that of `transformers.Trainer`."""
-    return Unit(job=job, acts=((SPEED, compare_speed),))
+def peers(job: Job, *, expect_s: float, limit_s: float) -> Unit:
+    """Compare the speed with that of other trainers, in one process of that length."""
+    return Unit(job=replace(job, expect_s=expect_s, limit_s=limit_s), acts=((PEERS, compare),))
 
 
-def card_rounds(lanes: int) -> list[Round]:
-    """Return what is done on a card, in the order of what it tells.
+def each_kernel(job: Job, *, expect_s: float, limit_s: float) -> Unit:
+    """Measure what each kernel is worth, in one process of that length."""
+    return Unit(job=replace(job, expect_s=expect_s, limit_s=limit_s), acts=((KERNELS, one_by_one),))
 
-    bfloat16 first, alone, with one comparison of speed; then kills and the other arithmetic, side
-    by side, of which what pages to the host's memory is last; then the other comparison.
+
+def first_round(lanes: int) -> Round:
+    """Return what comes before anything is timed.
+
+    While the card is examined, each base is quantised for the first time, and stored if the trainer
+    does so: whatever is timed later finds it there, as a start after an eviction does.
     """
-    one16, eight16 = (
-        Job(model=job.model, precision="fp16", expect_s=job.expect_s, limit_s=job.limit_s)
-        for job in (ONE, EIGHT)
+    starts = [replace(job, scale="first start") for job in (EIGHT, ONE, THREE)]
+    return Round(
+        name="card",
+        units=(Unit(job=CARD, acts=((EXAMINE, examine),)), *map(started, starts)),
+        lanes=lanes,
     )
-    kept = [
-        Job(model="1b", optimizer=name, r=PAGED_RANK) for name in ("adamw8bit", "paged_adamw8bit")
-    ]
+
+
+def card_rounds(lanes: int, kernels: Sequence[str] = ()) -> list[Round]:
+    """Return what is trained on a card, in the order of what it tells; `kernels` are proved ones.
+
+    What finds no time left is left out, so it is what stands last that is dropped first: the usual
+    job of 8B and 1B alone, beside other trainers for 1B; their kills, and those of each kernel
+    alone; what is timed of 8B, 3B, the kernels and inexact runs; other arithmetic and optimizers,
+    of which what pages to the host's memory is last; and what only adds to the above.
+    """
+    one16, eight16 = (replace(job, precision="fp16") for job in (ONE, EIGHT))
+    kept = [replace(ONE, optimizer=name, r=PAGED_RANK) for name in ("adamw8bit", "paged_adamw8bit")]
+    single = [replace(ONE, kernels=name, scale="short") for name in kernels]
+    long = replace(ONE, length=LONG)
     return [
-        Round(units=(alone(ONE), speed(ONE), alone(EIGHT))),
         Round(
-            units=(through(ONE), through(EIGHT), whole(eight16), whole(one16), *map(whole, kept)),
+            name="speed",
+            units=(alone(EIGHT), alone(ONE), peers(ONE, expect_s=35.0, limit_s=120.0)),
+        ),
+        Round(
+            name="kills", units=(through(EIGHT), through(ONE), *map(killed, single)), lanes=lanes
+        ),
+        Round(
+            name="more-speed",
+            units=(
+                peers(EIGHT, expect_s=60.0, limit_s=150.0),
+                alone(THREE),
+                each_kernel(ONE, expect_s=30.0, limit_s=90.0),
+                alone(replace(ONE, exact=False)),
+            ),
+        ),
+        Round(
+            name="more-kills",
+            units=(*map(whole, (one16, kept[0])), through(THREE), *map(whole, (eight16, kept[1]))),
             lanes=lanes,
         ),
-        Round(units=(speed(EIGHT),)),
+        Round(
+            name="rest",
+            units=(
+                alone(long),
+                alone(replace(long, exact=False)),
+                peers(THREE, expect_s=45.0, limit_s=140.0),
+                each_kernel(EIGHT, expect_s=50.0, limit_s=120.0),
+            ),
+        ),
     ]
 
 
 def tiny_rounds() -> list[Round]:
     """Return what is done without a card, with a model of seconds."""
-    return [Round(units=(whole(TINY),))]
+    return [Round(name="tiny", units=(whole(TINY),))]
 
 
 def lanes_for(memory_bytes: float | None, cores: int) -> int:
@@ -123,7 +182,7 @@ def _unit(
 ) -> list[Line]:
     lines = []
     for name, act in unit.acts:
-        line = attempt(act, place, unit.job, what=name, hindrance=ready(unit.job))
-        on_line(line)
-        lines.append(line)
+        for line in attempt(act, place, unit.job, what=name, hindrance=ready(unit.job)):
+            on_line(line)
+            lines.append(line)
     return lines

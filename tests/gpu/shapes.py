@@ -43,13 +43,14 @@ def llama(  # noqa: PLR0917 - one line of a table
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "1b": llama(2048, 8192, 16, 32, 8, 128256, tied=True),  # Llama-3.2-1B
+    "3b": llama(3072, 8192, 28, 24, 8, 128256, tied=True),  # Llama-3.2-3B
     "8b": llama(4096, 14336, 32, 32, 8, 128256, tied=False),  # Llama-3.1-8B
     "tiny": llama(64, 128, 2, 4, 2, 320, tied=True),
 }
-PUBLISHED = {"1b": 1_235_814_400, "8b": 8_030_261_248}
+PUBLISHED = {"1b": 1_235_814_400, "3b": 3_212_749_824, "8b": 8_030_261_248}
 """Parameters as the publisher's model pages count them."""
-ROWS = 96
-SHORTEST, LONGEST = 448, 512  # tokens of a row: one for each letter, and one for its end
+ROWS = 128
+LONGEST = 512  # tokens of a row: one for each letter, and one for its end
 
 
 def tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:

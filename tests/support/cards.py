@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from gpu.acts import Job, Place, Scale
+from gpu.jobs import Job, Place, Scale
+from gpu.lines import Line, Result
+from gpu.peers import PEERS
 from gpu.running import Budget, Ended
 
 SCALE = Scale(steps=6, every=2, kill_after=3, warm_up=2)
@@ -35,15 +38,33 @@ def write_run(run_dir: Path, *, upto: int, steps: int = 6, seconds: float = 1.0)
         (run_dir / "adapter" / "adapter_model.safetensors").write_bytes(b"trained")
 
 
-def notes(path: str, *, step_s: float = 2.0) -> None:
-    """Leave the notes of a process that measured something."""
-    output = {
+def notes(*, step_s: float = 2.0) -> dict[str, Any]:
+    """Return the notes of a process that measured something."""
+    return {
         "peak_allocated_bytes": 6_000_000_000,
         "peak_reserved_bytes": 7_000_000_000,
         "estimate": {"allocated": 5e9, "reserved": 6e9, "base": 1e9},
         "steps": [{"step": at, "tokens": 100, "at_s": at * step_s} for at in range(1, 7)],
     }
-    Path(path).write_text(json.dumps(output))
+
+
+KERNELS = ("norm:1", "product:1")
+"""The names of the kernels that the played machine has; it proves all of them."""
+
+
+def examined() -> list[dict[str, Any]]:
+    """Return the lines of a card that is looked at: one of the card, and two of each kernel."""
+    names = [f"kernel {name}: {word}" for name in KERNELS for word in ("bf16", "fp16")]
+    lines = [Line(what=what, result=Result.DONE) for what in ("card: NF4", *names)]
+    return [asdict(line) for line in lines]
+
+
+def one_by_one() -> dict[str, dict[str, Any]]:
+    """Return what sets of kernels are worth."""
+    return {
+        name: {"kernels": ["norm:1"], "tokens_per_s": rate, "loss": 2.0}
+        for name, rate in (("none", 10.0), ("norm:1", 15.0), ("all", 20.0))
+    }
 
 
 @dataclass(kw_only=True)
@@ -93,9 +114,16 @@ class Played:
             write_run(run_dir, upto=6, seconds=2.0 if went_on else 1.0)
             status = {"resumes": int(went_on), "resumed_from": 2 if went_on else None}
             (run_dir / "status.json").write_text(json.dumps({**status, "redone_steps": 1}))
-            notes(arguments[0])
-        elif module == "gpu.baseline":
-            notes(arguments[0], step_s=4.0)
+            kernels = json.loads(arguments[1])["kernels"]
+            used = [] if kernels == "all" else [kernels]
+            Path(arguments[0]).write_text(json.dumps({**notes(), "kernels": used}))
+        elif module == "gpu.peers":
+            peers = {peer: {**notes(step_s=4.0), "loss": 0.5} for peer in PEERS}
+            Path(arguments[0]).write_text(json.dumps(peers))
+        elif module == "gpu.one_by_one":
+            Path(arguments[0]).write_text(json.dumps(one_by_one()))
+        elif module == "gpu.kernels":
+            Path(arguments[0]).write_text(json.dumps(examined()))
         elif module == "trainer" and arguments[0] == "probe":
             return Ended(code=0, seconds=1, out=json.dumps(CARD))
         elif module == "trainer":

@@ -56,7 +56,8 @@ class ExpertQuantiser:
 
     def __init__(self) -> None:
         self.names: frozenset[str] = frozenset()
-        self._states: dict[str, Any] = {}
+        self.scales: dict[str, Mapping[str, torch.Tensor]] = {}
+        """What bitsandbytes needs to read each tensor, as its `QuantState.as_dict` has it."""
 
     def watch(self, model: Any) -> None:
         """Take the experts of a model that is still empty for what is to be quantised."""
@@ -86,11 +87,12 @@ class ExpertQuantiser:
 
     def quantise(self, name: str, tensor: torch.Tensor, config: Any) -> torch.nn.Parameter:
         """Return the four bits of a tensor, and remember its scales."""
-        packed, self._states[name] = quantise_tensor(
+        packed, state = quantise_tensor(
             tensor,
             quant_type=config.bnb_4bit_quant_type,
             double_quant=config.bnb_4bit_use_double_quant,
         )
+        self.scales[name] = state.as_dict(packed=True)
         return torch.nn.Parameter(packed, requires_grad=False)
 
     def install(self, model: Any) -> None:
@@ -100,14 +102,14 @@ class ExpertQuantiser:
         """
         from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
 
-        for name in expert_tensors(model, also=self._states):
-            if (state := self._states.pop(name, None)) is None:
+        for name in expert_tensors(model, also=self.scales):
+            if (scales := self.scales.pop(name, None)) is None:
                 continue
             path, _, last = name.rpartition(".")
             replace_parameter_4bit_prequantized(
                 model.get_submodule(path),
                 last,
-                state.as_dict(packed=True),
+                dict(scales),
                 model.get_parameter(name).device,
             )
 

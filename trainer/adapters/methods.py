@@ -156,6 +156,12 @@ def advice(method: MethodTable) -> list[str]:
     return lines
 
 
+def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether its step is left out where a tensor `found_inf` is 1, unread by the host."""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return isinstance(optimizer, torch.optim.AdamW) and fused
+
+
 def make_optimizer(
     method: MethodTable, train: TrainTable, parameters: list[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
@@ -167,6 +173,8 @@ def make_optimizer(
     check_device(method, parameters[0].device)
     arguments: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay}
     if method.optimizer is OptimizerKind.ADAMW:
+        if parameters[0].device.type == "cuda":  # one kernel, which can leave itself out
+            arguments["fused"] = True
         return torch.optim.AdamW(parameters, **arguments)
     import bitsandbytes
 

@@ -40,16 +40,17 @@ class Example:
     @property
     def answer_length(self) -> int:
         """The number of tokens of the right answer, its EOS included."""
-        return len(self.labels) - (self.prompt_length if self._causal else 0)
+        return len(self.labels) - (self.prompt_length if self.is_causal else 0)
 
     @property
     def targets(self) -> int:
         """The number of tokens learnt; a causal model cannot predict the first of a sequence."""
-        predicted = self.labels[1:] if self._causal else self.labels
+        predicted = self.labels[1:] if self.is_causal else self.labels
         return len(predicted) - predicted.count(NOT_TRAINED)
 
     @property
-    def _causal(self) -> bool:
+    def is_causal(self) -> bool:
+        """Whether the answer is read behind the prompt, not written from it by a decoder."""
         return len(self.input_ids) > self.prompt_length
 
     @property

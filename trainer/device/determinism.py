@@ -19,9 +19,18 @@ from trainer.config import TrainTable
 def make_deterministic() -> None:
     """Ask torch for the same bits in every run; on CUDA this needs the workspace setting too."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    _set_mode()
     # Filling memory that is overwritten anyway costs 7 % of a step and guards against bugs only.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property that torch does not declare
+
+
+def _set_mode(*, exact: bool = True, strict: bool = False) -> None:
+    """Let torch refuse operations without a fixed order, or warn of them, or take any.
+
+    `torch.use_deterministic_algorithms` does the same and imports the compiler for it.
+    """
+    otherwise = "warn" if exact else "default"
+    torch.set_deterministic_debug_mode("error" if exact and strict else otherwise)
 
 
 def set_threads(train: TrainTable) -> int:
@@ -32,19 +41,23 @@ def set_threads(train: TrainTable) -> int:
 
 
 class Determinism:
-    """Lets torch refuse operations without a fixed order, until the first that it refuses."""
+    """Lets torch refuse operations without a fixed order, until the first that it refuses.
 
-    def __init__(self) -> None:
-        self.strict = True
+    With `exact` false (`train.exact`) it may add up in any order from the start.
+    """
+
+    def __init__(self, *, exact: bool = True) -> None:
+        self.exact = exact
+        self.strict = exact
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
         """Let torch refuse inside what it only warns of outside, unless that was relaxed."""
-        torch.use_deterministic_algorithms(mode=True, warn_only=not self.strict)
+        _set_mode(exact=self.exact, strict=self.strict)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(mode=True, warn_only=True)
+            _set_mode()
 
     def relax(self, error: RuntimeError) -> bool:
         """Only warn from now on if `error` is such a refusal; tell whether it was one."""

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from trainer.atomic import RealDisk
 from trainer.config import EvictionBand, TrainerConfig, load_config
+from trainer.device.garbage import collection_paused
 from trainer.device.host_memory import address_space
+from trainer.device.waiting import prepare_waits
 from trainer.errors import DoesNotFit, Preempted
 from trainer.eviction import NOTICE_APIS, MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
@@ -97,7 +99,8 @@ def _do_what_is_missing(
         return
     prepare_environment()
     require_address_space()
-    from trainer.job import stages  # torch takes seconds; what is done needs none of it
+    with collection_paused():
+        from trainer.job import stages  # torch takes seconds; what is done needs none of it
 
     stages.run_stages(
         JobContext(
@@ -124,19 +127,19 @@ def require_address_space() -> None:
         )
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, adaptive_waits: bool = False) -> None:
     """Set what torch reads when it is imported, and transformers when it loads; call before that.
 
     No compiling: bitsandbytes quantises through `torch.compile` where a C++ compiler happens to be
     installed, which is slow to load and makes the bits of the base depend on the machine. No
-    spinning: threads that wait by spinning slow a step on a busy machine tenfold (measured 2.6 s
-    against 36 s with two trainers on two cores); a user's own choice is respected. No conversion:
-    of a base that has pickled weights only, transformers would ask a service on the hub for others,
-    and hand it the token (`transformers.safetensors_conversion.spawn_conversion`).
+    spinning, or only where a thread of ours ends it when others want the cores (`adaptive_waits`);
+    a user's own choice is respected. No conversion: of a base that has pickled weights only,
+    transformers would ask a service on the hub for others, and hand it the token
+    (`transformers.safetensors_conversion.spawn_conversion`).
     """
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_waits(os.environ, adaptive=adaptive_waits)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -24,6 +24,7 @@ from trainer.base_limits import embedding_rows, require_embedded
 from trainer.data.codec import tokens_sha256
 from trainer.data.datasets import TrainingRows, load_training_rows
 from trainer.data.examples import Examples
+from trainer.device.deferred_modules import defer_modules
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
 from trainer.job.context import JobContext
@@ -54,6 +55,7 @@ class PreparedInputs:
 def prepare_inputs(job: JobContext) -> PreparedInputs:
     """Read rows, tokenizer and the base's description; everything that can be wrong, is now."""
     config, run_dir = job.config, job.run_dir
+    defer_modules()
     make_deterministic()
     threads = set_threads(config.train)
     source = models.find_source(config.model, run_dir, job.options.token)

@@ -23,6 +23,7 @@ from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.job.fit_memory import take_up
 from trainer.job.prepare import prepare_inputs
 from trainer.job.stages import set_up, size_limit
+from trainer.job.use_kernels import use_kernels
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import alone_in, data_facts
 from trainer.rundir.memory_record import read_memory_record
@@ -94,6 +95,7 @@ def replay(
         )
         adapted = models.attach_adapter(base, config.method, config.train, parent=prepared.parent)
         context, state = set_up(job, prepared, adapted)
+        prepared, context = use_kernels(job, prepared, context)
         root = run_dir / "checkpoints"
         stored = read_memory_record(run_dir)
         if stored is not None and stored.after_step == 0:  # a checkpoint says it by itself
@@ -165,7 +167,9 @@ def _judge(
     difference, compared = comparer.difference, None
     directory = root / directory_name(state.counters.step)
     if _whole(directory) is not None:
-        now, then = state.snapshot({}), load(directory, tensor_bytes_max=size_limit(state))
+        now = state.snapshot({})
+        now.ready()
+        then = load(directory, tensor_bytes_max=size_limit(state))
         compared = then.step
         pairs = (
             (ADAPTER, present_tensors(then.adapter), present_tensors(now.adapter)),

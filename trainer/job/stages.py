@@ -17,21 +17,29 @@ import torch
 from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
+from trainer.adapters.stored_base import StoredBase
 from trainer.atomic import RealDisk, replace_directory
+from trainer.base_family import import_code
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
 from trainer.device.activations import is_checkpointing
+from trainer.device.determinism import Determinism
+from trainer.device.garbage import collection_paused
 from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
+from trainer.device.waiting import adaptive_waits
 from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
+from trainer.job.faster_on_cpu import spare_on_cpu
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
+from trainer.job.store_base import storing
+from trainer.job.use_kernels import use_kernels
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -50,7 +58,7 @@ from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.manifest import Damaged
 from trainer.saving.memory_savings import MemorySavings
-from trainer.saving.state import Best, TrainingState
+from trainer.saving.state import Best, Counters, TrainingState
 from trainer.text import inexact
 from trainer.tracking.tracker import make_tracker
 from trainer.training.loop import train
@@ -64,10 +72,31 @@ KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
 
 def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
-    prepared = prepare_inputs(job)
+    with collection_paused():
+        prepared = prepare_inputs(job)
     job.stop_if_preempted()
+    with adaptive_waits(
+        threads=torch.get_num_threads(),
+        on_cpu=prepared.device.type == "cpu",
+        on_message=job.on_message,
+    ):
+        compute_stages(job, prepared)
+
+
+def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
+    """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
+    with storing(job, prepared) as stored:
+        with collection_paused():  # while the stored base is read by a thread of its own
+            import_code(prepared.model_config, job.config.method)
+        _run_on_base(job, prepared, stored, done=done)
+
+
+def _run_on_base(
+    job: JobContext, prepared: PreparedInputs, stored: StoredBase | None, *, done: bool
+) -> None:
+    """Load the base, from the store of this machine if it is there, and do what is missing."""
     shares: list[QuantisedShare] = []
     base = models.load_base(
         prepared.source,
@@ -75,7 +104,10 @@ def run_stages(job: JobContext) -> None:
         precision=prepared.precision,
         device=prepared.device,
         on_share=lambda share: shares.append(report_share(job, share)),
+        stored=stored,
     )
+    if stored is not None:
+        stored.begin_writing()
     require_causal(base, prepared.precision)
     job.stop_if_preempted()
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
@@ -128,6 +160,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     With validation, the model then holds the adapter that was best, if that is kept.
     """
     context, state = set_up(job, prepared, adapted)
+    prepared, context = use_kernels(job, prepared, context)
     directory, keep = job.run_dir / "checkpoints", job.config.checkpoint.keep
     store = Store(directory, keep=keep, disk=RealDisk(), on_message=job.on_message)
     store.sweep()
@@ -252,6 +285,9 @@ def set_up(
         measure_gpu=gpu_meter(prepared.device),
         validation=_make_validation(job, prepared, adapted, accelerator.autocast),
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
+        determinism=Determinism(exact=table.exact),
+        reads_late=prepared.device.type == "cuda",
+        unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
     )
     return context, state
 
@@ -329,6 +365,8 @@ def resume(job: JobContext, prepared: PreparedInputs, store: Store, state: Train
         _note_inexact(job, state, found, verdict.inexact)
         break
     counters = state.counters
+    if not job.config.train.exact:
+        _give_up_exactness(job, counters)
     if counters.step > prepared.schedule.steps:
         raise ConfigError(
             [f"train.steps: {prepared.schedule.steps} wanted, {counters.step} done already"]
@@ -364,6 +402,16 @@ def _note_inexact(
         state.counters.inexact_from = found.step + 1
     for line in differences:
         job.on_message(f"{inexact(found.step + 1)}: {line}")
+
+
+def _give_up_exactness(job: JobContext, counters: Counters) -> None:
+    """Report, and keep for status and receipt, what `train.exact: false` gives up."""
+    if counters.inexact_from is None:
+        counters.inexact_from = counters.step + 1
+    job.on_message(
+        f"{inexact(counters.inexact_from)}: `train.exact` is false, so sums are added up in any "
+        "order where that is faster; if the run is killed and resumed, it ends with other bits"
+    )
 
 
 def write_adapter(

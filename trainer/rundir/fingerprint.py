@@ -27,7 +27,7 @@ CHANGEABLE = frozenset(
     {
         "train.steps", "train.epochs", "train.lr", "train.warmup", "train.schedule",
         "train.max_grad_norm", "train.weight_decay", "train.micro_batch", "train.threads",
-        "train.gradient_checkpointing", "eval", "data.eval",
+        "train.gradient_checkpointing", "train.exact", "eval", "data.eval",
     }
 )  # fmt: skip
 # Not even asked about: they decide when the state is saved, or where files come from, not what is
@@ -53,6 +53,7 @@ ADDED_LATER: frozenset[str] = frozenset(
         "method.partly_quantised",
         "method.save",
         "model.new_tokens",
+        "train.exact",
     }
 )
 

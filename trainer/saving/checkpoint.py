@@ -53,6 +53,8 @@ class Snapshot:
     state: Mapping[str, Any]
     log: bytes
     fingerprint: Mapping[str, Any]
+    ready: Callable[[], None] = lambda: None
+    """Returns when all tensors are there; a card may still be copying them."""
 
 
 class Store:
@@ -73,6 +75,7 @@ class Store:
         A checkpoint of the same step that verifies is left as it is. On a full disk all but the
         newest one that verifies make room, and the save is tried once more.
         """
+        snapshot.ready()
         if not self.root.is_dir():
             self.root.mkdir(parents=True, exist_ok=True)
             self._disk.sync_directory(self.root.parent)

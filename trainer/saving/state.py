@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
+from trainer.device.device_queue import copy_to_host
 from trainer.method_table import OptimizerKind
 from trainer.rundir.samples import SampleLog, read_sample_log
 from trainer.rundir.status import MetricsLog, last_step, parse_log
@@ -103,15 +104,21 @@ class TrainingState:
         self.savings = savings
 
     def snapshot(self, fingerprint: Mapping[str, Any]) -> Snapshot:
-        """Copy everything to the host; training may go on while the copy is written."""
+        """Copy everything to the host; training may go on while the copy is written.
+
+        A card copies in the order of its queue, and may not be done: wait for `Snapshot.ready`.
+        """
         tensors, plain = self._optimizer_state()
+        device = next(iter(self.parameters.values())).device
+        adapter, optimizer = (copy_to_host(each, device) for each in (self.parameters, tensors))
         return Snapshot(
             step=self.counters.step,
             adapter={
-                **{name: _to_host(value) for name, value in self.parameters.items()},
+                **adapter.tensors,
                 **{BEST + name: value for name, value in self.best_adapter.items()},
             },
-            optimizer={name: _to_host(value) for name, value in tensors.items()},
+            optimizer=optimizer.tensors,
+            ready=optimizer.synchronize,  # it was launched last
             state={
                 "counters": asdict(self.counters),
                 "optimizer": plain,
@@ -234,13 +241,35 @@ def digest(parameters: Mapping[str, torch.Tensor]) -> str:
     Per tensor the bit patterns are summed as integers, which is exact and does not depend on the
     order of summation; the sums are hashed. Full SHA-256s are in every checkpoint's manifest.
     """
-    sums = torch.stack([_bit_sum(value.detach()) for value in parameters.values()])
-    return hashlib.sha256(sums.cpu().numpy().tobytes()).hexdigest()[:16]
+    sums, order = bit_sums(parameters)
+    return hash_sums(sums.cpu(), order)
 
 
-def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum a float32 tensor's bit patterns modulo 2^64."""
-    return tensor.contiguous().view(torch.int32).sum(dtype=torch.int64)
+def bit_sums(parameters: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """Return the sum of each float32 tensor's bit patterns modulo 2^64, and whose each is.
+
+    Tensors of one shape are summed together on a card, which takes longer to be given hundreds of
+    sums than to do them: the first result is of tensor `order[0]`, and so on.
+    """
+    bits = [value.detach().contiguous().view(torch.int32) for value in parameters.values()]
+    groups: dict[object, list[int]] = {}
+    for at, value in enumerate(bits):
+        groups.setdefault(value.shape if value.is_cuda else at, []).append(at)
+    sums = [_row_sums([bits[at] for at in places]) for places in groups.values()]
+    return torch.cat(sums), [at for places in groups.values() for at in places]
+
+
+def _row_sums(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of each of some int32 tensors of one shape."""
+    rows = tensors[0] if len(tensors) == 1 else torch.stack([*tensors])
+    return rows.reshape(len(tensors), -1).sum(dim=1, dtype=torch.int64)
+
+
+def hash_sums(sums: torch.Tensor, order: Sequence[int]) -> str:
+    """Return the digest of sums on the host, whatever order they are in."""
+    placed = torch.empty_like(sums)
+    placed[torch.tensor(order)] = sums
+    return hashlib.sha256(placed.numpy().tobytes()).hexdigest()[:16]
 
 
 def finite_or_none(value: float) -> float | None:

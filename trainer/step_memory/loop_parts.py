@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from trainer.adapters import methods
 from trainer.data.codec import Example
 from trainer.data.examples import collate
+from trainer.data.targets import collate_targets
 from trainer.device.precision import Precision
+from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.loss import summed_cross_entropy
 from trainer.method_table import OptimizerKind
 from trainer.model import DTYPES
@@ -51,13 +53,16 @@ class CountedObjective:
     all_logits: bool
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`."""
-        return collate(examples, 0)
+        """Return `input_ids`, `attention_mask` and `labels`, and where the targets are."""
+        padded = collate(examples, 0)
+        return padded if self.all_logits else {**padded, **collate_targets(examples)}
 
-    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def loss(
+        self, model: Any, batch: dict[str, torch.Tensor], kernels: KernelSet = NO_KERNELS
+    ) -> torch.Tensor:
         """Return the loss: the trainer's own, or that of transformers over all logits."""
         if not self.all_logits:
-            return summed_cross_entropy(model, batch)
+            return summed_cross_entropy(model, batch, kernels)
         found: torch.Tensor = model(**batch, use_cache=False).loss
         return found
 
@@ -88,7 +93,7 @@ def make_optimizer(
         made: Any = methods.make_optimizer(method, request.train, parameters)
     if cuda and method.optimizer is OptimizerKind.ADAMW:
         for group in made.param_groups:
-            group["foreach"] = True  # what torch chooses for tensors of a GPU
+            group["fused"] = True  # as for tensors of a GPU
     if paged and cuda:
         made.get_state_buffer = partial(_paged_buffer, tracker)
     return made  # type: ignore[no-any-return]

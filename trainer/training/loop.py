@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+from trainer.adapters.methods import decides_on_device
+from trainer.device.device_queue import host_sync_refused, record_event
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
-from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.saving.state import TrainingState, digest, finite_or_none
+from trainer.errors import Diverged, DoesNotFit, Preempted, TrainerError
+from trainer.saving.state import TrainingState
 from trainer.schedule import derive_seed, micro_batches
 from trainer.text import inexact
-from trainer.training.fit import apply_setup, available
+from trainer.training.fit import apply_setup, available, current_setup
+from trainer.training.launched_step import LaunchedStep, note_launched
 from trainer.training.passes import backward_pass
-from trainer.training.saving_order import MemorySetup, next_saving
+from trainer.training.saving_order import next_saving
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -44,46 +47,81 @@ def train(
 
     With a validation, the state is validated when it is due, and the steps may end earlier.
     """
-    counters, validation = state.counters, context.validation
+    validation = context.validation
     context.model.train()
-    apply_setup(context, state, _setup(state))
+    apply_setup(context, state, current_setup(context, state))
     if context.samples is not None:
         context.samples.begin(state)
     if validation is not None and validation.was_interrupted(state):
         callback.amend({**state.log.last, **validation.run(state)})
     take_samples(context, state)
-    while counters.step < until and not (validation is not None and validation.should_stop(state)):
-        if context.flag.notice is not None:
-            raise Preempted
-        began_s = time.perf_counter()
-        result = whole_step(context, state)
-        counters.step += 1
-        counters.tokens += result.tokens
-        counters.target_tokens += result.targets
-        counters.skipped += result.skipped
-        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if result.skipped else 0
-        seconds = time.perf_counter() - began_s
-        counters.train_s += seconds
-        counters.usd += seconds * context.price_usd_per_h / 3600
-        record = {
-            "step": counters.step,
-            "epoch": context.schedule.locate(counters.step - 1).epoch,
-            "loss": finite_or_none(result.loss),
-            "lr": context.schedule.lr(counters.step - 1),
-            "grad_norm": finite_or_none(result.grad_norm),
-            "tokens": result.tokens,
-            "targets": result.targets,
-            "skipped": result.skipped,
-            "params": digest(state.parameters),
-            "seconds": round(seconds, 4),
-            **context.measure_gpu(),
-        }
+    steps = _Steps(context, state, callback, until=until)
+    try:
+        steps.do_all()
+    except (Preempted, TrainerError):
+        steps.read_unread()  # it is done, so it is logged and counted
+        raise
+
+
+class _Steps:
+    """Does one step after the other, and has at most one whose numbers were not read yet."""
+
+    def __init__(
+        self, context: TrainContext, state: TrainingState, callback: StepCallback, *, until: int
+    ) -> None:
+        self._context = context
+        self._state = state
+        self._callback = callback
+        self._until = until
+        self._unread: LaunchedStep | None = None
+
+    def do_all(self) -> None:
+        """Do what is left; raise `Preempted` when the flag is up."""
+        state, validation = self._state, self._context.validation
+        while state.counters.step < self._until:
+            if validation is not None and validation.should_stop(state):
+                break
+            if self._context.flag.notice is not None:
+                raise Preempted
+            self.do_next()
+
+    def do_next(self) -> None:
+        """Launch a step; read the numbers of the one before once its passes are launched."""
+        self._unread = whole_step(self._context, self._state, before_update=self.read_unread)
+        if not self._context.reads_late or self._is_awaited():
+            self.read_unread()
+
+    def _is_awaited(self) -> bool:
+        """Tell whether something has to be done with the state before the next step begins."""
+        context, state = self._context, self._state
+        step, validation, samples = state.counters.step, context.validation, context.samples
+        return (
+            step >= self._until
+            or context.flag.notice is not None
+            or (validation is not None and validation.is_due(step))
+            or (samples is not None and samples.are_missing(state, ended=False))
+        )
+
+    def read_unread(self) -> None:
+        """Read the numbers of the last step, if that was not done; count, validate and log it."""
+        launched, self._unread = self._unread, None
+        if launched is None:
+            return
+        context, state = self._context, self._state
+        counters, validation = state.counters, context.validation
+        record = launched.read(context)
+        counters.tokens += record["tokens"]
+        counters.target_tokens += record["targets"]
+        counters.skipped += record["skipped"]
+        counters.skipped_in_a_row = counters.skipped_in_a_row + 1 if record["skipped"] else 0
+        counters.train_s += launched.seconds
+        counters.usd += launched.seconds * context.price_usd_per_h / 3600
         try:
             if validation is not None and validation.is_due(counters.step):
                 record |= validation.run(state)
             take_samples(context, state)
         finally:  # a step that is done is logged, even if its validation is cut short
-            callback.after_step(record)
+            self._callback.after_step(record)
         if counters.skipped_in_a_row >= SKIPS_MAX:
             raise Diverged(
                 f"{SKIPS_MAX} steps in a row had no finite gradient, up to step {counters.step}; "
@@ -99,28 +137,35 @@ def take_samples(context: TrainContext, state: TrainingState) -> None:
         samples.run(state)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What one optimizer step did; the loss is the mean over its target tokens."""
+def whole_step(
+    context: TrainContext, state: TrainingState, *, before_update: Callable[[], None]
+) -> LaunchedStep:
+    """Launch one step and count it as done; a card may still be working on it.
 
-    loss: float
-    grad_norm: float
-    tokens: int
-    targets: int
-    skipped: bool
+    `before_update` is called once the passes are launched. The parameters are still those of the
+    step before then, so that a snapshot of that one can be taken.
+    """
+    device = context.accelerator.device
+    refused = device if context.refuses_host_sync else None
+    began = record_event(device)
+    with host_sync_refused(refused):
+        loss_sum = whole_passes(context, state)
+    before_update()
+    with host_sync_refused(refused):
+        grad_norm = whole_update(context, state)
+        return note_launched(context, state, began=began, loss_sum=loss_sum, grad_norm=grad_norm)
 
 
-def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
-    """Do one step; if memory runs out in a pass, save some (`saving_order`) and do all again.
+def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
+    """Do the passes of a step; if memory runs out, save some (`saving_order`) and do all again.
 
     Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
-    Nothing has changed by then. The update is never done twice: half of it may have happened.
+    Nothing has changed by then.
     """
     while True:
         try:
             with context.determinism.enforced():
-                loss_sum = all_passes(context, state)
-            break
+                return all_passes(context, state)
         except MEMORY_ERRORS as error:
             state.optimizer.zero_grad(set_to_none=True)
             if is_out_of_memory(error):
@@ -130,8 +175,12 @@ def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
             else:
                 raise
         give_memory_back()
+
+
+def whole_update(context: TrainContext, state: TrainingState) -> torch.Tensor:
+    """Do the update, once: half of it may have happened when memory runs out."""
     try:
-        grad_norm = update(context, state)
+        return update(context, state)
     except MEMORY_ERRORS as error:
         if not is_out_of_memory(error):
             raise
@@ -139,24 +188,11 @@ def whole_step(context: TrainContext, state: TrainingState) -> StepResult:
             "the update of the adapter does not fit into the memory of the device; lower "
             f"`method.r`, try `method.optimizer: adamw8bit`, or rent a larger GPU ({error})"
         ) from error
-    batch = [context.examples[row] for row in context.schedule.batch(state.counters.step)]
-    targets = sum(example.targets for example in batch)
-    return StepResult(
-        loss=(loss_sum / targets).item(),
-        grad_norm=grad_norm,
-        tokens=sum(len(example.input_ids) for example in batch),
-        targets=targets,
-        skipped=not math.isfinite(grad_norm),
-    )
-
-
-def _setup(state: TrainingState) -> MemorySetup:
-    return MemorySetup(micro_batch=state.counters.micro_batch, savings=state.savings)
 
 
 def save_more(context: TrainContext, state: TrainingState, error: BaseException) -> None:
     """Save memory in the next way there is; raise `DoesNotFit` if there is none left."""
-    following = next_saving(_setup(state), available(context, state))
+    following = next_saving(current_setup(context, state), available(context, state))
     if following is None:
         raise DoesNotFit(
             "one sequence does not fit into the memory of the device; lower "
@@ -192,6 +228,7 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     passes = micro_batches(rows, state.counters.micro_batch)
     for number, micro_batch in enumerate(passes):
         if number and context.flag.notice is not None:
+            context.launch_limit.synchronize()  # or the clock would measure launches
             per_pass_s = (time.perf_counter() - began_s) / number
             if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
                 state.optimizer.zero_grad(set_to_none=True)
@@ -206,24 +243,32 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     return loss_sum
 
 
-def update(context: TrainContext, state: TrainingState) -> float:
+def update(context: TrainContext, state: TrainingState) -> torch.Tensor:
     """Clip the gradient, update the parameters, and return the gradient's length before.
 
-    A length that is not finite updates nothing; a loss scale then learns from it.
+    A length that is not finite updates nothing; a loss scale then learns from it. An optimizer that
+    can leave itself out on the device decides there; for the others the host reads the length.
     """
     context.method.after_backward()
-    for group in state.optimizer.param_groups:
+    optimizer: Any = state.optimizer
+    for group in optimizer.param_groups:
         group["lr"] = context.schedule.lr(state.counters.step)
     if state.scaler:
-        state.scaler.unscale_(state.optimizer)
+        state.scaler.unscale_(optimizer)
     limit = context.max_grad_norm or float("inf")
-    grad_norm = clip_grad_norm_(state.parameters.values(), limit).item()
-    if math.isfinite(grad_norm):
+    grad_norm = clip_grad_norm_(state.parameters.values(), limit)
+    if decides_on_device(optimizer):
+        optimizer.found_inf = (~torch.isfinite(grad_norm)).float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
+    elif math.isfinite(grad_norm.item()):
         if state.scaler:
-            state.scaler.step(state.optimizer)
+            state.scaler.step(optimizer)
         else:
-            state.optimizer.step()
+            optimizer.step()
     if state.scaler:
         state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     return grad_norm

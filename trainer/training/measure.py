@@ -120,7 +120,7 @@ def _run(context: TrainContext, state: TrainingState, one: Pass) -> int:
     matrices = (one for one in context.model.buffers() if one.requires_grad)  # of NOLA
     for tensor in (*state.parameters.values(), *matrices):  # as from the second pass of a step on
         tensor.grad = torch.zeros_like(tensor)
-    determinism = Determinism()
+    determinism = Determinism(exact=context.determinism.exact)
     if not context.determinism.strict:
         determinism.strict = False
     while True:

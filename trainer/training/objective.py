@@ -17,10 +17,13 @@ import torch
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example
 from trainer.data.examples import Examples, collate, load_examples, padding_id
+from trainer.data.packed import collate_packed
+from trainer.data.targets import collate_targets
 from trainer.data_table import DataTable
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import DoesNotFit
 from trainer.hub import Shards
+from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.loss import summed_cross_entropy
 
 Batch = dict[str, torch.Tensor]
@@ -39,8 +42,11 @@ class Objective(Protocol):
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Return the padded tensors of some examples, on the CPU."""
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """Return the loss summed over the targets of a batch, float32, with its graph."""
+    def loss(self, model: Any, batch: Batch, kernels: KernelSet = NO_KERNELS) -> torch.Tensor:
+        """Return the loss summed over the targets of a batch, float32, with its graph.
+
+        `kernels` are given while training, and switched on around the call.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +67,35 @@ class SupervisedFineTuning:
         )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Return `input_ids`, `attention_mask` and `labels`."""
-        return collate(examples, padding_id(self.tokenizer, self.embedding_rows))
+        """Return `input_ids`, `attention_mask` and `labels`, and where the targets are."""
+        padded = collate(examples, padding_id(self.tokenizer, self.embedding_rows))
+        return {**padded, **collate_targets(examples)}
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+    def loss(self, model: Any, batch: Batch, kernels: KernelSet = NO_KERNELS) -> torch.Tensor:
         """Return the summed cross-entropy (nats)."""
-        return summed_cross_entropy(model, batch)
+        return summed_cross_entropy(model, batch, kernels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """An objective whose batches have no padding, for kernels that keep rows apart by themselves.
+
+    Only for a causal model, and where a batch of the objective is nothing but rows.
+    """
+
+    inner: Objective
+
+    def load(self, rows: Path | Shards) -> Examples:
+        """Read rows as ever."""
+        return self.inner.load(rows)
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Put the rows one behind the other."""
+        return collate_packed(examples)
+
+    def loss(self, model: Any, batch: Batch, kernels: KernelSet = NO_KERNELS) -> torch.Tensor:
+        """Return the loss of all rows."""
+        return self.inner.loss(model, batch, kernels)
 
 
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = MappingProxyType({"sft": SupervisedFineTuning})

@@ -10,6 +10,7 @@ import torch
 from trainer.data.codec import Example
 from trainer.device.activations import offloaded
 from trainer.saving.state import TrainingState
+from trainer.training.objective import Batch
 from trainer.training.train_context import TrainContext
 
 
@@ -26,8 +27,9 @@ def backward_pass(
     `seed` decides about the dropout masks. Where there is a loss scale, the gradient is scaled.
     """
     device = context.accelerator.device
-    batch = context.objective.collate(examples)
-    batch = {name: value.to(device) for name, value in batch.items()}
+    collated = context.objective.collate(examples)  # while the device is at the pass before
+    context.launch_limit.throttle()
+    batch = to_device(collated, device)
     torch.manual_seed(seed)
     moving: AbstractContextManager[None] = (
         offloaded(context.model, pinned=device.type == "cuda")
@@ -36,7 +38,15 @@ def backward_pass(
     )
     with context.kernels.enabled(batch):  # activations may be computed again in the backward pass
         with context.accelerator.autocast(), moving:
-            loss = context.objective.loss(context.model, batch)
+            loss = context.objective.loss(context.model, batch, context.kernels)
         mean = loss / targets
         context.accelerator.backward(state.scaler.scale(mean) if state.scaler else mean)
+    context.launch_limit.launched(device)
     return loss.detach()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with its tensors on `device`; the host does not wait for a card."""
+    if device.type != "cuda":
+        return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.pin_memory().to(device, non_blocking=True) for name, value in batch.items()}

@@ -12,6 +12,8 @@ import torch
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
+from trainer.device.device_queue import LaunchLimit
+from trainer.device.unpacked import UnpackedBase
 from trainer.eviction import PreemptionFlag
 from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.method_table import OptimizerKind
@@ -60,3 +62,13 @@ class TrainContext:
     samples: Samples | None = None
     determinism: Determinism = field(default_factory=Determinism)
     kernels: KernelSet = NO_KERNELS
+    launch_limit: LaunchLimit = field(default_factory=LaunchLimit)
+    reads_late: bool = False
+    """Whether the numbers of a step are read while the device does the passes of the next one.
+
+    The same records come in the same order. On a card the host then never waits for the card.
+    """
+    refuses_host_sync: bool = False
+    """Whether an operation of a step that makes the host wait for a card raises RuntimeError."""
+    unpacked: UnpackedBase | None = None
+    """The values of the base's 4-bit layers, where memory is plenty."""

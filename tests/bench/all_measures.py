@@ -1,0 +1,12 @@
+"""The list of all benchmarks, in the order in which they are run."""
+
+from __future__ import annotations
+
+from bench.data import MEASURES as DATA
+from bench.eviction import MEASURES as EVICTION
+from bench.measure import Measure
+from bench.startup import MEASURES as STARTUP
+from bench.training import MEASURES as TRAINING
+
+MEASURES: tuple[Measure, ...] = (*TRAINING, *STARTUP, *EVICTION, *DATA)
+"""A new group has a module of its own with its `MEASURES`, and its line here."""

@@ -1,0 +1,69 @@
+"""Decides whether this machine stores the quantised base of a job, and under which name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainer.adapters.stored_base import StoredBase, folder_name, machine_folder
+from trainer.adapters.stored_files import BaseFolder
+from trainer.base_config import stored_quantisation
+from trainer.job.context import JobContext
+from trainer.job.prepare import PreparedInputs
+from trainer.method_table import Quant
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+COMPUTES = ("device", "gpu", "cuda", "cpu")
+"""Of the hardware: quantisers differ by it, and nobody proved that their bits are the same."""
+
+
+@contextmanager
+def storing(
+    job: JobContext, prepared: PreparedInputs, folder: BaseFolder | None = None
+) -> Iterator[StoredBase | None]:
+    """Yield the place of the job's base in the store, None if it has none there.
+
+    What is being written at the end of the block is written whole; if the block is left by an
+    error, as it is by a notice, it is given up and nothing of it is left.
+    """
+    facts = base_facts(job, prepared)
+    if facts is None:
+        yield None
+        return
+    stored = StoredBase(
+        folder=folder or machine_folder(),
+        name=folder_name(Path(prepared.source.name).name, facts),
+        on_message=job.on_message,
+    )
+    stored.begin_reading()
+    try:
+        yield stored
+        stored.wait()
+    finally:
+        stored.close()
+
+
+def base_facts(job: JobContext, prepared: PreparedInputs) -> dict[str, Any] | None:
+    """Return all that the bits of the quantised base depend on; None if it is not to be stored.
+
+    A base that is not quantised, or is so in its own files, is read as fast from those. One of a
+    hub is stored only under a commit: what a branch names may change.
+    """
+    method, fingerprint = job.config.method, prepared.fingerprint
+    identity = str(fingerprint["base"]["base.model"])
+    if method.storage is Quant.NONE or stored_quantisation(prepared.model_config) is not None:
+        return None
+    if not prepared.source.local and COMMIT.fullmatch(identity) is None:
+        return None
+    return {
+        "base": identity,
+        "trust_remote_code": prepared.source.trust_remote_code,
+        "storage": str(method.storage),
+        "double_quant": method.double_quant,
+        "compute": str(prepared.precision.compute),
+        "hardware": {key: fingerprint["hardware"].get(key) for key in COMPUTES},
+        "versions": fingerprint["versions"],
+    }
