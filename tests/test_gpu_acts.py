@@ -278,5 +278,5 @@ def test_memory_is_noted_as_torch_counts_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert 2e9 < notes.estimate["allocated"] < notes.estimate["reserved"] < 8e9
     assert measured(vars(notes), warm_up=5, alone=False).keys() == {
         "peak_allocated", "peak_reserved", "base_and_adapter", "forecast_allocated",
-        "forecast_reserved", "forecast_base",
+        "forecast_reserved", "forecast_base", "planned_reserved",
     }  # fmt: skip

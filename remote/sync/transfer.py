@@ -65,12 +65,18 @@ class Transfer:
         *,
         timeout_s: float = HASHING_S_MAX,
         needed_bytes: int = 0,
+        after_request: Callable[[], bytes] | None = None,
     ) -> dict[str, Any]:
         """Run a verb of our script on the directory there; raises `NoSpace` if its disk is full.
 
         `needed_bytes` is what the error says is needed where the answer does not.
         """
-        answer = self.script.call(verb, {"root": self.remote, **request}, timeout_s=timeout_s)
+        answer = self.script.call(
+            verb,
+            {"root": self.remote, **request},
+            timeout_s=timeout_s,
+            after_request=after_request,
+        )
         if full := read_disk_full(answer):
             needed, free = full
             raise NoSpace(self.place, needed_bytes=needed or needed_bytes, free_bytes=free)

@@ -206,6 +206,7 @@ def measured(notes: dict[str, Any], *, warm_up: int, alone: bool) -> dict[str, F
             "card_used": (used, "bytes"),
             "forecast_allocated": (estimate.get("allocated"), "bytes"),
             "forecast_reserved": (estimate.get("reserved"), "bytes"),
+            "planned_reserved": ((notes.get("planned") or {}).get("reserved"), "bytes"),
             "forecast_base": (estimate.get("base"), "bytes"),
             "step": (step_s if alone else None, "s"),
             "forecast_step": (notes.get("estimated_step_s"), "s"),

@@ -3,8 +3,8 @@
 Two of them cost a third of a start's imports. Nothing is compiled here (`TORCHDYNAMO_DISABLE=1`,
 see `prepare_environment`), but libraries mark functions for torch's compiler while they are
 imported, and the marks alone load all of it: while it is disabled a mark means nothing, so it is
-given without loading. And transformers imports `scipy.optimize` with every model, for one function that
-the losses of object detection call.
+given without loading. And transformers imports `scipy.optimize` with every model, for one function
+that the losses of object detection call.
 """
 
 from __future__ import annotations

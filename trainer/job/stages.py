@@ -33,17 +33,13 @@ from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
+from trainer.job.faster_on_cpu import spare_on_cpu
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.score_stage import score
-<<<<<<< HEAD
-from trainer.job.use_kernels import use_kernels
-from trainer.job.store_base import storing
-=======
 from trainer.job.store_base import storing
 from trainer.job.use_kernels import use_kernels
->>>>>>> refs/heads/load
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.method_table import OptimizerKind, Quant
 from trainer.rundir.fingerprint import compare
@@ -291,6 +287,7 @@ def set_up(
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
         determinism=Determinism(exact=table.exact),
         reads_late=prepared.device.type == "cuda",
+        unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
     )
     return context, state
 
