@@ -86,10 +86,20 @@ $(BENCH)/.installed: constraints-bench.txt
 	$(BENCH)/bin/python -m pip install --quiet --constraint constraints-bench.txt $(PEERS)
 	@touch $@
 
-PEERS := transformers peft bitsandbytes accelerate trl datasets
+PEERS := transformers peft bitsandbytes accelerate trl datasets dstack skypilot
 bench: $(STAMP) $(BENCH)/.installed  ## speed beside other tools, on an idle machine: 45 min; BENCH_ARGS=--quick
 	$(BIN)/python examples/quickstart/prepare.py
 	$(BIN)/python tests/bench $(BENCH_ARGS)
+
+TRITON_VERSIONS := 3.6.0 3.7.1
+TRITON := .triton
+$(TRITON)/%/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
+	@touch $@
+
+kernels: $(TRITON_VERSIONS:%=$(TRITON)/%/.installed)  ## Triton kernels without a card: interpreted, and compiled for every card
+	@for version in $(TRITON_VERSIONS); do \
+	  PYTHONPATH=$(TRITON)/$$version $(BIN)/python tests/triton_kernels || exit 1; done
 
 HAS_TORCH := import importlib.util as u, sys; \
   sys.exit(u.find_spec("torch") is None or sys.version_info < (3, 11))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,23 @@ class RemoteScript:
     python: str = "python3"
     """The interpreter there."""
 
-    def call(self, verb: str, request: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
+    def call(
+        self,
+        verb: str,
+        request: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        after_request: Callable[[], bytes] | None = None,
+    ) -> dict[str, Any]:
         """Run `verb` there and return its answer: JSON values that the caller has to check.
 
         An answer may carry `error` `no-space` for the caller to explain; any other error there is
         raised as `RemoteError`. Raises `CommandFailed` if the script cannot run at all.
         """
         parts: list[bytes] = []
-        code, stderr = self.stream(verb, request, parts.append, timeout_s=timeout_s)
+        code, stderr = self.stream(
+            verb, request, parts.append, timeout_s=timeout_s, after_request=after_request
+        )
         data = b"".join(parts)
         if code not in {0, EXIT_HANDLED}:
             raise self.failure(verb, code, data, stderr)
@@ -54,7 +63,7 @@ class RemoteScript:
             raise RemoteError(f"{self.connection.host} could not do `{verb}`: {message} ({path})")
         return answer
 
-    def stream(
+    def stream(  # noqa: PLR0913  (the last three are rarely given)
         self,
         verb: str,
         request: Mapping[str, Any],
@@ -62,10 +71,12 @@ class RemoteScript:
         *,
         timeout_s: float,
         limit_bytes: int = ANSWER_BYTES_MAX,
+        after_request: Callable[[], bytes] | None = None,
     ) -> tuple[int, bytes]:
         """Run `verb` there, pass its output on as it comes; return exit code and stderr.
 
-        Uploads the script when it is not there yet. At most `limit_bytes` are passed on.
+        Uploads the script when it is not there yet. At most `limit_bytes` are passed on. What
+        `after_request` returns is sent after the request; it may take its time, in another thread.
         """
         source = self.path.read_bytes()
         target = f"{FOLDER}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
@@ -73,7 +84,12 @@ class RemoteScript:
         # Not empty: so a power cut soon after the upload would leave it, but for the sync below.
         # What our script makes there is its account's only.
         command = f"umask 077; test -s {target} || exit {EXIT_NO_SCRIPT}; exec {shlex.join(argv)}"
-        stdin = json.dumps(request).encode()
+
+        def stdin() -> Iterator[bytes]:
+            yield json.dumps(request).encode() + b"\n"
+            if after_request is not None:
+                yield after_request()
+
         for _ in range(2):
             output = OutputAfterMark(tree_ops.ANSWER_MARK.encode(), on_output)
             code, stderr = self.connection.stream(
@@ -81,7 +97,7 @@ class RemoteScript:
                 output.feed,
                 timeout_s=timeout_s,
                 limit_bytes=limit_bytes + PREAMBLE_BYTES_MAX,
-                input=stdin,
+                input=stdin(),
             )
             if output.size > limit_bytes:
                 raise Untrusted(

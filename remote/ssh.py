@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -177,11 +177,12 @@ class SshConnection:
         *,
         timeout_s: float,
         limit_bytes: int = ANSWER_BYTES_MAX,
-        input: str | bytes | None = None,  # noqa: A002
+        input: str | bytes | Iterable[bytes] | None = None,  # noqa: A002
     ) -> tuple[int, bytes]:
         """Run `command`, pass its output on as it comes; return exit code and stderr.
 
-        Raises as `run` does, except that the exit code is not judged.
+        Several parts of `input` are sent as they come: waiting for one delays nothing else. Raises
+        as `run` does, except that the exit code is not judged.
         """
         ends_at = time.monotonic() + timeout_s
         with translate_network_errors(self.host, self.transport):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,21 +127,24 @@ class StdioThreads:
     """Two threads that feed a channel's stdin and drain its stderr, so that neither blocks."""
 
     def __init__(
-        self, channel: paramiko.Channel, stdin: str | bytes | None, limit_bytes: int
+        self,
+        channel: paramiko.Channel,
+        stdin: str | bytes | Iterable[bytes] | None,
+        limit_bytes: int,
     ) -> None:
         self._channel = channel
-        self._stdin = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        whole = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        self._stdin = [whole] if isinstance(whole, bytes) else whole
         self._limit_bytes = limit_bytes
         self._stderr = bytearray()
-        self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._feed, self._drain)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._drainer = threading.Thread(target=self._drain, daemon=True)
+        self._drainer.start()
+        threading.Thread(target=self._feed, daemon=True).start()
 
     def _feed(self) -> None:
         try:
-            send_all(self._channel, self._stdin)
+            for part in self._stdin:  # a part may be waited for
+                send_all(self._channel, part)
             self._channel.shutdown_write()
         except (OSError, EOFError):
             return  # the command ended without reading all of it; its exit code says why
@@ -155,9 +158,8 @@ class StdioThreads:
             return  # the reader of stdout meets the same error and reports it
 
     def join(self, timeout_s: float) -> bytes:
-        """Wait for both threads; return the command's stderr."""
-        for thread in self._threads:
-            thread.join(timeout_s)
+        """Wait for the end of the command's stderr and return it."""
+        self._drainer.join(timeout_s)
         return bytes(self._stderr)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import peft
 import pytest
@@ -15,11 +16,18 @@ from torch.nn.functional import cross_entropy
 from trainer.config import TrainTable
 from trainer.data.codec import NOT_TRAINED, Example
 from trainer.data.packed import RowBounds, collate_packed
+from trainer.kernels import attention, varlen
 from trainer.kernels.attention import UnmaskedAttention, plain_attention
 from trainer.kernels.attention_use import observe_attention
 from trainer.kernels.choose import choose_kernels
 from trainer.kernels.kernel_set import Card, KernelSet
-from trainer.kernels.varlen import PackedAttention, attend_row_by_row
+from trainer.kernels.varlen import (
+    PackedAttention,
+    Request,
+    _varlen_arguments,
+    attend_in_one,
+    attend_row_by_row,
+)
 
 CPU = Card(device=torch.device("cpu"), capability=None, dtype=torch.float32)
 SIZES: Mapping[str, Any] = {
@@ -34,14 +42,22 @@ PACKABLE: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "phi": {"num_key_value_heads": 4},
     "gemma": {"head_dim": 8},
-    "gemma3_text": {"head_dim": 8},
-    "mistral": {"sliding_window": None},
+    "gemma3_text": {
+        "head_dim": 8,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "mistral": {"sliding_window": 4},
     "gpt2": {**GPT2, "attn_pdrop": 0.0},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "mixtral": {"num_local_experts": 4},
 }
-"""Learnt places, computed ones, and experts; heads alone and in groups."""
-UNMASKED = {**PACKABLE, "mistral": {"sliding_window": 16}, "gpt2": GPT2}
+"""Learnt places, computed ones, windows in all layers or in some, experts; heads in groups."""
+UNMASKED = {**PACKABLE, "gpt2": GPT2}
+LLAMA4 = {
+    "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 48,
+    "attention_chunk_size": 8, "num_hidden_layers": 4, "targets": ["q_proj", "v_proj"],
+}  # fmt: skip
 NOT_SDPA = "its attention is not SDPA"
 LEFT_OFF: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "gemma2": ({"head_dim": 8}, NOT_SDPA, NOT_SDPA),
@@ -51,7 +67,11 @@ LEFT_OFF: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
         "an encoder reads padding and all tokens, and needs its mask",
         "an encoder reads padding and all tokens, and needs its mask",
     ),
-    "mistral": ({"sliding_window": 8}, "", "rows may be longer than a window of 8 tokens"),
+    "llama4_text": (
+        LLAMA4,
+        "",
+        "rows may be longer than a chunk of 8 tokens, which its masks are for",
+    ),
     "gpt2": (GPT2, "", "it has no dropout, and attention of this base has one of 0.1"),
     "lfm2": (
         {"layer_types": ["conv", "full_attention"]},
@@ -66,13 +86,15 @@ ROWS = ((5, 9, 30, 7), (2, 44, 81, 7, 7, 12, 90, 3, 61, 14), (99, 100))
 def make(family: str, more: Mapping[str, Any]) -> Any:
     """Return a random model with a LoRA adapter that changes what it says."""
     torch.manual_seed(0)
-    config = transformers.CONFIG_MAPPING[family](**{**SIZES, **more})
+    sizes = {**SIZES, **more}
+    targets = sizes.pop("targets", "all-linear")
+    config = transformers.CONFIG_MAPPING[family](**sizes)
     auto: Any = transformers.AutoModelForCausalLM
     if config.is_encoder_decoder:
         auto = transformers.AutoModelForSeq2SeqLM
     with warnings.catch_warnings():  # names that transformers 6 drops, and advice of PEFT's
         warnings.simplefilter("ignore")
-        settings = peft.LoraConfig(target_modules="all-linear", r=2)
+        settings = peft.LoraConfig(target_modules=targets, r=2)
         model = peft.get_peft_model(auto.from_config(config), settings)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -128,7 +150,12 @@ def alone(model: Any) -> tuple[float, torch.Tensor]:
 def kernels_for(model: Any, kernel: Any) -> KernelSet:
     """Choose this kernel for the model, which must suit it."""
     messages: list[str] = []
-    found = choose_kernels(model, CPU, TrainTable(), messages.append, kernels=[kernel])
+    small: dict[str, Any] = {"HEAD_DIMS": (8,)}  # the whole proof is tried once, below
+    with (
+        mock.patch.multiple(attention, LENGTHS=(17,), **small),
+        mock.patch.multiple(varlen, ROW_LENGTHS=(17, 12, 1), **small),
+    ):
+        found = choose_kernels(model, CPU, TrainTable(), messages.append, kernels=[kernel])
     assert found.kernels == (kernel,), messages
     return found
 
@@ -198,19 +225,14 @@ def test_a_base_that_needs_more_than_causal_attention_keeps_its_mask_and_says_wh
     assert (reason or "") == packed
 
 
-def test_rows_longer_than_a_window_keep_the_mask_of_the_window() -> None:
-    """Within a window nothing is masked; beyond it transformers' own mask computes."""
-    model = make("mistral", {"sliding_window": 8})
+def test_rows_longer_than_a_chunk_keep_the_masks_of_their_base() -> None:
+    """Within a chunk of Llama 4 nothing is masked; beyond it transformers' own masks compute."""
+    model = make("llama4_text", LLAMA4)
     kernels = kernels_for(model, UnmaskedAttention())
     config = model.get_base_model().config
     for length, implementation in ((8, "qft_unmasked"), (9, "sdpa")):
         with kernels.enabled({"input_ids": torch.zeros(2, length)}):
             assert config._attn_implementation == implementation
-    batch = padded(ROWS)  # the second row is longer than the window
-    del batch["attention_mask"]
-    with kernels.enabled(batch):
-        loss, _ = learnt(model, batch, [len(row) for row in ROWS])
-    assert loss == pytest.approx(alone(model)[0], rel=1e-5)
 
 
 def test_outside_of_training_the_model_attends_as_before() -> None:
@@ -232,7 +254,7 @@ def test_watching_a_model_leaves_it_and_the_generators_as_they_were() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     use = observe_attention(model, CPU)
-    assert (use.layers, use.dropout, use.window, use.problem) == (2, 0.1, None, None)
+    assert (use.layers, use.dropout, use.windows, use.problem) == (2, 0.1, {}, None)
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in model.modules()] == modes
     assert model.get_base_model().config._attn_implementation == "sdpa"
@@ -248,7 +270,7 @@ def test_the_proof_of_packed_attention_fails_where_a_row_sees_another() -> None:
     """A function that is causal over the whole batch is found out."""
 
     def leaking(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _bounds: RowBounds, _scale: float | None
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _request: Request
     ) -> torch.Tensor:
         return plain_attention(q[None], k[None], v[None])[0]
 
@@ -261,9 +283,82 @@ def test_packed_attention_scales_scores_as_the_layer_asks() -> None:
     """Granite and Gemma scale by other numbers than 1 / sqrt(head_dim)."""
     bounds = RowBounds(cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32), longest=3)
     q, k, v = (torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
-    scaled = attend_row_by_row(q, k, v, bounds, 0.5)
-    expected = attend_row_by_row(q * (0.5 * 8**0.5), k, v, bounds, None)
+    scaled = attend_row_by_row(q, k, v, Request(bounds=bounds, scale=0.5))
+    expected = attend_row_by_row(q * (0.5 * 8**0.5), k, v, Request(bounds=bounds))
     assert torch.allclose(scaled, expected, atol=1e-6)
+
+
+def rows_of(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, **more: Any
+) -> torch.Tensor:
+    """Compute what `varlen_attn` is documented to compute, of [tokens, heads, head_dim]."""
+    assert query.is_contiguous()
+    request = Request(bounds=RowBounds(cu_seqlens=ends, longest=3), **more)
+    query, key, value = (one.transpose(0, 1) for one in (query, key, value))
+    return attend_row_by_row(query, key, value, request).transpose(0, 1)
+
+
+def varlen_2_10(  # noqa: PLR0917 - as torch has it
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor, max_q: int, max_k: int,
+    is_causal: bool = False, return_aux: Any = None,  # noqa: FBT001, FBT002
+) -> torch.Tensor:  # fmt: skip
+    """Take what torch 2.10 takes: as many heads everywhere, one scale, no window."""
+    assert query.shape == key.shape
+    assert (cu_seq_q is cu_seq_k, max_q, max_k, is_causal, return_aux) == (True, 3, 3, True, None)
+    return rows_of(query, key, value, cu_seq_q)
+
+
+def varlen_2_11(  # noqa: PLR0917 - as torch has it
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor, max_q: int, max_k: int, *, return_aux: Any = None,
+    scale: float | None = None, window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:  # fmt: skip
+    """Take what torch 2.11 takes: a scale and a window, to the left without the token itself."""
+    assert query.shape == key.shape
+    assert (cu_seq_q is cu_seq_k, max_q, max_k, return_aux) == (True, 3, 3, None)
+    left, right = window_size
+    assert right == 0
+    return rows_of(query, key, value, cu_seq_q, scale=scale, window=left + 1 or None)
+
+
+def varlen_2_13(  # noqa: PLR0917 - as torch has it
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor, max_q: int, max_k: int, *, return_aux: Any = None,
+    scale: float | None = None, window_size: tuple[int, int] = (-1, -1), enable_gqa: bool = False,
+    seqused_k: Any = None, block_table: Any = None, num_splits: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Take what torch 2.13 takes: fewer heads of keys, and a fixed number of parts."""
+    assert (enable_gqa, num_splits) == (True, 1)
+    assert (seqused_k, block_table) == (None, None)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    return varlen_2_11(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k,
+        return_aux=return_aux, scale=scale, window_size=window_size,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [varlen_2_10, varlen_2_11, varlen_2_13])
+@pytest.mark.parametrize(("scale", "window"), [(None, None), (0.5, None), (0.5, 2)])
+def test_each_version_of_torch_is_called_so_that_rows_are_causal(
+    version: Any, scale: float | None, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`varlen_attn` changed twice; by its signature it gets scale, window and heads in groups."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", version)
+    _varlen_arguments.cache_clear()
+    monkeypatch.setattr(varlen, "_varlen_arguments", _varlen_arguments.__wrapped__)
+    if version is varlen_2_10 and window is not None:
+        assert not varlen._takes_windows()
+        return
+    bounds = RowBounds(cu_seqlens=torch.tensor([0, 2, 5], dtype=torch.int32), longest=3)
+    q, k, v = (
+        torch.randn(heads, 5, 8, generator=torch.Generator().manual_seed(heads))
+        for heads in (4, 2, 2)
+    )
+    request = Request(bounds=bounds, scale=scale, window=window)
+    found = attend_in_one(q, k, v, request)
+    assert torch.allclose(found, attend_row_by_row(q, k, v, request), atol=1e-6)
 
 
 @pytest.mark.parametrize(

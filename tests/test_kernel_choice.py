@@ -13,7 +13,7 @@ import torch
 from trainer.config import TrainTable
 from trainer.kernels.choose import choose_kernels
 from trainer.kernels.kernel_set import NO_KERNELS, Card, KernelSet
-from trainer.kernels.prove import find_difference, fixed_values, relative_difference
+from trainer.kernels.prove import find_function_difference, fixed_values, relative_difference
 
 CPU = Card(device=torch.device("cpu"), capability=None, dtype=torch.float32)
 
@@ -35,7 +35,7 @@ class Doubling:
 
     def prove(self, card: Card) -> str | None:
         """Compare with a product."""
-        return find_difference(
+        return find_function_difference(
             self.way, lambda x: 2 * x, [fixed_values(3, 5, card=card, seed=1)], card=card
         )
 
@@ -149,6 +149,35 @@ def test_a_kernel_that_differs_on_the_model_itself_is_left_off() -> None:
     kernels, (message,) = chosen(Shifting())
     assert kernels is NO_KERNELS
     assert "the logits of this base differ from the plain way by" in message
+
+
+@dataclass
+class Clashing(Shifting):
+    """Changes the model only while another kernel is on."""
+
+    other: Doubling = field(default_factory=Doubling)
+    name: str = "clashing"
+
+    @contextmanager
+    def enabled(self, batch: Mapping[str, Any]) -> Iterator[None]:
+        """Be harmless alone."""
+        if not self.other.inside:
+            yield
+            return
+        with super().enabled(batch):
+            yield
+
+
+def test_kernels_that_differ_only_together_are_all_left_off() -> None:
+    """Two kernels that are right each by itself may change the same module."""
+    messages: list[str] = []
+    first = Doubling()
+    kernels = choose_kernels(
+        tiny_llama(), CPU, TrainTable(), messages.append, kernels=[first, Clashing(other=first)]
+    )
+    assert kernels is NO_KERNELS
+    (message,) = messages
+    assert message.startswith("no kernel is used, since together the logits of this base differ")
 
 
 def test_other_bits_in_a_repetition_are_allowed_where_bits_are_not_promised() -> None:

@@ -28,7 +28,9 @@ class LocalSource:
     """The files here that are to be pushed."""
 
     tree: Tree
-    paths: Mapping[str, Path]
+    digest: str
+    """What `tree_ops.tree_digest` makes of the tree."""
+    paths: Mapping[str, str]
     """Where each file of the tree is on this computer."""
     is_file_list: bool
     """Whether the caller named files one by one rather than a directory."""
@@ -36,34 +38,56 @@ class LocalSource:
     """Paths that are no files and are not sent."""
 
 
-def scan_source(local: Path | Mapping[str, Path], options: SyncOptions) -> LocalSource:
-    """Hash what is to be pushed; raises `RemoteError` if it is absent or has an illegal name."""
-    cache = local_cache_path(local, options)
+@dataclass(frozen=True, kw_only=True)
+class FoundSource:
+    """What is here to be pushed, not hashed yet."""
+
+    rows: tuple[tuple[str, str, str], ...]
+    """(path, path on this computer, kind), as `tree_ops.walk` yields them."""
+    is_file_list: bool
+    cache: str
+
+    @property
+    def names(self) -> list[str]:
+        """The paths of the files, sorted."""
+        return sorted(path for path, _, kind in self.rows if kind == "file")
+
+
+def find_source(local: Path | Mapping[str, Path], options: SyncOptions) -> FoundSource:
+    """Find what is to be pushed; raises `RemoteError` if it is absent or has an illegal name."""
     if isinstance(local, Path):
         if not local.is_dir():
             raise RemoteError(
                 f"{local} is {'not a directory' if local.exists() else 'not there'}",
                 hint="check the path in your run.yaml; it is relative to that file",
             )
-        found = tree_ops.hash_tree(str(local), options.exclude, cache, follow_links=True)
-        paths = {path: local / path for path in found["files"]}
+        rows = tuple(tree_ops.walk(str(local), options.exclude, follow=True))
     else:
         for path, file in local.items():
             if not file.is_file():
                 raise RemoteError(f"{file} (for {path}) is not there, or no file")
-        rows = [(path, str(file), "file") for path, file in local.items()]
-        found = tree_ops.hash_files(rows, cache)
-        paths = dict(local)
-    for path in paths:
-        if offence := path_offence(path):
+        rows = tuple((path, str(file), "file") for path, file in local.items())
+    for path, _, kind in rows:
+        if kind == "file" and (offence := path_offence(path)):
             raise RemoteError(
                 f"the file name {path!r} cannot be sent: {offence}",
                 hint="rename the file, or exclude it by a pattern",
             )
+    return FoundSource(
+        rows=rows,
+        is_file_list=not isinstance(local, Path),
+        cache=local_cache_path(local, options),
+    )
+
+
+def hash_source(source: FoundSource) -> LocalSource:
+    """Hash the files that were found; one that is gone by now is left out."""
+    found = tree_ops.hash_files(source.rows, source.cache)
     return LocalSource(
         tree=to_tree(found["files"]),
-        paths=paths,
-        is_file_list=not isinstance(local, Path),
+        digest=tree_ops.tree_digest(found["files"]),
+        paths={path: full for path, full, _ in source.rows},
+        is_file_list=source.is_file_list,
         skipped=tuple(path for path, _ in found["irregular"]),
     )
 
@@ -74,7 +98,8 @@ def scan_target(local: Path, source: Tree, options: SyncOptions) -> dict[str, En
     Raises `RemoteError` if a directory on the way to a file of `source` is a link or a file.
     """
     try:
-        paths = {path: tree_ops.safe_join(str(local), path) for path in source}
+        checked: set[str] = set()
+        paths = {path: tree_ops.safe_join(str(local), path, checked) for path in source}
     except OSError as error:
         raise RemoteError(
             f"{error.filename} is {error.strerror}: nothing is written through it",
@@ -116,12 +141,12 @@ def local_cache_path(local: Path | Mapping[str, Path], options: SyncOptions) -> 
     return str(options.cache_dir / f"hashes-{name}.json")
 
 
-def read_chunk(chunk: Chunk, paths: Mapping[str, Path]) -> bytes:
+def read_chunk(chunk: Chunk, paths: Mapping[str, str]) -> bytes:
     """Read the bytes of a chunk; raises `StaleError` if a file is shorter than it was, or gone."""
     parts = []
     for path, offset, size in file_ranges(chunk):
         try:
-            with paths[path].open("rb") as file:
+            with Path(paths[path]).open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
         except FileNotFoundError as error:

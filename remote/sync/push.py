@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,16 @@ from remote.errors import NoSpace, RemoteError
 from remote.on_machine import tree_ops
 from remote.remote_script import hash_cache_path
 from remote.sync import manifest, replies
-from remote.sync.local import LocalSource, StaleError, read_chunk, scan_source
-from remote.sync.manifest import Entry
+from remote.sync.background import Background
+from remote.sync.local import (
+    FoundSource,
+    LocalSource,
+    StaleError,
+    find_source,
+    hash_source,
+    read_chunk,
+)
+from remote.sync.manifest import Tree
 from remote.sync.plan import Blob, Chunk, SyncReport, chunks_of, make_blobs
 from remote.sync.sftp import Sftp
 from remote.sync.transfer import ProgressCounter, Transfer, transfer_chunks
@@ -21,8 +29,8 @@ from remote.sync.transfer import ProgressCounter, Transfer, transfer_chunks
 
 def push_once(transfer: Transfer, local: Path | Mapping[str, Path]) -> SyncReport:
     """Push what differs; raises `StaleError` if the source changed meanwhile."""
-    source = scan_source(local, transfer.options)
-    difference = manifest.compare(source.tree, list_target(transfer, source))
+    source, target = list_both(transfer, find_source(local, transfer.options))
+    difference = manifest.compare(source.tree, target)
     blobs = make_blobs(difference.missing, source.tree, transfer.options)
     delete = transfer.options.delete and not source.is_file_list
     removed = difference.extraneous if delete else ()
@@ -50,16 +58,36 @@ def push_once(transfer: Transfer, local: Path | Mapping[str, Path]) -> SyncRepor
     )
 
 
-def list_target(transfer: Transfer, source: LocalSource) -> dict[str, Entry]:
-    """List the files there; what is no regular file counts as absent."""
-    request: dict[str, Any] = {"exclude": transfer.options.exclude}
+def list_both(transfer: Transfer, found: FoundSource) -> tuple[LocalSource, Tree]:
+    """Hash the files here while the machine hashes its own; return the source and the tree there.
+
+    What is no regular file there counts as absent.
+    """
+    request: dict[str, Any] = {"exclude": transfer.options.exclude, "compare": True}
     request["cache"] = hash_cache_path(transfer.remote)
-    if source.is_file_list or not transfer.options.delete:
-        request["only"] = sorted(source.tree)  # a machine full of other files is not hashed
-    files = transfer.call("list", request).get("files")
+    if found.is_file_list or not transfer.options.delete:
+        request["only"] = found.names  # a machine full of other files is not hashed
+    hashing = Background(lambda: hash_source(found))
+    try:
+        answer = transfer.call("list", request, after_request=lambda: digest_once_hashed(hashing))
+    except RemoteError:
+        hashing.result()  # the next attempt finds these hashes in the cache
+        raise
+    source = hashing.result()
+    if answer.get("equal") is True:
+        return source, source.tree
+    files = answer.get("files")
     if "only" in request and isinstance(files, dict):
         files = {path: row for path, row in files.items() if path in source.tree}
-    return manifest.read_tree(files, host=transfer.host, unique_names=False)
+    return source, manifest.read_tree(files, host=transfer.host, unique_names=False)
+
+
+def digest_once_hashed(hashing: Background[LocalSource]) -> bytes:
+    """Wait for the digest of the source; empty, which equals none, if it cannot be hashed."""
+    try:
+        return hashing.result().digest.encode()
+    except Exception:  # noqa: BLE001  (`list_both` raises it)
+        return b""
 
 
 def reserve_space(
@@ -91,10 +119,10 @@ def reserve_space(
     return chunks
 
 
-def send_chunk(remote: str, source: LocalSource, sftp: Sftp, chunk: Chunk) -> None:
-    """Write one chunk into the partial file there."""
+def send_chunk(remote: str, source: LocalSource, sftp: Sftp, chunk: Chunk) -> Callable[[], None]:
+    """Begin to write one chunk into the partial file there; the result waits until it is there."""
     data = read_chunk(chunk, source.paths)
-    sftp.write(f"{remote}/{tree_ops.PARTIAL_DIR}/{chunk.blob.name}", chunk.offset, data)
+    return sftp.write(f"{remote}/{tree_ops.PARTIAL_DIR}/{chunk.blob.name}", chunk.offset, data)
 
 
 def explain_refused_write(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,18 @@ class Transfer:
         *,
         timeout_s: float = HASHING_S_MAX,
         needed_bytes: int = 0,
+        after_request: Callable[[], bytes] | None = None,
     ) -> dict[str, Any]:
         """Run a verb of our script on the directory there; raises `NoSpace` if its disk is full.
 
         `needed_bytes` is what the error says is needed where the answer does not.
         """
-        answer = self.script.call(verb, {"root": self.remote, **request}, timeout_s=timeout_s)
+        answer = self.script.call(
+            verb,
+            {"root": self.remote, **request},
+            timeout_s=timeout_s,
+            after_request=after_request,
+        )
         if full := read_disk_full(answer):
             needed, free = full
             raise NoSpace(self.place, needed_bytes=needed or needed_bytes, free_bytes=free)
@@ -171,11 +178,12 @@ def require_sftp(connection: SshConnection, *, silence_s: float = 30.0) -> None:
 def transfer_chunks(
     transfer: Transfer,
     chunks: Sequence[Chunk],
-    copy: Callable[[Sftp, Chunk], None],
+    copy: Callable[[Sftp, Chunk], Callable[[], None]],
     counter: ProgressCounter,
 ) -> None:
     """Copy every chunk, on as many channels as are useful; stop all at the first error.
 
+    `copy` begins a chunk and returns what finishes it. A few are on their way at once.
     Raises what `copy` raises, and `Unreachable` when the connection is cut: what has arrived stays.
     """
     waiting: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
@@ -199,12 +207,16 @@ def transfer_chunks(
                 closing(Sftp.open(connection.transport, silence_s=options.silence_s)) as sftp,
             ):
                 sftp.on_bytes = speed.add
+                begun: deque[tuple[Chunk, Callable[[], None]]] = deque()
                 while not stop.is_set():
-                    try:
-                        chunk = waiting.get_nowait()
-                    except queue.Empty:
+                    with suppress(queue.Empty):  # then those that are begun are the last
+                        while len(begun) < options.chunks_ahead:
+                            chunk = waiting.get_nowait()
+                            begun.append((chunk, copy(sftp, chunk)))
+                    if not begun:
                         return
-                    copy(sftp, chunk)
+                    chunk, finish = begun.popleft()
+                    finish()
                     with lock:
                         counter.add(chunk)
         except Exception as error:  # noqa: BLE001  (raised again in the caller's thread)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bench.data import MEASURES as DATA
+from bench.eviction import MEASURES as EVICTION
 from bench.measure import Measure
 from bench.startup import MEASURES as STARTUP
+from bench.training import MEASURES as TRAINING
 
-MEASURES: tuple[Measure, ...] = (*STARTUP,)
+MEASURES: tuple[Measure, ...] = (*TRAINING, *STARTUP, *EVICTION, *DATA)
 """A new group has a module of its own with its `MEASURES`, and its line here."""

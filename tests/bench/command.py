@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -13,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import machine, table
+from bench import machine, plot, table
 from bench.all_measures import MEASURES
 from bench.measure import Measure, Workplace
 from bench.results import Verdict, judge
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     run = Run(arguments)
     run.warn_if_busy()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
     try:
         for measure in chosen:
             run.measure(measure)
@@ -95,6 +98,8 @@ class Run:
         self.results: list[Collected] = []
         self.verdicts: list[Verdict] = []
         self.work.mkdir(parents=True, exist_ok=True)
+        for left in self.work.glob("bench-*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def warn_if_busy(self) -> None:
         """Say so if other work runs here: a time measured beside it is worth nothing."""
@@ -159,6 +164,10 @@ class Run:
             )
             print(f"appended to {PAGE}")
         print(f"written to {self.out}")
+        if series := plot.growth_series(self.results):
+            drawing = self.out.with_name("growth.svg")
+            drawing.write_text(plot.as_svg(series), encoding="utf-8")
+            print(f"growth with size is drawn in {drawing}")
         missed = table.missed(self.verdicts)
         for line in missed:
             print(f"MISSED {line}", file=sys.stderr)

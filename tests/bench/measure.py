@@ -25,6 +25,7 @@ class Sample:
     value: float  # in the unit of the measure
     wall_s: float | None = None
     cpu_s: float | None = None  # of all processes of the tool
+    also: Mapping[str, float] = field(default_factory=dict)  # further values, by name
     facts: Mapping[str, Any] = field(default_factory=dict)  # anything else for the JSON
 
 
@@ -56,6 +57,7 @@ class Variant:
     run: Callable[[int], Sample]
     size: float | None = None  # how much it works on, for a `Growth`
     choice_of: str = ""
+    rounds_max: int | None = None  # of what is too long for all of them and has no bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class Ratio:
     over: tuple[str, ...]
     at_least: float | None = None
     at_most: float | None = None
+    on: str = ""  # which of `Sample.also` is compared; empty: the value itself
     note: str = ""  # what stands beside it in the table
 
 
@@ -80,6 +83,7 @@ class Limit:
     of: str
     at_least: float | None = None
     at_most: float | None = None
+    on: str = ""  # as in `Ratio`
     note: str = ""
 
 
@@ -93,6 +97,7 @@ class Growth:
     name: str
     of: tuple[str, ...]
     at_most: float | None = None
+    on: str = ""  # as in `Ratio`
 
 
 Goal = Ratio | Limit | Growth
@@ -108,6 +113,7 @@ class Measure:
     higher_is_better: bool
     open: Callable[[Workplace], AbstractContextManager[Sequence[Variant]]]
     goals: tuple[Goal, ...] = ()
+    in_order: bool = False  # each variant needs what the one before it did in the same round
 
     def is_chosen(self, names: Sequence[str]) -> bool:
         """Tell whether one of `names` is the measure or its group; without names, it is chosen."""

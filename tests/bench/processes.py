@@ -86,6 +86,11 @@ def run_process(
     )
 
 
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether a process has ended, and leave it to be waited for."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):  # it has ended meanwhile
         os.killpg(pid, signal.SIGKILL)

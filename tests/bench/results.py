@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.measure import Goal, Growth, Limit, Ratio
+from bench.measure import Goal, Growth, Limit, Ratio, Sample
 from bench.rounds import Collected
 
 
@@ -46,8 +46,11 @@ def judge(collected: Collected) -> list[Verdict]:
             case Ratio():
                 text, values, note = _ratio(goal, collected)
             case Limit():
-                values = [one.value for one in collected.samples.get(goal.of, {}).values()]
-                text, note = goal.of, goal.note
+                samples = collected.samples.get(goal.of, {}).values()
+                values = [
+                    number for one in samples if (number := _number(one, goal.on)) is not None
+                ]
+                text, note = _shown(goal.on, goal.of), goal.note
             case Growth():
                 text, values, note = f"{goal.name}: slope", _slope(goal, collected), ""
         value = statistics.median(values) if values else None
@@ -83,7 +86,7 @@ def _ratio(goal: Ratio, collected: Collected) -> tuple[str, list[float], str]:
     peers = [name for name in goal.over if name in middle]
     failed = [name for name in goal.over if name in collected.problems and name not in middle]
     if not peers:
-        return f"{goal.of} / {goal.over[0]}", [], goal.note
+        return _shown(goal.on, f"{goal.of} / {goal.over[0]}"), [], goal.note
     most = max(len(collected.samples[name]) for name in peers)
     best = max if collected.measure.higher_is_better else min
     peer = best(
@@ -94,22 +97,33 @@ def _ratio(goal: Ratio, collected: Collected) -> tuple[str, list[float], str]:
     notes = [goal.note] if goal.note else []
     notes += [f"best of {len(peers)}"] if len(goal.over) > 1 else []
     notes += [f"without {', '.join(failed)}"] if failed else []
-    return f"{goal.of} / {peer}", values, "; ".join(notes)
+    return _shown(goal.on, f"{goal.of} / {peer}"), values, "; ".join(notes)
+
+
+def _number(sample: Sample, on: str) -> float | None:
+    return sample.also.get(on) if on else sample.value
+
+
+def _shown(on: str, text: str) -> str:
+    return f"{on}: {text}" if on else text
 
 
 def _slope(goal: Growth, collected: Collected) -> list[float]:
-    """Return the slope of every round, by least squares on the logarithms of size and value."""
-    slopes = []
+    """Return the slope of every round that has all sizes."""
     numbers = sorted({at for name in goal.of for at in collected.samples.get(name, {})})
-    for number in numbers:
-        points = [
-            (collected.sizes[name], collected.samples[name][number].value)
-            for name in goal.of
-            if number in collected.samples.get(name, {})
-        ]
-        if len(points) == len(goal.of):
-            slopes.append(slope(points))
-    return slopes
+    series = [growth_points(goal, collected, number) for number in numbers]
+    return [slope(points) for points in series if len(points) == len(goal.of)]
+
+
+def growth_points(goal: Growth, collected: Collected, number: int) -> list[tuple[float, float]]:
+    """Return size and value of the variants of one round that were measured."""
+    points = []
+    for name in goal.of:
+        sample = collected.samples.get(name, {}).get(number)
+        value = None if sample is None else _number(sample, goal.on)
+        if value is not None:
+            points.append((collected.sizes[name], value))
+    return points
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -43,6 +43,7 @@ def _sample_json(sample: Sample) -> dict[str, Any]:
         "value": sample.value,
         "wall_s": sample.wall_s,
         "cpu_s": sample.cpu_s,
+        **({"also": dict(sample.also)} if sample.also else {}),
         **({"facts": dict(sample.facts)} if sample.facts else {}),
     }
 
@@ -61,14 +62,11 @@ def collect(
             collected.samples = {one.name: {} for one in variants}
             collected.sizes = {one.name: one.size for one in variants if one.size is not None}
             for number in range(rounds):
-                turn = number % len(variants)
+                turn = 0 if measure.in_order else number % len(variants)
                 for variant in [*variants[turn:], *variants[:turn]]:
-                    if variant.name in collected.problems or _is_beaten(
-                        variant, variants, collected
-                    ):
-                        continue
-                    _run(variant, number, collected, place)
-                    on_sample(collected)
+                    if not _is_over(variant, number, variants, collected):
+                        _run(variant, number, collected, place)
+                        on_sample(collected)
     except Unavailable as reason:
         collected.problems[""] = str(reason)
     except Exception as error:  # noqa: BLE001 - one measure that breaks must not end the others
@@ -77,8 +75,16 @@ def collect(
     return collected
 
 
-def _is_beaten(variant: Variant, variants: Sequence[Variant], collected: Collected) -> bool:
-    """Tell whether another way to use the same tool was better in the first round."""
+def _is_over(
+    variant: Variant, number: int, variants: Sequence[Variant], collected: Collected
+) -> bool:
+    """Tell whether a variant is left out of a round: it failed, has enough rounds, or was beaten.
+
+    It is beaten if another way to use the same tool was better in the first round.
+    """
+    enough = variant.rounds_max is not None and number >= variant.rounds_max
+    if enough or variant.name in collected.problems:
+        return True
     if not variant.choice_of:
         return False
     ways = [one.name for one in variants if one.choice_of == variant.choice_of]

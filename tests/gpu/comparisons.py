@@ -67,6 +67,8 @@ def _one(what: str, name: str, notes: dict[str, Any], without: dict[str, Any] | 
         message = f"{notes['tokens_per_s'] / without['tokens_per_s']:.2f} times as fast as without"
     if name == ALL:
         message += f": {', '.join(notes['kernels'])}"
+    if notes.get("waits_at"):
+        message = f"{message}, the host waits for the card at {notes['waits_at']}".lstrip(", ")
     return Line(what=f"{what}: {name}", result=Result.DONE, message=message, figures=figures)
 
 

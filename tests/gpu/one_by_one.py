@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from gpu.kernels import card_at
+from gpu.loading import load_run, log_line
 from gpu.watched import label
 
 WARM_UP, TIMED = 2, 3  # steps of each set
@@ -88,7 +89,23 @@ class Loaded:
             "tokens_per_s": sum(record["tokens"] for record in records.kept) / seconds,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated() if on_card else None,
             "loss": records.kept[-1]["loss"],
+            "waits_at": self.find_wait(context) if on_card else None,
         }
+
+    def find_wait(self, context: Any) -> str | None:
+        """Do one more step in which the host may not wait for the card; return where it would."""
+        from trainer.training.loop import train
+
+        refusing = replace(context, refuses_host_sync=True)
+        try:
+            train(refusing, self.state, Records(), until=self.state.counters.step + 1)
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            self.state.optimizer.zero_grad(set_to_none=True)
+            frames = traceback.extract_tb(error.__traceback__)
+            return " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in frames[:-5:-1])
+        return None
 
 
 @dataclass
@@ -106,41 +123,16 @@ class Records:
         self.kept.append(record)
 
 
-def log_line(text: str) -> None:
-    """Write a line to the log of the process."""
-    sys.stderr.write(f"{text}\n")
-
-
 def load(run_dir: Path) -> Loaded:
     """Load what the run describes, as its training does."""
     from trainer import model as models
-    from trainer.atomic import RealDisk
-    from trainer.config import load_config
-    from trainer.eviction import PreemptionFlag
     from trainer.job import stages
-    from trainer.job.context import JobContext, JobOptions
-    from trainer.job.prepare import prepare_inputs
     from trainer.kernels.choose import candidates, choose_kernels
-    from trainer.rundir.layout import CONFIG, data_facts
-    from trainer.rundir.status import HeartbeatWriter
 
-    config = load_config(run_dir / CONFIG)
-    job = JobContext(
-        options=JobOptions(run_dir=run_dir),
-        config=config,
-        inputs=data_facts(config, run_dir),
-        heartbeat=HeartbeatWriter(
-            run_dir / "status.json", disk=RealDisk(), now=lambda: datetime.now(UTC)
-        ),
-        flag=PreemptionFlag(time.monotonic),
-        on_message=log_line,
-    )
-    prepared = prepare_inputs(job)
-    base = models.load_base(
-        prepared.source, config.method, precision=prepared.precision, device=prepared.device
-    )
-    adapted = models.attach_adapter(base, config.method, config.train)
-    context, state = stages.set_up(job, prepared, adapted)
+    run = load_run(run_dir)
+    config, prepared = run.job.config, run.prepared
+    adapted = models.attach_adapter(run.base, config.method, config.train)
+    context, state = stages.set_up(run.job, prepared, adapted)
     card = card_at(prepared.device.type, models.DTYPES[prepared.precision.compute])
     suiting = [
         one

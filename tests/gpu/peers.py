@@ -12,6 +12,7 @@ NOTES is a JSON table by the name of the peer, written anew after each of them.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from gpu.loading import load_run
 from gpu.watched import Notes, end_measuring
 
 TRAINER, TRL, LIGER = "Trainer", "TRL", "TRL with Liger"
@@ -61,32 +63,21 @@ def attempt(name: str, loaded: Any) -> dict[str, Any]:
 
 
 def load(run_dir: Path) -> Any:
-    """Load what the run describes: base, rows in their order, tokenizer, config."""
+    """Load what the run describes, and undo what the trainer asks of torch for its own bits."""
     import torch
 
-    from trainer import model as models
-    from trainer.config import load_config
-    from trainer.data.examples import load_examples, padding_id
-    from trainer.device.determinism import set_threads
+    from trainer.data.examples import padding_id
 
-    config = load_config(run_dir / "config.json")
-    set_threads(config.train)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    source = models.find_source(config.model, run_dir)
-    tokenizer = models.load_tokenizer(source)
-    rows = load_examples(
-        config.data,
-        Path(config.data.train_sets[0].path),
-        tokenizer,
-        max_length=config.train.max_length,
-    ).items
-    precision = models.device_precision(config.train, device=device, seq2seq=False)
+    run = load_run(run_dir)
+    torch.use_deterministic_algorithms(mode=False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    tokenizer = run.prepared.tokenizer
     return SimpleNamespace(
-        base=models.load_base(source, config.method, precision=precision, device=device),
-        rows=rows,
+        base=run.base,
+        rows=run.prepared.rows.items,
         tokenizer=tokenizer,
         pad_id=padding_id(tokenizer),
-        config=config,
+        config=run.job.config,
         directory=run_dir,
     )
 
@@ -126,6 +117,7 @@ def arguments_of(loaded: Any) -> dict[str, Any]:
         "max_steps": min(WARM_UP + len(loaded.rows) // table.batch_size, table.steps),
         "learning_rate": table.lr,
         "lr_scheduler_type": "linear",
+        "warmup_steps": int(table.warmup),
         "max_grad_norm": table.max_grad_norm,
         "train_sampling_strategy": "group_by_length",
         "bf16": str(table.precision) == "bf16",
@@ -160,8 +152,8 @@ def with_trainer(adapted: Any, loaded: Any, notes: Notes) -> Any:
 
 def with_trl(adapted: Any, loaded: Any, notes: Notes, *, liger: bool = False) -> Any:
     """Train with TRL's SFTTrainer on the tokens as they are; every token is learnt."""
-    from datasets import Dataset  # type: ignore[import-untyped]
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined] # it resolves them late
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
     made = SFTTrainer(
         model=adapted,

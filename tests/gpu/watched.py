@@ -42,7 +42,8 @@ class Notes:
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     card_used_bytes: int | None = None  # what the driver says is taken on the card, by everybody
-    estimate: dict[str, Any] | None = None
+    estimate: dict[str, Any] | None = None  # with the kernels in use, as far as they are known
+    planned: dict[str, Any] | None = None  # without any, as `qft plan` does
     estimated_step_s: float | None = None
     kernels: list[str] = field(default_factory=list)
     loss: float | None = None  # mean of the steps, of those who tell no more
@@ -85,6 +86,7 @@ def attach(notes: Notes, watching: Watching, *, began_s: float) -> None:
         begin_to_measure(notes, job.config, prepared)
         best = learn(job, prepared, adapted)
         end_measuring(notes)
+        estimate_memory(notes, job.config, prepared)  # again: the kernels are known
         return best
 
     def watched_step(checkpointer: Any, record: dict[str, Any]) -> None:
@@ -129,22 +131,34 @@ def begin_to_measure(notes: Notes, config: Any, prepared: Any) -> None:
     import torch
 
     from trainer.estimate.training import estimate_training
-    from trainer.job.stages import _gpu
 
-    card = _gpu(prepared)
+    card = estimate_memory(notes, config, prepared)
     if card is None:
         return
-    lengths = [len(row.input_ids) for row in prepared.rows.items]
-    estimated = estimate_training(config, prepared.model_config, gpu=card, lengths=lengths)
-    notes.estimate = estimated["memory_bytes"]
+    notes.planned = notes.estimate
     rate = card_rate(card.name)
     if rate is not None:
         card = replace(rate, memory_bytes=card.memory_bytes, precision=card.precision)
+        lengths = [len(row.input_ids) for row in prepared.rows.items]
         timed = estimate_training(config, prepared.model_config, gpu=card, lengths=lengths)
         notes.estimated_step_s = timed["step_seconds"]
     torch.cuda.synchronize()
     notes.base_bytes = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
+
+
+def estimate_memory(notes: Notes, config: Any, prepared: Any) -> Any:
+    """Take the forecast with the kernels that are noted; return the card, None without one."""
+    from trainer.estimate.training import estimate_training
+    from trainer.job.stages import _gpu
+
+    card = _gpu(prepared)
+    if card is not None:
+        lengths = [len(row.input_ids) for row in prepared.rows.items]
+        card = replace(card, kernels=tuple(one.partition(":")[0] for one in notes.kernels))
+        estimated = estimate_training(config, prepared.model_config, gpu=card, lengths=lengths)
+        notes.estimate = estimated["memory_bytes"]
+    return card
 
 
 def card_rate(name: str) -> Any:

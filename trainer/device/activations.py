@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
+RANDOM_SETTINGS = ("drop", "jitter", "noise")
+"""What names of settings contain that make a pass draw random numbers, unless they are zero."""
+LIBRARIES = frozenset({"torch", "transformers", "peft", "bitsandbytes", "trainer"})
 MOVED_BYTES_MIN = 1 << 16  # smaller tensors are many, and free little
 
 
@@ -32,8 +35,37 @@ def is_checkpointing(model: Any) -> bool:
     return any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
 
 
+def may_draw(model: Any) -> bool:
+    """Tell whether a pass in training mode may draw random numbers, as dropout does.
+
+    Looked through are the settings of all modules. Of classes that are neither torch's nor those of
+    the libraries below it is not ruled out.
+    """
+    looked: set[int] = set()
+    for module in model.modules():
+        kind = type(module)
+        dropping = "drop" in kind.__name__.lower() and getattr(module, "p", 0) != 0
+        if dropping or kind.__module__.partition(".")[0] not in LIBRARIES:
+            return True
+        for place in (module, getattr(module, "config", None)):
+            if place is None or id(place) in looked:
+                continue
+            looked.add(id(place))
+            if any(_is_random(name, value) for name, value in vars(place).items()):
+                return True
+    return False
+
+
+def _is_random(name: str, value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and value != 0 and any(word in name.lower() for word in RANDOM_SETTINGS)
+
+
 def set_checkpointing(model: Any, *, on: bool) -> None:
-    """Switch gradient checkpointing on or off, if it is not so already."""
+    """Switch gradient checkpointing on or off, if it is not so already.
+
+    The states of the random generators are kept for each layer only where a pass may draw numbers.
+    """
     if is_checkpointing(model) == on:
         return
     base = base_of(model)
@@ -41,7 +73,10 @@ def set_checkpointing(model: Any, *, on: bool) -> None:
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         if on:
             base.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
+                gradient_checkpointing_kwargs={
+                    "use_reentrant": False,
+                    "preserve_rng_state": may_draw(base),
+                }
             )
         else:
             base.gradient_checkpointing_disable()

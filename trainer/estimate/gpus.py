@@ -43,6 +43,8 @@ class TrainingGpu:
     """By which a time may be shorter or longer."""
     source: str = ""
     """Where the speed comes from; empty if nobody has published one."""
+    kernels: tuple[str, ...] = ()
+    """Names of the faster kernels that it is known to use; in a plan none is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from trainer.estimate.setup import TrainingSetup
 from trainer.estimate.span import Span
 from trainer.estimate.step_time import step_seconds
 from trainer.estimate.weights import adapter_parameters
+from trainer.estimate.with_kernels import with_kernels
 from trainer.method_table import MethodKind
 from trainer.schedule import Share, make_schedule
 
@@ -67,7 +68,10 @@ def estimate_rows(
 ) -> dict[str, Any]:
     """Return the same for rows of which only the number and some lengths are known."""
     train, shape = config.train, read_shape(model)
-    work = setup_of(config, gpu.precision, tokens=rows.longest, loss_tokens=rows.longest_target)
+    work = with_kernels(
+        setup_of(config, gpu.precision, tokens=rows.longest, loss_tokens=rows.longest_target),
+        gpu.kernels,
+    )
     fitting = largest_micro_batch(
         shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from trainer.rundir.memory_record import MemoryRecord, read_memory_record
 from trainer.saving.memory_savings import read_savings
 from trainer.saving.state import TrainingState
 from trainer.text import gigabytes
-from trainer.training.fit import Fitted, apply_setup, fit
+from trainer.training.fit import Fitted, apply_setup, current_setup, fit
 from trainer.training.measure import Shortage, device_limit
-from trainer.training.saving_order import MemorySetup
 from trainer.training.train_context import TrainContext
 
 KEYED = ("config", "data", "tokens", "base", "hardware", "versions")
@@ -54,7 +54,8 @@ def fit_memory(
         advise=lambda shortage: _advice(job.config, prepared, estimated, shortage),
     )
     memory = estimated(with_micro_batch(job.config, state.counters.micro_batch))
-    need = None if memory is None else round(memory["reserved"])
+    kept = context.unpacked.bytes if context.unpacked and context.unpacked.is_held else 0
+    need = None if memory is None else round(memory["reserved"]) + kept
     record = _record(found, prepared, state, key=key, estimated_bytes=need)
     _keep(record, job)
     job.on_message(f"longest batch measured: {_figures(record)}")
@@ -67,7 +68,8 @@ def take_up(context: TrainContext, state: TrainingState, stored: MemoryRecord) -
     """
     savings = read_savings(stored.savings)
     if state.counters.step == 0:
-        apply_setup(context, state, MemorySetup(micro_batch=stored.micro_batch, savings=savings))
+        now = current_setup(context, state)
+        apply_setup(context, state, replace(now, micro_batch=stored.micro_batch, savings=savings))
     same = state.savings == savings or state.counters.step > 0
     return same and state.counters.micro_batch <= stored.micro_batch
 
@@ -134,7 +136,11 @@ def _estimator(prepared: PreparedInputs, context: TrainContext, state: TrainingS
     except UnknownShapeError:
         return lambda _config: None
     here = TrainingGpu(
-        name="", memory_bytes=float("inf"), precision=prepared.precision.compute, flops=1e12
+        name="",
+        memory_bytes=float("inf"),
+        precision=prepared.precision.compute,
+        flops=1e12,
+        kernels=tuple(context.kernels.facts),
     )
 
     def estimated(other: TrainerConfig) -> dict[str, float]:

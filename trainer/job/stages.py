@@ -33,6 +33,7 @@ from trainer.errors import ConfigError, Preempted
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
+from trainer.job.faster_on_cpu import spare_on_cpu
 from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs, prepare_inputs
@@ -286,6 +287,7 @@ def set_up(
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
         determinism=Determinism(exact=table.exact),
         reads_late=prepared.device.type == "cuda",
+        unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
     )
     return context, state
 

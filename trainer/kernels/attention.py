@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.kernels.attention_use import AttentionUse, observe_attention, using
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.prove import find_difference, fixed_values
+from trainer.kernels.prove import find_function_difference, fixed_values
 
 FLASH = (8, 0)
 """From this capability on, torch has flash attention, which takes grouped heads."""
 GROUPED_HEAD_DIM_MAX = 256
 LENGTHS = (2, 17, 300)
 """Of rows in a proof: hardly any tokens, less than a tile, several tiles."""
+WINDOW = 9
 HEAD_DIMS = (64, 128)
 HEADS, KEY_HEADS = 4, 2
 
@@ -38,6 +40,7 @@ class UnmaskedAttention:
 
     def __init__(self) -> None:
         self._use = AttentionUse()
+        self._masks: dict[tuple[int, int], torch.Tensor] = {}
 
     def unsuitable(self, model: Any, card: Card) -> str | None:
         """Return what of the base's attention needs a mask."""
@@ -46,15 +49,20 @@ class UnmaskedAttention:
 
     def prove(self, card: Card) -> str | None:
         """Compare with attention written out, under the mask that padding would need."""
-        for head_dim in HEAD_DIMS:
-            for length in LENGTHS:
-                inputs = [
-                    fixed_values(2, heads, length, head_dim, card=card, seed=seed)
-                    for seed, heads in enumerate((HEADS, KEY_HEADS, KEY_HEADS))
-                ]
-                problem = find_difference(attend_causally, plain_attention, inputs, card=card)
-                if problem is not None:
-                    return f"{problem} ({length} tokens, heads of {head_dim})"
+        cases = [(head_dim, n, w) for head_dim in HEAD_DIMS for n in LENGTHS for w in (n, WINDOW)]
+        for head_dim, length, window in cases:
+            inputs = [
+                fixed_values(2, heads, length, head_dim, card=card, seed=seed)
+                for seed, heads in enumerate((HEADS, KEY_HEADS, KEY_HEADS))
+            ]
+            mask = window_mask(length, window, card.device) if window < length else None
+            fast, plain = (
+                partial(attend_causally, mask=mask),
+                partial(plain_attention, window=window),
+            )
+            problem = find_function_difference(fast, plain, inputs, card=card)
+            if problem is not None:
+                return f"{problem} ({length} tokens, of which each sees {window}, {head_dim} wide)"
         return None
 
     def prepare(self, model: Any) -> int:  # noqa: ARG002
@@ -63,16 +71,44 @@ class UnmaskedAttention:
 
     @contextmanager
     def enabled(self, batch: Mapping[str, Any]) -> Iterator[None]:
-        """Let the layers call it, but not for rows longer than a window: those need its mask."""
-        window = self._use.window
-        if window is not None and batch["input_ids"].shape[-1] > window:
+        """Let the layers call it, but not for rows that only a mask of the base's own is for."""
+        chunk = self._use.chunk
+        if chunk is not None and batch["input_ids"].shape[-1] > chunk:
             yield
             return
         from transformers import AttentionInterface
 
-        AttentionInterface.register(self.implementation, _attend_layer)
-        with using(self._use.configs, self.implementation):
-            yield
+        AttentionInterface.register(self.implementation, self._attend_layer)
+        try:
+            with using(self._use.configs, self.implementation):
+                yield
+        finally:
+            self._masks.clear()
+
+    def _attend_layer(
+        self,
+        module: Any,
+        *tensors: Any,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        **_more: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Compute a layer's attention, from and to transformers' shapes."""
+        query, key, value = tensors[:3]
+        length, window = query.shape[2], self._use.windows.get(id(module))
+        mask = None
+        if window is not None and length > window:
+            if (length, window) not in self._masks:
+                self._masks[length, window] = window_mask(length, window, query.device)
+            mask = self._masks[length, window]
+        found = attend_causally(query, key, value, mask=mask, dropout=dropout, scale=scaling)
+        return found.transpose(1, 2).contiguous(), None
+
+
+def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return which tokens each of `length` sees: itself and those before it, `window` in all."""
+    every = torch.ones(length, length, dtype=torch.bool, device=device)
+    return every.tril() & every.triu(1 - window)
 
 
 def attend_causally(
@@ -80,43 +116,43 @@ def attend_causally(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
-    dropout: float = 0.0,
-    scale: float | None = None,
+    mask: torch.Tensor | None = None,
+    **more: Any,
 ) -> torch.Tensor:
-    """Return causal attention of [batch, heads, tokens, head_dim]; keys may have fewer heads."""
+    """Return causal attention of [batch, heads, tokens, head_dim]; keys may have fewer heads.
+
+    A `mask` [tokens, tokens] replaces the causal one, at the price of the fastest kernels. `more`
+    are the `dropout` and the `scale` of the layer.
+    """
+    dropout = more.get("dropout", 0.0)
     groups = query.shape[1] // key.shape[1]
-    grouped = groups > 1 and _takes_grouped_heads(query, key, value, dropout)
+    grouped = groups > 1 and mask is None and _takes_grouped_heads(query, key, value, dropout)
     if groups > 1 and not grouped:
         key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     found: torch.Tensor = scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=more.get("scale"),
+        enable_gqa=grouped,
     )
     return found
 
 
-def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def plain_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
     """Return causal attention as its definition has it: softmax(q k^T / sqrt(d) + mask) v."""
     groups = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    weights: torch.Tensor = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
+    length = scores.shape[-1]
+    seen = window_mask(length, window or length, scores.device)
+    weights: torch.Tensor = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
     return weights @ value
-
-
-def _attend_layer(
-    _module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    _mask: torch.Tensor | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """Compute a layer's attention for transformers, whose functions return [batch, tokens, ...]."""
-    found = attend_causally(
-        query, key, value, dropout=more.get("dropout", 0.0), scale=more.get("scaling")
-    )
-    return found.transpose(1, 2).contiguous(), None
 
 
 def _takes_grouped_heads(

@@ -29,16 +29,18 @@ class AttentionUse:
     """Whose `_attn_implementation` decides which function a layer calls."""
     layers: int = 0
     """Calls of the function."""
-    window: int | None = None
-    """Tokens that the layer with the shortest window sees; None if every layer sees all."""
+    windows: dict[int, int] = field(default_factory=dict)
+    """By the identity of a layer's attention, how many tokens it sees: the last ones."""
+    chunk: int | None = None
+    """Within so many tokens every layer sees all before; beyond, masks are not merely windows."""
     dropout: float = 0.0
     """The largest of any layer, while training."""
     head_dims: set[tuple[int, int]] = field(default_factory=set)
     """Of keys and of values."""
     problems: list[str] = field(default_factory=list)
     """Why no function without a mask may take the place of SDPA."""
-    masks: list[torch.Tensor] = field(default_factory=list)
-    """What was made while watching; forgotten afterwards."""
+    masks: list[tuple[torch.Tensor, int | None]] = field(default_factory=list)
+    """What was made while watching, and of how many tokens a window it is; forgotten then."""
 
     @property
     def problem(self) -> str | None:
@@ -63,7 +65,7 @@ def observe_attention(model: Any, card: Card) -> AttentionUse:
     with _as_in_training(model, card), using(use.configs, OBSERVED):
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     if not use.layers:
-        use.problems.append("its layers compute attention by code of their own")
+        use.problems.insert(0, "its layers compute attention by code of their own")
     elif not use.masks:
         use.problems.append("it makes its masks by code of its own")
     use.masks.clear()
@@ -123,11 +125,12 @@ def _register(use: AttentionUse) -> None:
         if not more.get("allow_is_causal_skip", True):
             use.problems.append("its mask is more than causal")
         local: int | None = more.get("local_size")
-        if local is not None:
-            use.window = local if use.window is None else min(use.window, local)
+        window = local if local is not None and _is_window(more["mask_function"], local) else None
+        if local is not None and window is None:
+            use.chunk = local if use.chunk is None else min(use.chunk, local)
         mask: torch.Tensor | None = sdpa_mask(*sizes, **more)
         if mask is not None:
-            use.masks.append(mask)
+            use.masks.append((mask, window))
         return mask
 
     AttentionInterface.register(OBSERVED, attend)
@@ -145,8 +148,22 @@ def _note_call(use: AttentionUse, module: Any, tensors: tuple[Any, ...], more: A
         if named.get(name) is not None:
             use.problems.append(f"a layer calls its attention with a `{name}`")
     mask = named.get("attention_mask")
-    if mask is None or not any(_same_memory(mask, one) for one in use.masks):
+    found = [window for one, window in use.masks if mask is not None and _same_memory(mask, one)]
+    if not found:
         use.problems.append("a layer changes its mask before it is used")
+    elif found[0] is not None:
+        use.windows[id(module)] = found[0]
+
+
+def _is_window(mask_function: Any, size: int) -> bool:
+    """Tell whether a mask lets each token see the last `size` tokens, itself among them.
+
+    A mask by chunks has a size, too, and lets the first token of a chunk see itself alone.
+    """
+    zero = torch.tensor(0)
+    last, inside = torch.tensor(size), torch.tensor(1)
+    sees_inside, sees_outside = (bool(mask_function(zero, zero, last, at)) for at in (inside, zero))
+    return sees_inside and not sees_outside
 
 
 def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:

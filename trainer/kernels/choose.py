@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -45,8 +46,9 @@ def choose_kernels(
     """Return what `model` is trained with on `card`: on a processor, plain operations alone.
 
     Each of `kernels` (without them, all there are) is left out, with a message, if it does not suit
-    the base or the card, differs from the plain way there, or finds no place in the model. Nothing
-    is drawn from torch's generators, and memory that a proof took is given back.
+    the base or the card, differs from the plain way there, or finds no place in the model; all are
+    if they differ together. Nothing is drawn from torch's generators, and memory that a proof took
+    is given back.
     """
     if kernels is None:
         if card.device.type != "cuda":
@@ -57,31 +59,40 @@ def choose_kernels(
         is_taken = any(kernel.name == other.name for other in chosen)
         if not is_taken and _is_usable(kernel, model, card, on_message):
             chosen.append(kernel)
+    found = _together(chosen)
+    problem = None
+    if len(chosen) > 1:
+        problem = _first_problem(partial(find_model_difference, model, found, card))
     give_memory_back()
+    if problem is not None:
+        on_message(f"no kernel is used, since together {problem}")
+        return NO_KERNELS
     if not chosen:
         return NO_KERNELS
     names = ", ".join(f"{kernel.name} ({kernel.version})" for kernel in chosen)
     on_message(f"kernels, each compared with plain operations on this card: {names}")
-    return KernelSet(
-        kernels=tuple(chosen),
-        masked=all(getattr(kernel, "masked", True) for kernel in chosen),
-        packed=any(getattr(kernel, "packed", False) for kernel in chosen),
-        head_loss=_head_loss(chosen),
-    )
+    return found
 
 
 def _is_usable(kernel: Kernel, model: Any, card: Card, on_message: Callable[[str], None]) -> bool:
     """Tell whether a kernel is used, and report why one is not."""
-    try:
-        reason = kernel.unsuitable(model, card) or _failed_proof(kernel, model, card)
-    except Exception as error:
-        if isinstance(error, torch.AcceleratorError):  # the process cannot use the card any more
-            raise
-        text = " ".join(str(error).split())
-        reason = f"it cannot be run here ({type(error).__name__}: {text[:200]})"
+    reason = _first_problem(
+        partial(kernel.unsuitable, model, card), partial(_failed_proof, kernel, model, card)
+    )
     if reason is not None:
         on_message(f"kernel `{kernel.name}` ({kernel.version}) is not used: {reason}")
     return reason is None
+
+
+def _first_problem(*examinations: Callable[[], str | None]) -> str | None:
+    """Return what the first that finds something says, or why one of them cannot be made here."""
+    try:
+        return next((found for one in examinations if (found := one()) is not None), None)
+    except Exception as error:  # whatever a compiler raises: plain operations compute instead
+        if isinstance(error, torch.AcceleratorError):  # the process cannot use the card any more
+            raise
+        text = " ".join(str(error).split())
+        return f"it cannot be run here ({type(error).__name__}: {text[:200]})"
 
 
 def _failed_proof(kernel: Kernel, model: Any, card: Card) -> str | None:
@@ -91,7 +102,17 @@ def _failed_proof(kernel: Kernel, model: Any, card: Card) -> str | None:
         return difference
     if kernel.prepare(model) == 0:
         return "the model has no place for it"
-    return find_model_difference(model, kernel, card)
+    return find_model_difference(model, _together([kernel]), card)
+
+
+def _together(kernels: list[Kernel]) -> KernelSet:
+    """Return the set of these kernels, with what they mean for batch and loss."""
+    return KernelSet(
+        kernels=tuple(kernels),
+        masked=all(getattr(kernel, "masked", True) for kernel in kernels),
+        packed=any(getattr(kernel, "packed", False) for kernel in kernels),
+        head_loss=_head_loss(kernels),
+    )
 
 
 def _head_loss(kernels: Sequence[Kernel]) -> HeadLoss | None:

@@ -7,7 +7,6 @@ that goes from row to row, a module that only looks like the usual one. Two shor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from trainer.data.packed import bounds_of
 from trainer.kernels.attention_use import ROW_LENGTHS, autocast, padded_rows, row_ids
-from trainer.kernels.kernel_set import Card, Kernel
+from trainer.kernels.kernel_set import NO_KERNELS, Card, KernelSet
 from trainer.kernels.prove import relative_difference
 
 FLOORS: Mapping[torch.dtype, float] = MappingProxyType(
@@ -27,6 +26,9 @@ FLOORS: Mapping[torch.dtype, float] = MappingProxyType(
 NOISE_FACTOR = 4
 """Over the difference that padding makes to the plain way, which is rounding alone."""
 NOISE_MAX = 0.1
+TRAINED_NUMBERS_MAX = 1 << 22
+"""Of parameters whose gradients are compared, from either end of the model; larger tensors, such as
+an embedding that is trained, are left out: a card may be nearly full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,11 @@ class Outcome:
     logits: torch.Tensor
     """[tokens, vocabulary], of both rows without padding."""
     gradient: torch.Tensor
-    """Of the summed cross-entropy of all tokens but the first, for all trained parameters."""
+    """Of the summed cross-entropy of all tokens but the first, for the first and last of the
+    trained parameters: what a layer in between computes wrongly changes both."""
 
 
-def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
+def find_model_difference(model: Any, kernels: KernelSet, card: Card) -> str | None:
     """Return how logits or gradients of two rows differ from the plain way, None if they do not.
 
     How much rounding changes is measured: the plain way computes the rows together, padded, and
@@ -51,12 +54,11 @@ def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
         batch = _padded(model, card)
         together = _outcome(model, card, batch)
         alone = _outcome_of_each(model, card)
-        packed = getattr(kernel, "packed", False)
-        given = _packed(model, card) if packed else batch
-        if not getattr(kernel, "masked", True):
+        given = _packed(model, card) if kernels.packed else batch
+        if not kernels.masked:
             given = {name: value for name, value in given.items() if name != "attention_mask"}
-        found = _outcome(model, card, given, inside=kernel.enabled(given))
-        if packed and not _ignores_neighbours(model, kernel, card, given, found):
+        found = _outcome(model, card, given, kernels)
+        if kernels.packed and not _ignores_neighbours(model, card, given, kernels, found):
             return "what this base makes of a row changes with the row before it"
     finally:
         for module, mode in modes:
@@ -76,7 +78,7 @@ def find_model_difference(model: Any, kernel: Kernel, card: Card) -> str | None:
 
 
 def _ignores_neighbours(
-    model: Any, kernel: Kernel, card: Card, batch: Mapping[str, Any], found: Outcome
+    model: Any, card: Card, batch: Mapping[str, Any], kernels: KernelSet, found: Outcome
 ) -> bool:
     """Tell whether the last row has the same bits behind another first row.
 
@@ -87,7 +89,7 @@ def _ignores_neighbours(
     ids = batch["input_ids"].clone()
     ids[:, :first] = ids[:, :first].flip(-1)
     other = {**batch, "input_ids": ids}
-    again = _outcome(model, card, other, inside=kernel.enabled(other))
+    again = _outcome(model, card, other, kernels)
     return torch.equal(again.logits[first:], found.logits[first:])
 
 
@@ -119,8 +121,7 @@ def _outcome(
     model: Any,
     card: Card,
     batch: Mapping[str, Any],
-    *,
-    inside: AbstractContextManager[Any] | None = None,
+    kernels: KernelSet = NO_KERNELS,
 ) -> Outcome:
     """Run rows forward and backward."""
     ids = batch["input_ids"]
@@ -128,8 +129,8 @@ def _outcome(
     arguments = {name: batch[name] for name in names if name in batch}
     if getattr(model.config, "is_encoder_decoder", False):
         arguments["decoder_input_ids"] = ids
-    trained = [value for value in model.parameters() if value.requires_grad]
-    with inside or nullcontext(), torch.enable_grad():
+    trained = _outer([value for value in model.parameters() if value.requires_grad])
+    with kernels.enabled(batch), torch.enable_grad():
         with autocast(card):
             logits = model(**arguments, use_cache=False).logits
         rows = _rows(logits, batch), _rows(ids, batch)
@@ -144,6 +145,20 @@ def _outcome(
         logits=torch.cat(rows[0]).detach().float(),
         gradient=torch.cat(flat) if flat else loss.detach()[None],
     )
+
+
+def _outer(trained: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return parameters from both ends, as many as their gradients may take."""
+    small = [value for value in trained if value.numel() <= TRAINED_NUMBERS_MAX]
+    kept: dict[int, torch.Tensor] = {}
+    for order in (small, list(reversed(small))):
+        room = TRAINED_NUMBERS_MAX
+        for value in order:
+            room -= value.numel()
+            if room < 0:
+                break
+            kept[id(value)] = value
+    return list(kept.values())
 
 
 def _rows(values: torch.Tensor, batch: Mapping[str, Any]) -> list[torch.Tensor]:

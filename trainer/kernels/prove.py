@@ -25,7 +25,7 @@ REPEATS = 5
 """Backward passes that add up in any order differ within a few repetitions on a busy card."""
 
 
-def find_difference(
+def find_function_difference(
     fast: Function,
     plain: Function,
     inputs: Sequence[torch.Tensor],

@@ -25,12 +25,8 @@ class NotCountableError(Exception):
 
 @dataclass
 class Values:
-    """What a step would find in its tensors: how many positions it learns from, and so on."""
+    """What a step would find in its tensors."""
 
-    chosen: int = 0
-    """The elements that are true in the mask of the learnt positions."""
-    mask_shapes: frozenset[tuple[int, ...]] = frozenset()
-    """The shapes that this mask has."""
     padded: bool = False
     """Whether rows of a batch differ in length."""
     head_results: deque[weakref.ref[Any]] = field(default_factory=lambda: deque(maxlen=2))
@@ -42,7 +38,7 @@ def replacements(values: Values, *, cuda: bool) -> dict[str, Replacement]:
     return {
         "aten::_local_scalar_dense": _value_of(values),
         "aten::equal": _equal(values),
-        "aten::index": _index(values),
+        "aten::index": _index,
         "aten::index_put": _write,
         "aten::index_put_": _write,
         "aten::_index_put_impl_": _write,
@@ -82,21 +78,14 @@ def _mask_in(indices: Sequence[Any]) -> torch.Tensor | None:
     return next((one for one in indices if one is not None and one.dtype is torch.bool), None)
 
 
-def _index(values: Values) -> Replacement:
-    """Take the learnt positions of a tensor: as many as there are."""
-
-    def index(
-        _: StorageTracker, func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        source, indices = args
-        mask = _mask_in(indices)
-        if mask is None:
-            return func(*args, **kwargs)
-        if tuple(mask.shape) not in values.mask_shapes or len(indices) > 1:
-            raise NotCountableError(f"a mask of {tuple(mask.shape)} chooses what is computed")
-        return source.new_empty((values.chosen, *source.shape[mask.dim() :]))
-
-    return index
+def _index(
+    _: StorageTracker, func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """Take what indices say; how much a mask chooses is in its values."""
+    mask = _mask_in(args[1])
+    if mask is not None:
+        raise NotCountableError(f"a mask of {tuple(mask.shape)} chooses what is computed")
+    return func(*args, **kwargs)
 
 
 def _write(

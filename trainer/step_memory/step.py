@@ -245,10 +245,7 @@ class _Counting:
     def _describe_values(self, rows: Sequence[Example]) -> None:
         """Say what the pass would find in its masks."""
         wanted = self._request.padded
-        count, length = len(rows), len(rows[0].labels)
-        self._values.padded = count > 1 if wanted is None else wanted
-        self._values.chosen = sum(row.targets for row in rows)
-        self._values.mask_shapes = frozenset({(count, length), (count, length - 1)})
+        self._values.padded = len(rows) > 1 if wanted is None else wanted
 
 
 def remember_head(base: Any, values: Values) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from trainer.device.activations import can_checkpoint, set_checkpointing
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import DoesNotFit
-from trainer.saving.memory_savings import MemorySavings
 from trainer.saving.state import TrainingState
 from trainer.training.longest import Pass, longest_passes
 from trainer.training.measure import DeviceLimit, Measured, Shortage, device_limit, measure
@@ -51,7 +50,18 @@ def apply_setup(context: TrainContext, state: TrainingState, setup: MemorySetup)
     """Compute with this micro-batch and these savings from now on."""
     state.counters.micro_batch = setup.micro_batch
     state.save_memory(setup.savings)
+    if context.unpacked is not None and not setup.unpacked:
+        context.unpacked.release()
     set_checkpointing(context.model, on=context.checkpointing or setup.savings.checkpointing)
+
+
+def current_setup(context: TrainContext, state: TrainingState) -> MemorySetup:
+    """Return how steps are computed at present."""
+    return MemorySetup(
+        micro_batch=state.counters.micro_batch,
+        savings=state.savings,
+        unpacked=context.unpacked is not None and context.unpacked.is_held,
+    )
 
 
 def available(context: TrainContext, state: TrainingState) -> Available:
@@ -83,7 +93,7 @@ def fit(
         DoesNotFit: all was done, and it is not enough; `advise` says what else would fit.
     """
     trials = _Trials(context=context, state=state, estimated_bytes=estimated_bytes)
-    setup = MemorySetup(micro_batch=state.counters.micro_batch, savings=state.savings)
+    setup = current_setup(context, state)
     taken: list[str] = []
     tried: list[str] = []
     while True:
@@ -113,7 +123,7 @@ class _Trials:
     context: TrainContext
     state: TrainingState
     estimated_bytes: float | None
-    _seen: dict[MemorySavings, dict[int, Measured]] = field(default_factory=dict)  # by tokens
+    _seen: dict[MemorySetup, dict[int, Measured]] = field(default_factory=dict)  # by tokens
 
     def try_out(self, setup: MemorySetup) -> Fitted | Shortage:
         """Measure the longest passes of a setup, if they are safe to try."""
@@ -122,7 +132,7 @@ class _Trials:
             shortage = self._approach(setup, passes[0])
             if shortage is not None:
                 return shortage
-        found = [self._measure(setup.savings, one) for one in passes]
+        found = [self._measure(setup, one) for one in passes]
         lacking = [one for one in found if isinstance(one, Shortage)]
         if lacking:
             return lacking[0]
@@ -152,6 +162,7 @@ class _Trials:
             self.context.examples,
             micro_batch=micro_batch,
             first_step=self.state.counters.step,
+            packed=self.context.kernels.packed,
         )
 
     def _has_ample(self) -> bool:
@@ -168,19 +179,17 @@ class _Trials:
         steps += [(single, True)]
         steps += [(self._passes(size)[0], False) for size in _sizes_up_to(setup.micro_batch)]
         for one, of_one_row in steps:
-            lacking = self._shortage_of(setup.savings, one, of_one_row=of_one_row)
+            lacking = self._shortage_of(setup, one, of_one_row=of_one_row)
             if lacking is None and one.padded < goal.padded:
-                found = self._measure(setup.savings, one)
+                found = self._measure(setup, one)
                 lacking = found if isinstance(found, Shortage) else None
             if lacking is not None:
-                return self._shortage_of(setup.savings, goal, of_one_row=of_one_row) or lacking
+                return self._shortage_of(setup, goal, of_one_row=of_one_row) or lacking
         return None
 
-    def _shortage_of(
-        self, savings: MemorySavings, one: Pass, *, of_one_row: bool
-    ) -> Shortage | None:
+    def _shortage_of(self, setup: MemorySetup, one: Pass, *, of_one_row: bool) -> Shortage | None:
         """Return what a pass will lack by what smaller ones took; None if it should fit."""
-        seen = {at: each.extra_bytes for at, each in self._seen.get(savings, {}).items()}
+        seen = {at: each.extra_bytes for at, each in self._seen_of(setup).items()}
         limit, need = self._limit(), extrapolated(seen, one.padded, of_one_row=of_one_row)
         if one.padded in seen or limit is None or need is None:
             return None
@@ -188,13 +197,17 @@ class _Trials:
             return None
         return limit.lacking(round(CAUTION * need))
 
-    def _measure(self, savings: MemorySavings, one: Pass) -> Measured | Shortage:
+    def _seen_of(self, setup: MemorySetup) -> dict[int, Measured]:
+        """Return what passes took that were computed in this way, whatever the micro-batch."""
+        return self._seen.setdefault(replace(setup, micro_batch=1), {})
+
+    def _measure(self, setup: MemorySetup, one: Pass) -> Measured | Shortage:
         """Return what a pass took, measured once; what it lacks if memory ran out, or nearly."""
         limit = self._limit()
-        found = self._seen.get(savings, {}).get(one.padded) or self._run(one)
+        found = self._seen_of(setup).get(one.padded) or self._run(one)
         if found is None:
             return limit.lacking(None) if limit else Shortage()
-        self._seen.setdefault(savings, {})[one.padded] = found
+        self._seen_of(setup)[one.padded] = found
         if limit and self._kills and found.extra_bytes > limit.usable_bytes:
             return limit.lacking(found.extra_bytes)
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -20,10 +21,10 @@ from trainer.errors import Diverged, DoesNotFit, Preempted, TrainerError
 from trainer.saving.state import TrainingState
 from trainer.schedule import derive_seed, micro_batches
 from trainer.text import inexact
-from trainer.training.fit import apply_setup, available
+from trainer.training.fit import apply_setup, available, current_setup
 from trainer.training.launched_step import LaunchedStep, note_launched
 from trainer.training.passes import backward_pass
-from trainer.training.saving_order import MemorySetup, next_saving
+from trainer.training.saving_order import next_saving
 from trainer.training.train_context import TrainContext
 
 SKIPS_MAX = 20  # the first float16 steps may overflow until the loss scale fits: 2^16 to 2^-4
@@ -48,7 +49,7 @@ def train(
     """
     validation = context.validation
     context.model.train()
-    apply_setup(context, state, _setup(state))
+    apply_setup(context, state, current_setup(context, state))
     if context.samples is not None:
         context.samples.begin(state)
     if validation is not None and validation.was_interrupted(state):
@@ -85,22 +86,9 @@ class _Steps:
             self.do_next()
 
     def do_next(self) -> None:
-        """Launch a step; read the numbers of the one before once its passes are launched.
-
-        The parameters are still those of the step before then, so that a snapshot can be taken.
-        """
-        context, state = self._context, self._state
-        refused = context.accelerator.device if context.refuses_host_sync else None
-        began = record_event(context.accelerator.device)
-        with host_sync_refused(refused):
-            loss_sum = whole_passes(context, state)
-        self.read_unread()
-        with host_sync_refused(refused):
-            grad_norm = whole_update(context, state)
-            self._unread = note_launched(
-                context, state, began=began, loss_sum=loss_sum, grad_norm=grad_norm
-            )
-        if not context.reads_late or self._is_awaited():
+        """Launch a step; read the numbers of the one before once its passes are launched."""
+        self._unread = whole_step(self._context, self._state, before_update=self.read_unread)
+        if not self._context.reads_late or self._is_awaited():
             self.read_unread()
 
     def _is_awaited(self) -> bool:
@@ -149,6 +137,25 @@ def take_samples(context: TrainContext, state: TrainingState) -> None:
         samples.run(state)
 
 
+def whole_step(
+    context: TrainContext, state: TrainingState, *, before_update: Callable[[], None]
+) -> LaunchedStep:
+    """Launch one step and count it as done; a card may still be working on it.
+
+    `before_update` is called once the passes are launched. The parameters are still those of the
+    step before then, so that a snapshot of that one can be taken.
+    """
+    device = context.accelerator.device
+    refused = device if context.refuses_host_sync else None
+    began = record_event(device)
+    with host_sync_refused(refused):
+        loss_sum = whole_passes(context, state)
+    before_update()
+    with host_sync_refused(refused):
+        grad_norm = whole_update(context, state)
+        return note_launched(context, state, began=began, loss_sum=loss_sum, grad_norm=grad_norm)
+
+
 def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     """Do the passes of a step; if memory runs out, save some (`saving_order`) and do all again.
 
@@ -183,13 +190,9 @@ def whole_update(context: TrainContext, state: TrainingState) -> torch.Tensor:
         ) from error
 
 
-def _setup(state: TrainingState) -> MemorySetup:
-    return MemorySetup(micro_batch=state.counters.micro_batch, savings=state.savings)
-
-
 def save_more(context: TrainContext, state: TrainingState, error: BaseException) -> None:
     """Save memory in the next way there is; raise `DoesNotFit` if there is none left."""
-    following = next_saving(_setup(state), available(context, state))
+    following = next_saving(current_setup(context, state), available(context, state))
     if following is None:
         raise DoesNotFit(
             "one sequence does not fit into the memory of the device; lower "

@@ -20,6 +20,8 @@ class MemorySetup:
 
     micro_batch: int
     savings: MemorySavings
+    unpacked: bool = False
+    """Whether the values of the base's 4-bit layers are kept unpacked; changes no bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,11 @@ class Available:
 def next_saving(setup: MemorySetup, available: Available) -> tuple[MemorySetup, str] | None:
     """Return the setup to try next with what it changes, in words; None if nothing is left."""
     micro_batch, savings = setup.micro_batch, setup.savings
+    if setup.unpacked:
+        return (
+            replace(setup, unpacked=False),
+            "the base is kept in 4 bits only: its values are unpacked in every pass",
+        )
     if micro_batch > 1:
         half = -(-micro_batch // 2)
         return replace(setup, micro_batch=half), f"micro-batch {micro_batch} -> {half}"

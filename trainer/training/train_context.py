@@ -13,6 +13,7 @@ from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.determinism import Determinism
 from trainer.device.device_queue import LaunchLimit
+from trainer.device.unpacked import UnpackedBase
 from trainer.eviction import PreemptionFlag
 from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.method_table import OptimizerKind
@@ -62,6 +63,7 @@ class TrainContext:
     determinism: Determinism = field(default_factory=Determinism)
     kernels: KernelSet = NO_KERNELS
     launch_limit: LaunchLimit = field(default_factory=LaunchLimit)
+    """How far passes are launched ahead, so that a notice finds little that is still to be done."""
     reads_late: bool = False
     """Whether the numbers of a step are read while the device does the passes of the next one.
 
@@ -69,3 +71,5 @@ class TrainContext:
     """
     refuses_host_sync: bool = False
     """Whether an operation of a step that makes the host wait for a card raises RuntimeError."""
+    unpacked: UnpackedBase | None = None
+    """The values of the base's 4-bit layers, where memory is plenty."""
