@@ -97,10 +97,12 @@ def train(name: str, loaded: Any) -> Notes:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     loops: dict[str, Callable[..., Any]] = {TRAINER: with_trainer, TRL: with_trl, LIGER: with_liger}
-    result = loops[name](adapted, loaded, notes)
-    notes.loss = float(result.training_loss)
-    end_measuring(notes)
-    loaded.base = adapted.unload()
+    try:
+        result = loops[name](adapted, loaded, notes)
+        notes.loss = float(result.training_loss)
+        end_measuring(notes)
+    finally:
+        loaded.base = adapted.unload()
     return notes
 
 
