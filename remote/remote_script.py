@@ -63,7 +63,7 @@ class RemoteScript:
             raise RemoteError(f"{self.connection.host} could not do `{verb}`: {message} ({path})")
         return answer
 
-    def stream(
+    def stream(  # noqa: PLR0913  (the last three are rarely given)
         self,
         verb: str,
         request: Mapping[str, Any],

@@ -181,7 +181,8 @@ class SshConnection:
     ) -> tuple[int, bytes]:
         """Run `command`, pass its output on as it comes; return exit code and stderr.
 
-        Several parts of `input` are sent as they come: waiting for one delays nothing else. Raises as `run` does, except that the exit code is not judged.
+        Several parts of `input` are sent as they come: waiting for one delays nothing else. Raises
+        as `run` does, except that the exit code is not judged.
         """
         ends_at = time.monotonic() + timeout_s
         with translate_network_errors(self.host, self.transport):

@@ -127,7 +127,10 @@ class StdioThreads:
     """Two threads that feed a channel's stdin and drain its stderr, so that neither blocks."""
 
     def __init__(
-        self, channel: paramiko.Channel, stdin: str | bytes | Iterable[bytes] | None, limit_bytes: int
+        self,
+        channel: paramiko.Channel,
+        stdin: str | bytes | Iterable[bytes] | None,
+        limit_bytes: int,
     ) -> None:
         self._channel = channel
         whole = stdin.encode() if isinstance(stdin, str) else stdin or b""

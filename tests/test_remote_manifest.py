@@ -77,7 +77,9 @@ def test_blobs_cover_everything_once(
     tree: dict[str, Entry], chunk_bytes: int, small_bytes: int
 ) -> None:
     """Cut into blobs, chunks and ranges, every byte of every file is covered exactly once."""
-    options = SyncOptions(chunk_bytes=chunk_bytes, small_bytes=small_bytes)
+    options = SyncOptions(
+        chunk_bytes=chunk_bytes, bundle_bytes=chunk_bytes, small_bytes=small_bytes
+    )
     blobs = make_blobs(sorted(tree), tree, options)
     covered = dict.fromkeys(tree, 0)
     for chunk in (chunk for blob in blobs for chunk in chunks_of(blob, chunk_bytes)):

@@ -1,12 +1,12 @@
 """Whole-file operations that run on either side: lists, reserves, verifies and renames files.
 
 A library on the laptop; for the machine this one file is shipped by content hash and started over
-SSH, `python tree_ops-<sha8>.py VERB`: request as one line of JSON on stdin, answer as JSON on stdout
-(`pack` answers with bytes). Standard library only, Python 3.8 or later. The caller does not trust the
-answers; this side trusts the caller, but refuses a path that leaves its root.
+SSH, `python tree_ops-<sha8>.py VERB`: request as one line of JSON on stdin, answer as JSON on
+stdout (`pack` answers with bytes). Standard library only, Python 3.8 or later. The caller does not
+trust the answers; this side trusts the caller, but refuses a path that leaves its root.
 """
 # Plain os calls, since pathlib costs seconds over 100,000 files:
-# ruff: noqa: PTH100, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH113, PTH114, PTH116
+# ruff: noqa: PTH100, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH114, PTH116
 # ruff: noqa: PTH118, PTH120, PTH123, PTH202, PTH208
 
 from __future__ import annotations
@@ -237,17 +237,18 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
     os.makedirs(folder, exist_ok=True)
     answer: dict[str, Any] = {"damaged": [], "absent": []}
     ready: list[tuple[str, str]] = []
-    for name, path, size, digest in request["files"]:
-        blob = os.path.join(folder, name)
-        target = safe_join(root, path)
-        if not os.path.exists(blob):
-            if not has_content(target, size, digest):
-                answer["absent"].append(path)
-        elif has_content(blob, size, digest):
-            ready.append((blob, target))
-        else:
-            os.unlink(blob)
-            answer["damaged"].append(path)
+    rows = [(os.path.join(folder, name), *row) for name, *row in request["files"]]
+    with fsynced_meanwhile([blob for blob, *_ in rows if os.path.exists(blob)]):
+        for blob, path, size, digest in rows:
+            target = safe_join(root, path)
+            if not os.path.exists(blob):
+                if not has_content(target, size, digest):
+                    answer["absent"].append(path)
+            elif has_content(blob, size, digest):
+                ready.append((blob, target))
+            else:
+                os.unlink(blob)
+                answer["damaged"].append(path)
     try:
         for name, index in request["bundles"]:
             unpack_bundle(root, os.path.join(folder, name), index, ready, answer)
@@ -285,6 +286,22 @@ def unpack_bundle(
                 out.write(data)
             ready.append((part, safe_join(root, path)))
     os.unlink(blob)
+
+
+@contextlib.contextmanager
+def fsynced_meanwhile(paths: list[str]) -> Iterator[None]:
+    """Fsync files while the block reads them; both ends are waited for, and an error is raised."""
+    from concurrent.futures import ThreadPoolExecutor  # as below
+
+    def fsync_if_there(path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the block found it damaged and removed it
+            fsync(path)
+
+    with ThreadPoolExecutor(4) as pool:
+        fsyncs = [pool.submit(fsync_if_there, path) for path in paths]
+        yield
+        for one in fsyncs:
+            one.result()
 
 
 def rename_into_place(ready: list[tuple[str, str]]) -> None:

@@ -40,8 +40,13 @@ class SyncOptions:
     """Where hashes of local files are cached; None hashes them anew."""
     channels: int = 4
     """SFTP channels at once."""
-    chunk_bytes: int = 4 << 20
-    """What one channel transfers at a time, and what a cut connection loses at most per channel."""
+    chunk_bytes: int = 1 << 20
+    """What is sent again at most per channel after a cut connection, beside what was in transit."""
+    chunks_ahead: int = 4
+    """Chunks that one channel begins before the first of them is finished: at 50 ms and with what
+    SSH servers take per channel, fewer would leave the connection idle."""
+    bundle_bytes: int = 4 << 20
+    """What the small files in one bundle add up to at most."""
     small_bytes: int = 256 << 10
     """Files up to this size travel in bundles."""
     silence_s: float = 60.0
@@ -114,18 +119,18 @@ class Chunk:
 
 
 def make_blobs(paths: Iterable[str], tree: Tree, options: SyncOptions) -> list[Blob]:
-    """Group files into blobs: each big file is one, small ones share bundles of at most a chunk."""
+    """Group files into blobs: each big file is one, small ones share bundles."""
     blobs: list[Blob] = []
     bundle: list[str] = []
-    room = options.chunk_bytes
+    room = options.bundle_bytes
     for path in paths:
         size = tree[path].size
-        if size > min(options.small_bytes, options.chunk_bytes):
+        if size > min(options.small_bytes, options.bundle_bytes):
             blobs.append(make_blob([path], tree, bundled=False))
             continue
         if bundle and (size > room or len(bundle) >= BUNDLE_FILES_MAX):
             blobs.append(make_blob(bundle, tree, bundled=True))
-            bundle, room = [], options.chunk_bytes
+            bundle, room = [], options.bundle_bytes
         bundle.append(path)
         room -= size
     if bundle:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,31 +177,41 @@ def partial_digest(local: Path, chunk: Chunk) -> str:
         return hashlib.sha256(file.read(chunk.size)).hexdigest()
 
 
-def fetch_chunk(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> None:
-    """Read one chunk there and write it into its partial file here."""
+def fetch_chunk(remote: str, local: Path, sftp: Sftp, chunk: Chunk) -> Callable[[], None]:
+    """Begin to read one chunk there; the result waits, and writes it into its partial file here."""
     path = chunk.blob.files[0][0]
     try:
-        data = sftp.read(f"{remote}/{path}", chunk.offset, chunk.size)
+        receive = sftp.read(f"{remote}/{path}", chunk.offset, chunk.size)
     except FileNotFoundError as error:
         raise StaleError([path]) from error
-    if len(data) != chunk.size:
-        raise StaleError([path])
-    with partial_file(local, chunk.blob).open("r+b") as file:
-        file.seek(chunk.offset)
-        file.write(data)
+
+    def finish() -> None:
+        with partial_file(local, chunk.blob).open("r+b", buffering=0) as file:
+            if receive(partial(write_at, file.fileno())) != chunk.size:
+                raise StaleError([path])
+
+    return finish
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at an offset of a file."""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def commit(local: Path, blobs: Sequence[Blob], source: Tree) -> None:
     """Verify, fsync and rename big files; raises `StaleError` for those not as announced."""
     ready, failed = [], []
-    for blob in blobs:
-        path = blob.files[0][0]
-        file = partial_file(local, blob)
-        if tree_ops.has_content(str(file), source[path].size, source[path].sha256):
-            ready.append((str(file), tree_ops.safe_join(str(local), path)))
-        else:
-            file.unlink()
-            failed.append(path)
+    with tree_ops.fsynced_meanwhile([str(partial_file(local, blob)) for blob in blobs]):
+        for blob in blobs:
+            path = blob.files[0][0]
+            file = partial_file(local, blob)
+            if tree_ops.has_content(str(file), source[path].size, source[path].sha256):
+                ready.append((str(file), tree_ops.safe_join(str(local), path)))
+            else:
+                file.unlink()
+                failed.append(path)
     tree_ops.rename_into_place(ready)
     if failed:
         raise StaleError(failed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,10 @@ def reserve_space(
     return chunks
 
 
-def send_chunk(remote: str, source: LocalSource, sftp: Sftp, chunk: Chunk) -> None:
-    """Write one chunk into the partial file there."""
+def send_chunk(remote: str, source: LocalSource, sftp: Sftp, chunk: Chunk) -> Callable[[], None]:
+    """Begin to write one chunk into the partial file there; the result waits until it is there."""
     data = read_chunk(chunk, source.paths)
-    sftp.write(f"{remote}/{tree_ops.PARTIAL_DIR}/{chunk.blob.name}", chunk.offset, data)
+    return sftp.write(f"{remote}/{tree_ops.PARTIAL_DIR}/{chunk.blob.name}", chunk.offset, data)
 
 
 def explain_refused_write(

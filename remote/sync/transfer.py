@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,11 +178,12 @@ def require_sftp(connection: SshConnection, *, silence_s: float = 30.0) -> None:
 def transfer_chunks(
     transfer: Transfer,
     chunks: Sequence[Chunk],
-    copy: Callable[[Sftp, Chunk], None],
+    copy: Callable[[Sftp, Chunk], Callable[[], None]],
     counter: ProgressCounter,
 ) -> None:
     """Copy every chunk, on as many channels as are useful; stop all at the first error.
 
+    `copy` begins a chunk and returns what finishes it. A few are on their way at once.
     Raises what `copy` raises, and `Unreachable` when the connection is cut: what has arrived stays.
     """
     waiting: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
@@ -205,12 +207,16 @@ def transfer_chunks(
                 closing(Sftp.open(connection.transport, silence_s=options.silence_s)) as sftp,
             ):
                 sftp.on_bytes = speed.add
+                begun: deque[tuple[Chunk, Callable[[], None]]] = deque()
                 while not stop.is_set():
-                    try:
-                        chunk = waiting.get_nowait()
-                    except queue.Empty:
+                    with suppress(queue.Empty):  # then those that are begun are the last
+                        while len(begun) < options.chunks_ahead:
+                            chunk = waiting.get_nowait()
+                            begun.append((chunk, copy(sftp, chunk)))
+                    if not begun:
                         return
-                    copy(sftp, chunk)
+                    chunk, finish = begun.popleft()
+                    finish()
                     with lock:
                         counter.add(chunk)
         except Exception as error:  # noqa: BLE001  (raised again in the caller's thread)
