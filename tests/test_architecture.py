@@ -18,7 +18,7 @@ FILE_LINES_P90 = 360
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
 LOOP_LINES_MAX = 90
-PROGRAMS = ["chaos", "conftest", "measure_sync", "memory", "trackers"]
+PROGRAMS = ["chaos", "conftest", "memory", "trackers"]
 """The files in `tests` that are no tests: run by make, or read by pytest."""
 ASSERTING = ("assert_", "check", "expect", "wait_for", "await_", "until")
 """How helpers that fail a test begin."""

@@ -6,7 +6,8 @@ from bench.data import MEASURES as DATA
 from bench.eviction import MEASURES as EVICTION
 from bench.measure import Measure
 from bench.startup import MEASURES as STARTUP
+from bench.sync import MEASURES as SYNC
 from bench.training import MEASURES as TRAINING
 
-MEASURES: tuple[Measure, ...] = (*TRAINING, *STARTUP, *EVICTION, *DATA)
+MEASURES: tuple[Measure, ...] = (*TRAINING, *STARTUP, *EVICTION, *DATA, *SYNC)
 """A new group has a module of its own with its `MEASURES`, and its line here."""

@@ -1,7 +1,7 @@
 """Compares two ways to compute the same tensors, element by element, in roundings of their type.
 
-`prove.py` compares the lengths of whole tensors, which suits sums over many positions. A kernel that
-forgets the last column of a row changes hardly any length, so here each element is held to a bound.
+`prove.py` compares the lengths of whole tensors, which suits sums over many positions. A kernel
+that forgets the last column of a row changes hardly any length, so here each element counts.
 """
 
 from __future__ import annotations
