@@ -349,7 +349,7 @@ def test_without_a_card_it_says_so_and_does_what_it_can(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": bare_python(tmp_path / "bare")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "gpu"), "--out", str(tmp_path), "--work",
-         str(tmp_path / "work")],
+         str(tmp_path / "work"), "--folder", str(tmp_path / "nothing")],
         cwd=tmp_path, env=environment | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -403,7 +403,8 @@ def test_a_python_that_lacks_what_is_needed_is_reported_so_and_nothing_fails(
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     """SIGTERM ends the processes and removes the models; the exit code is that of an interrupt."""
-    command = [sys.executable, str(ROOT / "tests" / "gpu"), "--out", str(tmp_path), "--work"]
+    command = [sys.executable, str(ROOT / "tests" / "gpu"), "--out", str(tmp_path), "--folder",
+               str(tmp_path / "nothing"), "--work"]  # fmt: skip
     with subprocess.Popen(
         [*command, str(tmp_path / "work")],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
