@@ -86,7 +86,7 @@ $(BENCH)/.installed: constraints-bench.txt
 	$(BENCH)/bin/python -m pip install --quiet --constraint constraints-bench.txt $(PEERS)
 	@touch $@
 
-PEERS := transformers peft bitsandbytes accelerate trl datasets
+PEERS := transformers peft bitsandbytes accelerate trl datasets dstack skypilot
 bench: $(STAMP) $(BENCH)/.installed  ## speed beside other tools, on an idle machine: 45 min; BENCH_ARGS=--quick
 	$(BIN)/python examples/quickstart/prepare.py
 	$(BIN)/python tests/bench $(BENCH_ARGS)

@@ -36,7 +36,7 @@ FAMILIES = {
 """Of an architecture, how many norms and MLPs of a model of two layers are computed."""
 
 
-def make_model(family: str, *, dtype: torch.dtype = torch.float32) -> Any:
+def make_model(family: str, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Any:
     """Return a random model of two layers with a LoRA on every linear layer."""
     more = (
         {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mlp_multipliers": [0.5, 2.0]}
@@ -67,7 +67,7 @@ def make_model(family: str, *, dtype: torch.dtype = torch.float32) -> Any:
     base.requires_grad_(requires_grad=False)
     base.config.use_cache = False
     targets = ["gate_proj", "up_proj"] if "h1" in family else "all-linear"
-    return with_lora(base, r=4, target_modules=targets).train()
+    return with_lora(base, r=4, target_modules=targets, lora_dropout=dropout).train()
 
 
 def make_batch() -> dict[str, torch.Tensor]:
@@ -191,8 +191,9 @@ def test_a_card_that_cannot_is_refused_in_words(
 ) -> None:
     """Too old a card, and a type that it only emulates, are named before anything is compiled."""
     card = Card(device=torch.device("cuda"), capability=capability, dtype=dtype)
+    model = make_model("llama", dropout=0.1)
 
-    assert {kernel.unsuitable(make_model("llama"), card) for kernel in candidates()} == {reason}
+    assert {kernel.unsuitable(model, card) for kernel in candidates()} == {reason}
 
 
 def test_an_mlp_that_drops_in_training_is_left_alone() -> None:
@@ -220,7 +221,7 @@ def test_a_trained_norm_is_left_alone() -> None:
     kernel = RmsNorm(lambda: rms_norm.PLAIN)
 
     assert kernel.prepare(model) == 0
-    assert kernel.unsuitable(model, CPU) == "PeftModel has no frozen RMSNorm"
+    assert kernel.unsuitable(model, CPU) == "LlamaForCausalLM has no frozen RMSNorm"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

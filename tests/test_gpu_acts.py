@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +173,20 @@ def test_a_run_that_began_anew_did_not_resume(tmp_path: Path) -> None:
 
     assert line.result is Result.FAILED
     assert line.error == "it did not resume from a checkpoint: None"
+
+
+def test_a_kernel_that_the_trainer_leaves_off_is_not_called_exact(tmp_path: Path) -> None:
+    """The same bits of two runs without it prove nothing about a kernel."""
+    job = replace(JOB, kernels="norm:1")
+    here = place(tmp_path, Played())
+    used = [train(here, job, alone=False), kill_and_resume(here, job)]
+    here.notes(job, "calm").write_text(json.dumps({"kernels": []}))
+    line = kill_and_resume(here, job)
+
+    assert [one.result for one in used] == [Result.DONE, Result.DONE]
+    assert (line.result, line.error) == (
+        Result.NOT_RUN, "the trainer does not use this kernel here",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

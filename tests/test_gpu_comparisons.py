@@ -191,6 +191,12 @@ def test_a_watched_training_uses_the_wanted_kernels_only(
     assert notes.kernels == used
 
 
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a training stores for later starts lies in the folder of the test."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the tiny model."""

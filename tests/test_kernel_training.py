@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from support.rig import saves_in_step
+from support.rig import rig, saves_in_step
 from support.tiny import adapter_bytes, losses, make_run
 
+from trainer.data.codec import NOT_TRAINED, Example
 from trainer.errors import Preempted
 from trainer.job import use_kernels
 from trainer.job.context import JobOptions
@@ -23,6 +25,7 @@ from trainer.kernels.attention import UnmaskedAttention
 from trainer.kernels.choose import choose_kernels
 from trainer.kernels.kernel_set import Kernel
 from trainer.kernels.varlen import PackedAttention
+from trainer.training.longest import longest_passes
 from trainer.training.loop import all_passes
 from trainer.training.passes import backward_pass
 
@@ -136,3 +139,21 @@ def test_a_replay_computes_with_the_same_kernels(trained: dict[str, Path]) -> No
     with offered("plain"):
         other = replay(run, steps=2, clock=lambda: 0.0, on_message=lambda _text: None)
     assert other.caveats == ('kernels: was {"attention": "row-by-row-1"}, is nothing',)
+
+
+def test_the_longest_pass_without_padding_is_the_one_with_the_most_tokens(tmp_path: Path) -> None:
+    """One long row beside a short one is the largest with padding, and not without."""
+    made = rig(make_run(tmp_path, rows=4, train={"steps": 4, "batch_size": 2, "micro_batch": 2}))
+    lengths = (40, 2, 30, 30)
+    rows = [
+        Example((5,) * length, (NOT_TRAINED,) * (length - 1) + (5,), "", "", 1, length - 1)
+        for length in lengths
+    ]
+    schedule = replace(made.context.schedule, lengths=lengths, group_by_length=False, seed=1)
+    cuts = {tuple(sorted(lengths[at] for at in schedule.batch(step))) for step in range(4)}
+    assert cuts == {(2, 40), (30, 30)}
+    for packed, longest, tokens in ((False, (2, 40), 80), (True, (30, 30), 60)):
+        found = longest_passes(schedule, rows, micro_batch=2, packed=packed)[0]
+        assert tuple(sorted(len(one.input_ids) for one in found.examples)) == longest
+        assert found.tokens == tokens
+        assert found.shortened(2).packed is packed

@@ -15,7 +15,14 @@ from support.rig import FACTS, Logger, Rig, outcome, restored, rig, twin_of
 
 from trainer.data.codec import Example
 from trainer.device import device_queue
-from trainer.device.device_queue import LaunchLimit, copy_to_host, into_pinned, layout, views_of
+from trainer.device.device_queue import (
+    LaunchLimit,
+    copy_to_host,
+    host_sync_refused,
+    into_pinned,
+    layout,
+    views_of,
+)
 from trainer.errors import Diverged, Preempted
 from trainer.saving.state import bit_sums, digest, hash_sums
 from trainer.training import loop
@@ -350,3 +357,56 @@ def test_the_digest_does_not_depend_on_the_order_of_sums() -> None:
     assert hash_sums(sums[turned], [order[at] for at in turned]) == digest(given)
     given["4"].view(torch.int32)[1, 2] ^= 1
     assert hash_sums(sums, order) != digest(given)
+
+
+def test_waiting_for_a_card_is_refused_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait raises while inside; afterwards it does what it did before, even after an error."""
+    modes: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with host_sync_refused(torch.device("cpu")), host_sync_refused(None):
+        assert modes == []
+    with pytest.raises(ValueError, match="inside"), host_sync_refused(torch.device("cuda")):
+        raise ValueError("inside")
+
+    assert modes == ["error", 0]
+
+
+@dataclass
+class CardEvent:
+    """What torch's event of a card does, with a clock of its own in milliseconds."""
+
+    clock: list[float]
+    at_ms: float = 0.0
+    waits: int = 0
+
+    def record(self, _stream: object) -> None:
+        """Take the time."""
+        self.at_ms = self.clock[0]
+
+    def synchronize(self) -> None:
+        """Count it."""
+        self.waits += 1
+
+    def elapsed_time(self, later: CardEvent) -> float:
+        """Return milliseconds until another event."""
+        return later.at_ms - self.at_ms
+
+
+def test_time_on_a_card_is_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two events lie the card's milliseconds, as seconds, read once it is there."""
+    clock, made = [0.0], []
+
+    def event(**_settings: bool) -> CardEvent:
+        made.append(CardEvent(clock))
+        return made[-1]
+
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: None)
+    card = torch.device("cuda")
+    began = device_queue.record_event(card)
+    clock[0] = 1500.0
+    ended = device_queue.record_event(card)
+
+    assert ended.seconds_since(began) == pytest.approx(1.5)
+    assert [one.waits for one in made] == [0, 1]

@@ -385,6 +385,18 @@ def test_nothing_is_stored_where_the_disk_has_no_room(tmp_path: Path) -> None:
     assert folder.read("one") is None
 
 
+def test_a_base_that_does_not_fit_into_memory_is_kept_and_quantised(
+    llama: Path, tmp_path: Path
+) -> None:
+    """A card may have room for it where the machine has not: weights then come one by one."""
+    copy_of(llama, tmp_path)
+    folder = folder_at(tmp_path / "store", memory_bytes=lambda: 10_000)
+    messages = store(llama / "model", {}, folder)
+
+    assert messages == ["too little memory is free to read the stored quantised base"]
+    assert folder_at(tmp_path / "store").read("base") is not None
+
+
 def test_a_small_base_is_not_stored(tmp_path: Path) -> None:
     """It is quantised in no time, and the machine's disk is left alone."""
     folder = folder_at(tmp_path / "store", size_least=1 << 20)

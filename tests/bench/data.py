@@ -36,7 +36,9 @@ class OncePerRound:
     def of(self, number: int) -> Any:
         """Return what the process of that round measured."""
         if self._round != number:
-            run_process(self._command, environment=module_environment(self._place.root))
+            # As in a training beside others: copies of tensors would wait for threads that spin.
+            passive = {"OMP_WAIT_POLICY": "PASSIVE"}
+            run_process(self._command, environment=module_environment(self._place.root) | passive)
             self._found = json.loads(self._result.read_text())
             self._round = number
         return self._found

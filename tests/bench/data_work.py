@@ -15,6 +15,9 @@ from pathlib import Path
 def main(arguments: Sequence[str]) -> int:
     """Write the seconds of the audit and of tokenizing, by file."""
     result, config_path, *files = map(Path, arguments)
+    from trainer.job.job import prepare_environment
+
+    prepare_environment()
     from trainer import model as models
     from trainer.config import load_config
     from trainer.data.examples import load_examples

@@ -57,9 +57,11 @@ def serve(python: Path, *, model: Path, rows: Path, tests: Path) -> Iterator[Hel
         raise AssertionError("both are pipes")
     try:
         yield HeldOut(process.stdin, process.stdout, problems)
-    finally:
         process.stdin.close()  # it ends at the end of its input
         process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
         process.stdout.close()
 
 

@@ -58,11 +58,11 @@ def chats(source: Sequence[Row], count: int) -> list[Row]:
         for _turn in range(1 + number * 5 % 3):
             one = source[at % len(source)]
             at += 1
-            question = f"What does the writer of this tweet feel? {one['text']}"
+            asks = f"What does the writer of this tweet feel? {one['text']}"
             words = " ".join(one["text"].split()[:8])
             answer = f"The feeling is {one['label']}. It shows in the words: {words}"
             messages += [
-                {"role": "user", "content": question},
+                {"role": "user", "content": asks},
                 {"role": "assistant", "content": answer},
             ]
         made.append({"messages": messages})

@@ -17,6 +17,9 @@ SAVES, TENSORS = 3, 420
 
 def main(arguments: Sequence[str]) -> int:
     """Write stall, time until durable, CPU seconds and default interval, by size."""
+    from trainer.job.job import prepare_environment
+
+    prepare_environment()
     result, folder, *sizes = arguments
     found = {size: save(int(size), Path(folder) / size) for size in sizes}
     Path(result).write_text(json.dumps(found), encoding="utf-8")

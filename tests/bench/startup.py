@@ -13,7 +13,7 @@ from bench.measure import Limit, Measure, Ratio, Sample, Unavailable, Variant, W
 from bench.processes import run_process
 
 REPEATS, QUICK_REPEATS = 5, 2
-PEERS = ("trl", "accelerate", "transformers", "hf")
+PEERS = ("trl", "accelerate", "transformers", "hf", "dstack", "sky")
 LAY_OUT = (
     "import sys; from pathlib import Path; from support.recorded import lay_out; "
     "lay_out(Path(sys.argv[1]), machine=False)"

@@ -8,6 +8,7 @@ every import behind it, then as the trainer does it, then quantised anew from th
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -33,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 def watch(result: Path, *, plain: bool) -> None:
     """Put notes around the loading of the base and before the first step."""
     from trainer import model as models
-    from trainer.training import loop
 
-    load_base, whole_step = models.load_base, loop.whole_step
+    stages: Any = importlib.import_module("trainer.job.stages")  # where `train` is looked up
+    load_base, train = models.load_base, stages.train
     notes: Notes = {}
 
     def write() -> None:
@@ -57,15 +58,14 @@ def watch(result: Path, *, plain: bool) -> None:
         write()
         return base
 
-    def timed_step(*args: Any, **named: Any) -> Any:
-        if "step_begins_s" not in notes:
-            notes["step_begins_s"] = time.process_time()
-            notes["step_begins_at"] = time.time()
-            write()
-        return whole_step(*args, **named)
+    def timed_train(*args: Any, **named: Any) -> Any:
+        notes["step_begins_s"] = time.process_time()
+        notes["step_begins_at"] = time.time()
+        write()
+        return train(*args, **named)
 
     models.load_base = timed_load
-    loop.whole_step = timed_step
+    stages.train = timed_train
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from gpu.lines import Figure, Line, Result, figures_of
 from gpu.running import Ended, summary
 from gpu.watched import Watching, speed, step_seconds
 
+UNUSED = "the trainer does not use this kernel here"
+
 Act = Callable[[Place, Job], Line | list[Line]]
 
 
@@ -62,9 +64,8 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
     figures = measured(recorded, warm_up=place.scale_of(job).warm_up, alone=alone)
     if not ended.fine:
         return failed(what, ended, limit_s, figures)
-    if job.kernels not in {ALL_KERNELS, "none"} and job.kernels not in recorded.get("kernels", []):
-        error = "the trainer does not use this kernel here"
-        return Line(what=what, result=Result.NOT_RUN, seconds=ended.seconds, error=error,
+    if unused(place, job):
+        return Line(what=what, result=Result.NOT_RUN, seconds=ended.seconds, error=UNUSED,
                     log=ended.log)  # fmt: skip
     status = read(run_dir / "status.json")
     parts = [f"{last_step(run_dir)} steps, loss {_loss(run_dir)}", *_ratios(recorded, figures)]
@@ -83,6 +84,12 @@ def train(place: Place, job: Job, *, alone: bool) -> Line:
     )
 
 
+def unused(place: Place, job: Job) -> bool:
+    """Tell whether the undisturbed run of a job with one kernel alone did not use it."""
+    one_alone = job.kernels not in {ALL_KERNELS, "none"}
+    return one_alone and job.kernels not in read(place.notes(job, "calm")).get("kernels", [])
+
+
 def kill_and_resume(place: Place, job: Job) -> Line:
     """Kill a second run of the job in the middle, start it again, and compare it with the calm one.
 
@@ -97,6 +104,8 @@ def kill_and_resume(place: Place, job: Job) -> Line:
             result=Result.NOT_RUN,
             error="there is no undisturbed run to compare with",
         )
+    if unused(place, job):
+        return Line(what=what, result=Result.NOT_RUN, error=UNUSED)
     run_dir = place.directory(job, "killed")
     saved = run_dir / "checkpoints" / f"step-{scale.every:08d}"
 

@@ -10,7 +10,6 @@ before a run (`Kernel.prove`), in both 16-bit types, and several times.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -39,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.job.job import prepare_environment
 
     prepare_environment()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from trainer.device.determinism import make_deterministic
+
+    make_deterministic()  # as a training does, which fills no fresh memory
     lines: list[Line] = []
     for what, check in [*machine_checks(device), *kernel_checks(device)]:
         began_s = time.perf_counter()
@@ -239,9 +240,9 @@ def attention_cost() -> Checked:
 
         took = {}
         for exact in (True, False):
-            torch.use_deterministic_algorithms(exact)
+            torch.set_deterministic_debug_mode("error" if exact else "default")
             took[exact] = timed_ms(partial(both_ways, query, keys, values))
-        torch.use_deterministic_algorithms(mode=False)
+        torch.set_deterministic_debug_mode("warn")
         figures[f"exact_{length}"] = Figure(value=took[True], unit="ms")
         figures[f"inexact_{length}"] = Figure(value=took[False], unit="ms")
         parts.append(f"{length} tokens {took[True] / took[False]:.2f} times as long")

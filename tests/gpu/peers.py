@@ -97,10 +97,12 @@ def train(name: str, loaded: Any) -> Notes:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     loops: dict[str, Callable[..., Any]] = {TRAINER: with_trainer, TRL: with_trl, LIGER: with_liger}
-    result = loops[name](adapted, loaded, notes)
-    notes.loss = float(result.training_loss)
-    end_measuring(notes)
-    loaded.base = adapted.unload()
+    try:
+        result = loops[name](adapted, loaded, notes)
+        notes.loss = float(result.training_loss)
+        end_measuring(notes)
+    finally:
+        loaded.base = adapted.unload()
     return notes
 
 
@@ -117,6 +119,7 @@ def arguments_of(loaded: Any) -> dict[str, Any]:
         "max_steps": min(WARM_UP + len(loaded.rows) // table.batch_size, table.steps),
         "learning_rate": table.lr,
         "lr_scheduler_type": "linear",
+        "warmup_steps": int(table.warmup),
         "max_grad_norm": table.max_grad_norm,
         "train_sampling_strategy": "group_by_length",
         "bf16": str(table.precision) == "bf16",
@@ -151,8 +154,8 @@ def with_trainer(adapted: Any, loaded: Any, notes: Notes) -> Any:
 
 def with_trl(adapted: Any, loaded: Any, notes: Notes, *, liger: bool = False) -> Any:
     """Train with TRL's SFTTrainer on the tokens as they are; every token is learnt."""
-    from datasets import Dataset  # type: ignore[import-untyped]
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined] # it resolves them late
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
     made = SFTTrainer(
         model=adapted,

@@ -30,7 +30,7 @@ ONE = Job(model="1b")
 THREE = Job(model="3b", expect_s=25.0, limit_s=140.0)
 EIGHT = Job(model="8b", expect_s=35.0, limit_s=170.0)
 TINY = Job(model="tiny", expect_s=8.0, limit_s=120.0)
-CARD = Job(model="card", expect_s=25.0, limit_s=90.0)
+CARD = Job(model="card", expect_s=40.0, limit_s=130.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def card_rounds(lanes: int, kernels: Sequence[str] = ()) -> list[Round]:
             units=(
                 peers(EIGHT, expect_s=60.0, limit_s=150.0),
                 alone(THREE),
-                each_kernel(ONE, expect_s=30.0, limit_s=90.0),
+                each_kernel(ONE, expect_s=50.0, limit_s=120.0),
                 alone(replace(ONE, exact=False)),
             ),
         ),
@@ -139,7 +139,7 @@ def card_rounds(lanes: int, kernels: Sequence[str] = ()) -> list[Round]:
                 alone(long),
                 alone(replace(long, exact=False)),
                 peers(THREE, expect_s=45.0, limit_s=140.0),
-                each_kernel(EIGHT, expect_s=50.0, limit_s=120.0),
+                each_kernel(EIGHT, expect_s=80.0, limit_s=170.0),
             ),
         ),
     ]

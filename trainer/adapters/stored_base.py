@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -26,12 +25,12 @@ import torch
 from trainer.adapters.experts import ExpertQuantiser
 from trainer.adapters.stored_files import (
     BaseFolder,
+    NoMemory,
     NotStorable,
     NotWhole,
     Stopped,
     Stored,
 )
-from trainer.atomic import RealDisk
 from trainer.text import gigabytes
 
 FORMAT = 1
@@ -48,15 +47,6 @@ def store_folder(environment: Mapping[str, str]) -> Path:
         return Path(os.path.expandvars(home)).expanduser() / "qft" / "bases"
     top = environment.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expandvars(top)).expanduser() / "qft" / "bases"
-
-
-def machine_folder() -> BaseFolder:
-    """Return the folder of this machine, on its real disk."""
-    return BaseFolder(
-        root=store_folder(os.environ),
-        disk=RealDisk(),
-        free_bytes=lambda path: shutil.disk_usage(path).free,
-    )
 
 
 def folder_name(model: str, facts: Mapping[str, Any]) -> str:
@@ -136,6 +126,9 @@ class StoredBase:
             if stored is None:
                 return None
             require_fit(model, stored, load_config, self.experts)
+        except NoMemory:
+            self.on_message("too little memory is free to read the stored quantised base")
+            return None
         except (NotWhole, OSError, KeyError, TypeError, ValueError) as error:
             self.folder.remove(self.name)
             self.on_message(

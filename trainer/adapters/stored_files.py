@@ -37,6 +37,9 @@ THREADS_MAX = 4
 SPARE = 1.5
 """The disk must have room for this many times what is stored."""
 
+MEMORY_SHARE = 0.8
+"""Of the free memory of the machine: more than that a base that is read does not take."""
+
 Tensors = Mapping[str, torch.Tensor]
 
 TYPES: Mapping[str, torch.dtype] = {
@@ -57,6 +60,10 @@ class NotStorable(Exception):  # noqa: N818 - no error: the base is quantised an
 
 class NotWhole(Exception):  # noqa: N818 - it names a state of the data, and the reader acts on it
     """What is stored is damaged, foreign or not for this model; nothing of it may be used."""
+
+
+class NoMemory(Exception):  # noqa: N818 - no error: what is stored stays, and is not used this time
+    """What is stored is more than this machine has free memory for."""
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the process is about to end
@@ -80,6 +87,8 @@ class BaseFolder:
     root: Path
     disk: Disk
     free_bytes: Callable[[Path], int]
+    memory_bytes: Callable[[], int | None] = lambda: None
+    """What may be taken of the machine's own memory: all is read there, and goes to a card then."""
     size_max: int = 64 << 30
     """Bytes of all bases together, if there is more than one; the one used longest ago goes."""
     size_least: int = 32 << 20
@@ -90,6 +99,7 @@ class BaseFolder:
 
         Raises:
             NotWhole: a byte is not what was written; the folder should be removed.
+            NoMemory: it would not fit; nothing was read.
             OSError: the disk fails.
         """
         folder = self.root / name
@@ -97,6 +107,9 @@ class BaseFolder:
             return None
         body = _read_manifest(folder)
         files = {str(one["name"]): one for one in body["files"]}
+        size, free = sum(int(one["size"]) for one in files.values()), self.memory_bytes()
+        if free is not None and size > MEMORY_SHARE * free:
+            raise NoMemory
         tensors: dict[str, torch.Tensor] = {}
         with ThreadPoolExecutor(max_workers=min(THREADS_MAX, os.cpu_count() or 1)) as pool:
             for part in pool.map(lambda one: _read_file(folder, one), files.values()):
@@ -105,11 +118,7 @@ class BaseFolder:
             tensors[key] = torch.as_strided(tensors[key], _shape_of(body, key), stride)
         with suppress(OSError):  # only which one is removed first depends on it
             os.utime(folder / MANIFEST)
-        return Stored(
-            tensors=tensors,
-            facts=body["facts"],
-            size=sum(int(one["size"]) for one in files.values()),
-        )
+        return Stored(tensors=tensors, facts=body["facts"], size=size)
 
     def write(
         self, name: str, tensors: Tensors, facts: Mapping[str, Any], *, stop: threading.Event

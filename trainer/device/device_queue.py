@@ -48,10 +48,13 @@ class HostEvent:
 
 
 class CudaEvent:
-    """An event on the current stream of a CUDA card."""
+    """An event on the current stream of a CUDA card.
+
+    A thread that waits for it sleeps: the processor is free for the one that writes a checkpoint.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no types here
+        self._event: Any = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]  # torch has no types here
         self._event.record(torch.cuda.current_stream(device))
 
     def synchronize(self) -> None:

@@ -34,7 +34,7 @@ POLL_S = 1.0
 CROWDED = 0.25
 """From so much contention on, waits become passive. A busy neighbour of two threads on two cores
 makes about 0.7; an idle machine at most 0.02."""
-QUIET = 0.10
+QUIET = 0.15
 """Contention below this is none."""
 MEAN_S = 3.0
 """The time constant of the running mean: a burst of half a second changes nothing."""

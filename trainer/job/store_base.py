@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.adapters.stored_base import StoredBase, folder_name, machine_folder
+from trainer.adapters.stored_base import StoredBase, folder_name, store_folder
 from trainer.adapters.stored_files import BaseFolder
+from trainer.atomic import RealDisk
 from trainer.base_config import stored_quantisation
+from trainer.device.host_memory import free_memory
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
 from trainer.method_table import Quant
@@ -18,6 +22,21 @@ from trainer.method_table import Quant
 COMMIT = re.compile(r"[0-9a-f]{40}")
 COMPUTES = ("device", "gpu", "cuda", "cpu")
 """Of the hardware: quantisers differ by it, and nobody proved that their bits are the same."""
+
+
+def machine_folder() -> BaseFolder:
+    """Return the folder of this machine, on its real disk."""
+    return BaseFolder(
+        root=store_folder(os.environ),
+        disk=RealDisk(),
+        free_bytes=lambda path: shutil.disk_usage(path).free,
+        memory_bytes=_free_memory_bytes,
+    )
+
+
+def _free_memory_bytes() -> int | None:
+    found = free_memory()
+    return None if found is None else found.bytes
 
 
 @contextmanager

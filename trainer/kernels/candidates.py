@@ -5,10 +5,11 @@ from __future__ import annotations
 from trainer.kernels.kernel_set import Kernel
 from trainer.kernels.linear_cross_entropy import LinearCrossEntropy
 from trainer.kernels.lora_dropout import LoraDropout
+from trainer.kernels.lora_linear_function import LoraLinear
 from trainer.kernels.rms_norm import RmsNorm
 from trainer.kernels.swiglu import SwiGlu
 
 
 def candidates() -> list[Kernel]:
     """Return new, unprepared kernels; which of them suit is for each of them to say."""
-    return [RmsNorm(), SwiGlu(), LinearCrossEntropy(), LoraDropout()]
+    return [RmsNorm(), SwiGlu(), LinearCrossEntropy(), LoraLinear(), LoraDropout()]

@@ -1,4 +1,8 @@
-"""Compares two ways to compute the same tensors, by the precision that their type has."""
+"""Compares two ways to compute the same tensors, element by element, in roundings of their type.
+
+`prove.py` compares the lengths of whole tensors, which suits sums over many positions. A kernel
+that forgets the last column of a row changes hardly any length, so here each element counts.
+"""
 
 from __future__ import annotations
 

@@ -60,6 +60,11 @@ class Mask:
         return self.ops.dropped(x, self.seed, self.p)
 
 
+def mask_seed(seed: int, number: int) -> int:
+    """Return the seed of the mask of a layer, in [2^62, 2^63), by that of the micro-batch."""
+    return derive_seed(seed, "lora_dropout", number) >> 2 | 1 << 62
+
+
 class DroppedLinearFunction(torch.autograd.Function):
     """h = drop(x) A^T, of which x and A are kept."""
 
@@ -103,10 +108,14 @@ class DroppedLayer:
 
 
 class LoraDropout:
-    """Computes the dropout of every plain LoRA layer together with its first matrix."""
+    """Computes the dropout of every plain LoRA layer together with its first matrix.
 
-    name = "lora_dropout"
-    version = "triton-1"
+    It is the second choice for such layers: `LoraLinear` has the same name and comes first, but
+    cannot compute matrices that have hooks.
+    """
+
+    name = "lora_linear"
+    version = "seeded-dropout-1"
 
     def __init__(self, make_ops: Callable[[], DropoutOps] = triton_ops) -> None:
         self._make_ops = make_ops
@@ -161,8 +170,7 @@ class LoraDropout:
     def _forward(self, layer: DroppedLayer, ops: DropoutOps, x: torch.Tensor) -> Any:
         if not layer.dropout.training:
             return layer.plain(x)
-        seed = derive_seed(self._seed, "lora_dropout", layer.number) >> 2 | 1 << 62
-        mask = Mask(seed=seed, p=layer.dropout.p, ops=ops)
+        mask = Mask(seed=mask_seed(self._seed, layer.number), p=layer.dropout.p, ops=ops)
         return dropped_linear(x, layer.matrix.weight, mask)
 
 

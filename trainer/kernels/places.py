@@ -1,4 +1,4 @@
-"""Replaces the forward of chosen modules for a while, and leaves no trace afterwards."""
+"""Replaces the forward of chosen modules of a model for a while, and leaves no trace afterwards."""
 
 from __future__ import annotations
 
@@ -35,3 +35,9 @@ def replaced_forwards(places: Iterable[Place]) -> Iterator[None]:
                 module.forward = forward
             else:
                 del module.forward
+
+
+def base_name(model: Any) -> str:
+    """Return what the class of the base is called, for a message."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(base).__name__

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer.kernels.equality import REPEATS, difference, find_difference
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.places import Place, replaced_forwards
+from trainer.kernels.places import Place, base_name, replaced_forwards
 from trainer.kernels.plain_rms_norm import Form, forms, plain_backward, plain_forward
 from trainer.kernels.triton_card import triton_problem
 
@@ -121,7 +121,7 @@ class RmsNorm:
         """Return why it cannot be used: no such card, or no such norm in the model."""
         problem = triton_problem(card) if self._make_ops is triton_ops else None
         if problem is None and not any(find_form(module) for module in _norms(model)):
-            problem = f"{type(model).__name__} has no frozen RMSNorm"
+            problem = f"{base_name(model)} has no frozen RMSNorm"
         return problem
 
     def prove(self, card: Card) -> str | None:

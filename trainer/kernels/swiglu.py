@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from trainer.kernels.equality import REPEATS, difference, find_difference
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.places import Place, replaced_forwards
+from trainer.kernels.places import Place, base_name, replaced_forwards
 from trainer.kernels.triton_card import triton_problem
 
 ROUNDINGS_MAX = 4.0
@@ -210,7 +210,7 @@ class SwiGlu:
         """Return why it cannot be used: no such card, or no such MLP in the model."""
         problem = triton_problem(card) if self._make_ops is triton_ops else None
         if problem is None and not any(find_names(module) for module in model.modules()):
-            problem = f"{type(model).__name__} has no MLP that is a SwiGLU"
+            problem = f"{base_name(model)} has no MLP that is a SwiGLU"
         return problem
 
     def prove(self, card: Card) -> str | None:
@@ -247,11 +247,16 @@ class SwiGlu:
 
 
 def _forward(
-    module: Any, plain: Callable[..., Any], names: MlpNames, ops: SwiGluOps, *inputs: Any
+    module: Any,
+    plain: Callable[..., Any],
+    names: MlpNames,
+    ops: SwiGluOps,
+    *inputs: Any,
+    **more: Any,
 ) -> Any:
     """Compute an MLP; its projections stay modules, so that adapters and their hooks apply."""
-    if len(inputs) != 1:
-        return plain(*inputs)
+    if len(inputs) != 1 or more:
+        return plain(*inputs, **more)
     parts = [getattr(module, name)(inputs[0]) for name in names.inputs]
     if len(parts) == 1:
         h = stacked_swiglu(parts[0], ops)

@@ -162,6 +162,7 @@ class _Trials:
             self.context.examples,
             micro_batch=micro_batch,
             first_step=self.state.counters.step,
+            packed=self.context.kernels.packed,
         )
 
     def _has_ample(self) -> bool:

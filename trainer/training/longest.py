@@ -19,16 +19,22 @@ class Pass:
     """The rows of one forward and backward pass."""
 
     examples: tuple[Example, ...]
+    packed: bool = False
+    """Whether its rows lie one behind the other, without padding."""
 
     @property
     def padded(self) -> int:
-        """Tokens with padding, of what is read and what is written."""
+        """Tokens with padding, if there is any, of what is read and what is written."""
+        if self.packed:
+            return sum(len(one.input_ids) + len(one.labels) for one in self.examples)
         longest = max(len(one.input_ids) for one in self.examples)
         return len(self.examples) * (longest + max(len(one.labels) for one in self.examples))
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read, with padding."""
+        """Tokens that are read, with padding, if there is any."""
+        if self.packed:
+            return sum(len(one.input_ids) for one in self.examples)
         return len(self.examples) * max(len(one.input_ids) for one in self.examples)
 
     @property
@@ -38,34 +44,50 @@ class Pass:
 
     def shortened(self, divisor: int) -> Pass:
         """Return the pass with the last `1/divisor` of each row, where its targets are."""
-        return Pass(examples=tuple(_shortened(one, divisor) for one in self.examples))
+        rows = tuple(_shortened(one, divisor) for one in self.examples)
+        return Pass(examples=rows, packed=self.packed)
 
 
 def longest_passes(
-    schedule: Schedule, examples: Sequence[Example], *, micro_batch: int, first_step: int = 0
+    schedule: Schedule,
+    examples: Sequence[Example],
+    *,
+    micro_batch: int,
+    first_step: int = 0,
+    packed: bool = False,
 ) -> list[Pass]:
     """Return the pass with the most tokens of all steps from `first_step` on.
+
+    Without padding (`packed`) that may be another one than with it.
 
     One with clearly more targets follows it, if there is one: it has the most logits.
     """
     steps = range(min(first_step, schedule.steps - 1), schedule.steps)
     if len(steps) * schedule.batch_size > ROWS_MAX:
-        return [_worst_case(examples, micro_batch)]
+        return [replace(_worst_case(examples, micro_batch, packed=packed), packed=packed)]
     found: set[tuple[int, ...]] = set()
     for step in steps:
         found.update(micro_batches(schedule.batch(step), micro_batch))
-    passes = [Pass(examples=tuple(examples[row] for row in rows)) for rows in sorted(found)]
+    passes = [
+        Pass(examples=tuple(examples[row] for row in rows), packed=packed) for rows in sorted(found)
+    ]
     longest = max(passes, key=lambda one: (one.padded, one.targets))
     widest = max(passes, key=lambda one: (one.targets, one.padded))
     return [longest, widest] if widest.targets > MORE_TARGETS * longest.targets else [longest]
 
 
-def _worst_case(examples: Sequence[Example], micro_batch: int) -> Pass:
-    """Return the longest row, with those that have the most targets beside it."""
+def _worst_case(examples: Sequence[Example], micro_batch: int, *, packed: bool) -> Pass:
+    """Return the longest row, with those that have the most targets beside it.
+
+    Without padding those beside it are the next longest ones: each token counts by itself.
+    """
     longest = max(
         range(len(examples)), key=lambda at: len(examples[at].input_ids) + len(examples[at].labels)
     )
-    others = sorted(range(len(examples)), key=lambda at: -examples[at].targets)
+    others = sorted(
+        range(len(examples)),
+        key=lambda at: -len(examples[at].input_ids) if packed else -examples[at].targets,
+    )
     rows = [longest, *(at for at in others if at != longest)][:micro_batch]
     return Pass(examples=tuple(examples[at] for at in rows))
 

@@ -63,6 +63,7 @@ class TrainContext:
     determinism: Determinism = field(default_factory=Determinism)
     kernels: KernelSet = NO_KERNELS
     launch_limit: LaunchLimit = field(default_factory=LaunchLimit)
+    """How far passes are launched ahead, so that a notice finds little that is still to be done."""
     reads_late: bool = False
     """Whether the numbers of a step are read while the device does the passes of the next one.
 
