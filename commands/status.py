@@ -18,7 +18,6 @@ from commands.runs.planning.planned import read_planned
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.request import RunRequest
 from commands.runs.score import score_lines
-from commands.runs.session import build_workload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import exit_of
 from commands.ui.options import Json, Run, examples
@@ -261,6 +260,8 @@ def _look(
         return machine, None, "", signed_in
     if not (machine.host or state.vm.host):
         return machine, None, "", signed_in
+    from commands.runs.session import build_workload  # half of this program; only for a machine
+
     workload = build_workload(request, state.run_id, provider, watch_only=True)
     try:
         if state.prepared:

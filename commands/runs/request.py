@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, run_folder
-from commands.runs.planning.ranking import JobOffer
 from commands.ui.console import Console
 from infra.run.context import TurnReport
 from infra.run.plan import Goal
 from trainer.hub_models import Account
 from trainer.secret import Secret
+
+if TYPE_CHECKING:
+    from commands.runs.planning.ranking import JobOffer  # with all of the planning
 
 
 class Watcher(Protocol):
