@@ -216,7 +216,7 @@ def open_cut(place: Workplace, *, size: int, rtt_ms: float) -> Iterator[Sequence
 
         def run(tool: str, act: str, _round: int) -> Sample:
             shutil.rmtree((direct.there if act == "push" else direct.here) / tool, True)
-            travelled = 0
+            sent_bytes = 0
             for cut_after, codes in ((total // 2, FAILED), (None, (0,))):
                 delay_s = rtt_ms / 2000
                 with slow_proxy.run_proxy(
@@ -224,8 +224,8 @@ def open_cut(place: Workplace, *, size: int, rtt_ms: float) -> Iterator[Sequence
                 ) as proxy:
                     line = replace(direct, port=proxy.port)
                     ended = (line.qft if tool == "qft" else line.rsync)(act, good_codes=codes)
-                    travelled += proxy.forwarded_bytes
-            return Sample(value=(travelled - total) / total, cpu_s=ended.cpu_s)
+                    sent_bytes += proxy.forwarded_bytes
+            return Sample(value=(sent_bytes - total) / total, cpu_s=ended.cpu_s)
 
         yield [
             Variant(name=f"{tool} {act}", run=partial(run, tool, act))
