@@ -6,9 +6,6 @@ import gc
 import os
 import sys
 
-OBJECTS_PER_COLLECTION = 50_000
-"""With Python's 700, `qft status` collects 85 times while it loads modules, which all stay."""
-
 
 def main() -> None:
     """Load the command line and run it; exit 130, without a traceback, if that is interrupted."""
@@ -17,7 +14,8 @@ def main() -> None:
         ours = os.path.dirname(os.path.dirname(os.path.dirname(here)))  # noqa: PTH120
         # Before anything else is imported.
         sys.path[:] = without_current_folder(sys.path, ours=ours)
-        gc.set_threshold(OBJECTS_PER_COLLECTION)
+        # It would look 85 times at modules that stay; `cli.load_command` enables it again.
+        gc.disable()
         # Looking for them would read the metadata of every installed package.
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         import cli
