@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from trainer.kernels.equality import REPEATS, find_difference
+from trainer.kernels.fewer_copies import plain_adapter
 from trainer.kernels.kernel_set import Card
 from trainer.kernels.lora_dropout import DropoutOps, Mask, mask_seed, triton_ops
-from trainer.kernels.lora_linear import plain_adapter
 from trainer.kernels.places import Place, replaced_forwards
 from trainer.kernels.triton_card import triton_problem
 
