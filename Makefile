@@ -94,6 +94,7 @@ bench: $(STAMP) $(BENCH)/.installed  ## speed beside other tools, on an idle mac
 TRITON_VERSIONS := 3.6.0 3.7.1
 TRITON := .triton
 $(TRITON)/%/.installed: $(STAMP)
+	@echo 'installing Triton $* into $(@D): 180 MB, and silent'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
 	@touch $@
 
