@@ -7,6 +7,7 @@ its help and its work are there.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -86,6 +87,9 @@ def load_command(name: str) -> Any:
         app.registered_commands[0], pretty_exceptions_short=False, rich_markup_mode=None
     )
     command.name = name
+    if not gc.isenabled():  # the entry point's doing, for the modules that are now loaded
+        gc.freeze()
+        gc.enable()
     return command
 
 

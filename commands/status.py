@@ -11,19 +11,17 @@ from typing import Any
 import typer
 
 from commands.runs import factory
-from commands.runs.find_config import reopen
-from commands.runs.home import environment, is_locked, pick_run, qft_home
+from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
 from commands.runs.planning.corrected import Corrected, corrected_hours
 from commands.runs.planning.planned import read_planned
 from commands.runs.receipt import Receipt, make_receipt
-from commands.runs.request import RunRequest
+from commands.runs.saved_run import SavedRun, read_saved_run
 from commands.runs.score import score_lines
-from commands.ui.console import PlainConsole
 from commands.ui.errors import exit_of
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import columns, print_data, print_json
 from infra.errors import ProviderError
-from infra.provider import Observation, PowerState, StopReason
+from infra.provider import Observation, PowerState, Provider, StopReason
 from infra.run.budget import bill
 from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold
@@ -32,7 +30,14 @@ from infra.run.journal import Event, Kind, Outcome, read
 from infra.run.plan import Policy
 from infra.run.state import RunState
 from infra.run.stop_reasons import stop_event_data
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobPhase, JobView
+from infra.run.workload import (
+    HostNotTrusted,
+    HostUnfit,
+    HostUnreachable,
+    JobPhase,
+    JobView,
+    Workload,
+)
 from trainer.text import duration, inexact
 
 BOOT_LONG_S = Policy().boot_wait_s
@@ -201,21 +206,18 @@ def status(wanted: str) -> RunStatus:
     """Read the journal of a run, then observe its machine, then its trainer."""
     home = qft_home(environment())
     folder = pick_run(home, wanted, cwd=Path.cwd())
-    loaded = reopen(folder)
+    saved = read_saved_run(folder)
     events = read(folder.journal)
     state = fold(events)
-    console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
-    request = RunRequest(loaded=loaded, home=home, console=console)
-    machine, job, trouble, signed_in = _look(request, state)
+    machine, job, trouble, signed_in = _look(home, folder, saved, state)
     state = _as_seen(state, machine)
     now_s = time.time()
     used = bill(state, now_s)
-    simulated = loaded.simulated
     planned = read_planned(folder)
     return RunStatus(
         name=folder.name,
         state=state,
-        receipt=make_receipt(folder, loaded.out, simulated=simulated),
+        receipt=make_receipt(folder, saved.out, simulated=saved.simulated),
         driven=is_locked(folder),
         machine=machine,
         job=job,
@@ -242,7 +244,7 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
 
 
 def _look(
-    request: RunRequest, state: RunState
+    home: Path, folder: RunFolder, saved: SavedRun, state: RunState
 ) -> tuple[Observation | None, JobView | None, str, bool]:
     """Observe the machine and the trainer; return them, or why they could not be observed.
 
@@ -252,7 +254,7 @@ def _look(
     if state.vm is None:
         return None, None, "", signed_in
     try:
-        provider = factory.make_provider(request.loaded.config.vm, request.home)
+        provider = factory.make_provider(saved.vm, home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
         return None, None, str(error), signed_in
@@ -260,9 +262,7 @@ def _look(
         return machine, None, "", signed_in
     if not (machine.host or state.vm.host):
         return machine, None, "", signed_in
-    from commands.runs.session import build_workload  # half of this program; only for a machine
-
-    workload = build_workload(request, state.run_id, provider, watch_only=True)
+    workload = _watch_only(home, folder, state.run_id, provider)
     try:
         if state.prepared:
             return machine, workload.job_status(state.vm), "", True
@@ -272,6 +272,19 @@ def _look(
         return machine, None, str(error), signed_in
     finally:
         workload.disconnect()
+
+
+def _watch_only(home: Path, folder: RunFolder, run_id: str, provider: Provider) -> Workload:
+    """Build what talks to the trainer of a run and changes nothing there."""
+    # Half of this program, imported only where there is a machine to talk to.
+    from commands.runs.find_config import reopen
+    from commands.runs.request import RunRequest
+    from commands.runs.session import build_workload
+    from commands.ui.console import PlainConsole
+
+    console = PlainConsole(sys.stderr, simulated=False, clock=time.monotonic)
+    request = RunRequest(loaded=reopen(folder), home=home, console=console)
+    return build_workload(request, run_id, provider, watch_only=True)
 
 
 def _machine_json(status: RunStatus) -> dict[str, Any] | None:

@@ -260,7 +260,7 @@ def test_a_machine_that_nobody_signed_in_to_is_not_running(
         list_all=lambda: [replace(vm, power=PowerState.RUNNING)],
     )
     monkeypatch.setattr(factory, "make_provider", lambda *_all: cloud)
-    monkeypatch.setattr(status, "build_workload", lambda *_a, **_k: Silent(answers=answers))
+    monkeypatch.setattr(session, "build_workload", lambda *_a, **_k: Silent(answers=answers))
     monkeypatch.setattr(ls, "providers_to_ask", lambda *_all: [cloud])
 
     found = status.status("tiny")

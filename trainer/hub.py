@@ -8,12 +8,8 @@ is named, and its SHA-256 is in the run's fingerprint like any other's.
 from __future__ import annotations
 
 import fnmatch
-import http.client
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -184,6 +180,12 @@ def rely_on_cache(wait_s: float = ANSWER_S) -> str | None:
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return None
+    # Late: most callers only read names of files, and these take as long as all the rest here.
+    import http.client
+    import ssl
+    import urllib.error
+    import urllib.request
+
     place = os.environ.get("HF_ENDPOINT") or PLACE
     try:
         request = urllib.request.Request(place, method="HEAD")  # noqa: S310 - the user's own choice

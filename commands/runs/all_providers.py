@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from commands.runs import factory
-from commands.runs.find_config import reopen
 from commands.runs.home import all_runs, environment
+from commands.runs.saved_run import read_saved_run
 from commands.ui.errors import UsageError
 from infra.config import VmTable
 from infra.provider import Provider
@@ -23,7 +23,7 @@ def providers_to_ask(home: Path, name: str = "") -> list[Provider]:
     tables: dict[tuple[str, str], VmTable] = {("local", ""): VmTable()}
     for run in all_runs(home):
         try:
-            vm = reopen(run).config.vm
+            vm = read_saved_run(run).vm
         except UsageError:
             continue  # a damaged record must not hide the machines of others
         for one in vm.providers:

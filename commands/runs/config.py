@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field, ValidationError
 
 from commands.runs import base_files
+from commands.runs.absolute_key import with_absolute_key
 from commands.runs.base_tensors import save_faults
 from commands.runs.base_tokens import token_faults
 from commands.runs.general_rows import general_faults
@@ -60,7 +61,7 @@ TRAINER_TABLES = ("model", "method", "data", "train", "checkpoint", "eval")
 class RunConfig(ScoredConfig):
     """Everything that a run needs to know, as its user wrote it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     name: str = Field(
         description="Names the run, its folders and its cloud resources: a-z, 0-9, -."
@@ -185,17 +186,8 @@ def check(content: dict[str, Any], path: Path, *, faults: Sequence[str] = ()) ->
             problems=[*found[:FAULTS_SHOWN], *more],
             hint="`qft init --schema` prints the schema; editors can check as you type",
         )
-    return LoadedConfig(config=_with_key_beside(config, path.parent), path=path)
-
-
-def _with_key_beside(config: RunConfig, folder: Path) -> RunConfig:
-    """Make the path of a user's key absolute, since other commands start in other folders."""
-    table = config.vm.ssh
-    if table is None:
-        return config
-    key = str(folder / Path(table.key).expanduser())
-    vm = config.vm.model_copy(update={"ssh": table.model_copy(update={"key": key})})
-    return config.model_copy(update={"vm": vm})
+    vm = with_absolute_key(config.vm, path.parent)
+    return LoadedConfig(config=config.model_copy(update={"vm": vm}), path=path)
 
 
 def _cross_faults(config: RunConfig) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home, run_folder
 from commands.ui.errors import UsageError
@@ -18,14 +19,16 @@ from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read
 from infra.run.providers_used import providers_used
 from infra.several import SeveralProviders
-from remote import keys, ssh
+from remote import keys
 from remote.errors import RemoteError
-from remote.setup.facts import sha256_of
-from remote.setup.steps import DriverKind, SetupGoal
+
+if TYPE_CHECKING:  # late below, since a command that only looks at a provider needs none of it
+    from remote import ssh
+    from remote.setup.steps import SetupGoal
 
 USER_KEY = "user_ed25519"
 
-MakeReady = Callable[[ssh.SshConnection, Vm], tuple[ssh.SshConnection, str]]
+MakeReady = Callable[["ssh.SshConnection", Vm], "tuple[ssh.SshConnection, str]"]
 """Makes a machine trainable; returns the connection to go on with (there may have been a reboot)
 and the Python interpreter there."""
 
@@ -140,11 +143,11 @@ def want(vm: VmTable) -> Want:
 def make_ready(
     vm: VmTable,
     on_message: Callable[[str], None],
-    reconnect: Callable[[ssh.Host], ssh.SshConnection] = ssh.connect,
+    reconnect: Callable[[ssh.Host], ssh.SshConnection] | None = None,
     *,
     answers: bool = False,
 ) -> MakeReady:
-    """How a machine of this provider becomes trainable; `reconnect` picks up a line that was cut.
+    """How a machine of this provider becomes trainable; `reconnect` replaces `ssh.connect`.
 
     A machine that this computer plays uses the interpreter that runs `qft`; so does a user's
     machine with an interpreter named. Others get driver and environment by `remote.setup.apply`.
@@ -152,10 +155,11 @@ def make_ready(
     """
 
     def ready(connection: ssh.SshConnection, machine: Vm) -> tuple[ssh.SshConnection, str]:
+        from remote import ssh
         from remote.setup.apply import apply
 
         wanted = replace(setup_wanted(vm, machine), answers=answers)
-        done = apply(connection, wanted, on_message=on_message, reconnect=reconnect)
+        done = apply(connection, wanted, on_message=on_message, reconnect=reconnect or ssh.connect)
         _remember_grid(done.facts.grid_sha256)
         return done.connection, done.python
 
@@ -166,6 +170,8 @@ def make_ready(
 
 def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
+    from remote.setup.steps import DriverKind, SetupGoal
+
     if vm.provider == "local":
         return SetupGoal(python=sys.executable, rented=False)
     if vm.provider == "ssh":
@@ -194,6 +200,8 @@ def _grid_file() -> Path:
 
 def _remembered_grid() -> str:
     """The checksum that every later machine's vGPU driver must have; empty before the first."""
+    from remote.setup.facts import sha256_of
+
     try:
         return sha256_of(_grid_file().read_text(encoding="utf-8").strip())
     except (FileNotFoundError, UnicodeDecodeError):

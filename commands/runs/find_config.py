@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from commands.runs.config import LoadedConfig, check, load
-from commands.runs.home import RUN_NAME, RunFolder, pick_run, read_saved_config, run_folder
+from commands.runs.home import RUN_NAME, RunFolder, pick_run, run_folder
+from commands.runs.saved_run import saved_content
 from commands.ui.errors import UsageError
 
 
@@ -30,11 +31,5 @@ def find_config(wanted: str, home: Path) -> LoadedConfig:
 
 def reopen(folder: RunFolder) -> LoadedConfig:
     """Return the config that the run was last started with, checked again."""
-    saved = read_saved_config(folder)
-    content, path = saved.get("config"), saved.get("path")
-    if not isinstance(content, dict) or not isinstance(path, str):
-        raise UsageError(
-            f"the run `{folder.name}` has lost its config `{folder.config}`",
-            hint="`qft ls --all` and `qft down --all` work without it",
-        )
-    return check(content, Path(path))
+    content, path = saved_content(folder)
+    return check(content, path)

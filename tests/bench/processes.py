@@ -42,7 +42,8 @@ def run_process(
 ) -> Ended:
     """Run `command` in a process group of its own; return what it took.
 
-    `while_running` may watch it; what it does is not counted as the process's CPU time.
+    `while_running` may watch it; what it does is not counted as the process's CPU time. The process
+    may keep what Python compiles, as that of an installed program was kept by pip.
 
     Raises:
         ProcessFailed: another exit code than `good_codes`, or it was killed after `limit_s`.
@@ -50,7 +51,7 @@ def run_process(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
         began_s = time.perf_counter()
         process = subprocess.Popen(
-            command, cwd=cwd, env=dict(os.environ if environment is None else environment),
+            command, cwd=cwd, env=_as_installed(os.environ if environment is None else environment),
             stdin=subprocess.DEVNULL, stdout=out, stderr=error, start_new_session=True,
         )  # fmt: skip
         late = threading.Timer(limit_s, _kill_group, (process.pid,))
@@ -94,3 +95,8 @@ def has_ended(process: subprocess.Popen[bytes]) -> bool:
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):  # it has ended meanwhile
         os.killpg(pid, signal.SIGKILL)
+
+
+def _as_installed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without a developer's setting that compiles every file each time."""
+    return {key: one for key, one in environment.items() if key != "PYTHONDONTWRITEBYTECODE"}

@@ -12,13 +12,14 @@ import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainer.config import TrainerConfig
 from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.config import TrainerConfig
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "numpy")
 
@@ -234,6 +235,8 @@ def directory_sha256(root: Path, *, cache: Path) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of the libraries that compute, without importing them."""
+    from importlib import metadata  # late: half of what this file takes to import
+
     found = {}
     for name in LIBRARIES:
         try:

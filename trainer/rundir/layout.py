@@ -9,15 +9,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer import hub, untrusted
-from trainer.adapters.parent import adapter_sha256, find_parent
 from trainer.atomic import Disk, restore_directory
-from trainer.config import TrainerConfig
 from trainer.errors import Busy, ConfigError, DataError
 from trainer.hub import Shards
 from trainer.rundir.fingerprint import Facts, file_sha256, flatten_config
 from trainer.rundir.samples import SAMPLES
+
+if TYPE_CHECKING:
+    from trainer.config import TrainerConfig  # every table, to people who only want a name
 
 TABLE_BYTES_MAX = 64 << 20
 CONFIG = "config.json"
@@ -136,6 +138,8 @@ def data_facts(config: TrainerConfig, run_dir: Path) -> Facts:
         DataError: one of them cannot be read.
         ConfigError: there is no such adapter.
     """
+    from trainer.adapters.parent import adapter_sha256, find_parent  # with the table `method`
+
     named = {f"data.{key}": name for key, name in config.data.files.items()}
     if config.scored is not None and config.scored.general is not None:
         named["eval.general"] = config.scored.general
