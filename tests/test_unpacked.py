@@ -13,7 +13,7 @@ from support.mixtures import make_mixture
 from support.rig import Rig, outcome, rig, twin_of
 
 from trainer.device.unpacked import unpack_base, unpackable, unpacked_bytes
-from trainer.job import stages
+from trainer.job import set_up
 from trainer.kernels.lora_linear import plain_adapter
 from trainer.training.fit import apply_setup, available, current_setup
 from trainer.training.saving_order import next_saving
@@ -52,7 +52,7 @@ def test_no_bit_differs(
         make(kind, tmp_path / "model")
     made = rig(write_run(tmp_path, method))
     made.train(until=3)
-    monkeypatch.setattr(stages, "spare_on_cpu", lambda *_arguments: None)
+    monkeypatch.setattr(set_up, "spare_on_cpu", lambda *_arguments: None)
     plain = rig(twin_of(made, tmp_path / "plain"))
     plain.train(until=3)
 
