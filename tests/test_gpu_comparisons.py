@@ -23,11 +23,13 @@ from support import tiny
 from support.cards import JOB, KERNELS, Played, place
 
 from trainer.config import TrainTable
-from trainer.device.unpacked import UnpackedBase
+from trainer.device.unpacked import LayerValues, UnpackedBase
 from trainer.job import faster_on_cpu, use_kernels
-from trainer.kernels import choose
+from trainer.kernels import choose, geglu, swiglu
+from trainer.kernels.geglu import GeGlu
 from trainer.kernels.kernel_set import Card, KernelSet
 from trainer.kernels.linear_4bit import BaseLinear4bit
+from trainer.kernels.swiglu import SwiGlu
 
 THEIRS = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, by PEFT and TRL
 DIED = Ended(code=-6, seconds=9, error="CUDA error: an illegal memory access")
@@ -170,6 +172,30 @@ def test_a_card_that_broke_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(torch.AcceleratorError):
         check()
+
+
+def zeros(_values: LayerValues) -> torch.Tensor:
+    """Return what is no weight."""
+    return torch.zeros(384, 256)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (BaseLinear4bit(), "y of a 4-bit product of 1 tokens"),
+        (GeGlu(lambda: swiglu.PLAIN), "h of GeGLU 1x64"),
+        (SwiGlu(lambda: geglu.PLAIN), "h of SwiGLU 1x64"),
+    ],
+)
+def test_a_wrong_kernel_fails_the_examination(
+    monkeypatch: pytest.MonkeyPatch, wrong: Any, what: str
+) -> None:
+    """It is not taken for one that does not suit: the model that is asked has a place for it."""
+    monkeypatch.setattr(LayerValues, "get", zeros)
+    fine, message, _ = kernels.proofs(wrong, "cpu", torch.float32)
+
+    assert not fine
+    assert message.startswith(what)
 
 
 @pytest.mark.parametrize(
