@@ -7,6 +7,7 @@ it. With d = dL/dh: dg = d * a(e) and de = d * g * s * (1 + e * q * z'(e)), q = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from trainer.kernels.places import Place, base_name, replaced_forwards
 from trainer.kernels.triton_card import triton_problem
 
 ROUNDINGS_MAX = 4.0
+GELU_FACTOR = 2 * math.sqrt(2 / math.pi)
+GELU_CUBIC = 0.044715
+"""Of GELU's tanh form: see `trainer.kernels.geglu`."""
 
 
 @dataclass(frozen=True, kw_only=True)

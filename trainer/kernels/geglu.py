@@ -5,23 +5,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch.nn.functional import gelu
 
-from trainer.kernels.gated_mlp import Activation, GatedMlp, GatedOps, plain_ops
-
-FACTOR = 2 * math.sqrt(2 / math.pi)
-CUBIC = 0.044715
+from trainer.kernels.gated_mlp import (
+    GELU_CUBIC,
+    GELU_FACTOR,
+    Activation,
+    GatedMlp,
+    GatedOps,
+    plain_ops,
+)
 
 
 def _argument(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return 2 * u and its derivative."""
-    squares = CUBIC * values * values
-    return FACTOR * values * (1.0 + squares), FACTOR * (1.0 + 3.0 * squares)
+    squares = GELU_CUBIC * values * values
+    return GELU_FACTOR * values * (1.0 + squares), GELU_FACTOR * (1.0 + 3.0 * squares)
 
 
 GELU = Activation(

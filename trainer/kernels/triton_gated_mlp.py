@@ -9,13 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-from trainer.kernels.gated_mlp import GatedOps
-from trainer.kernels.geglu import CUBIC, FACTOR
+from trainer.kernels.gated_mlp import GELU_CUBIC, GELU_FACTOR, GatedOps
 
 BLOCK = 1024
 WARPS = 4
-GELU_FACTOR = tl.constexpr(FACTOR)
-GELU_CUBIC = tl.constexpr(CUBIC)
+FACTOR = tl.constexpr(GELU_FACTOR)
+CUBIC = tl.constexpr(GELU_CUBIC)
 
 
 @triton.jit
@@ -37,7 +36,7 @@ def forward_kernel(  # noqa: PLR0913, PLR0917 - what a kernel gets is flat
     factor = tl.load(up + row * up_stride + at, mask=inside, other=0.0).to(tl.float32)
     argument = value
     if gelu:
-        argument = GELU_FACTOR * value * (1.0 + GELU_CUBIC * value * value)
+        argument = FACTOR * value * (1.0 + CUBIC * value * value)
     activated = (value / (1.0 + tl.exp(-argument))).to(h.dtype.element_ty).to(tl.float32)
     tl.store(h + row * columns + at, (activated * factor).to(h.dtype.element_ty), mask=inside)
 
@@ -68,14 +67,14 @@ def backward_kernel(  # noqa: PLR0913, PLR0917 - likewise
     factor = tl.load(up + row * up_stride + at, mask=inside, other=0.0).to(tl.float32)
     argument = value
     if gelu:
-        argument = GELU_FACTOR * value * (1.0 + GELU_CUBIC * value * value)
+        argument = FACTOR * value * (1.0 + CUBIC * value * value)
     sigmoid = 1.0 / (1.0 + tl.exp(-argument))
     activated = (value * sigmoid).to(kind).to(tl.float32)
     inner = (outer * factor).to(kind).to(tl.float32)
     tl.store(d_up + row * d_up_stride + at, (outer * activated).to(kind), mask=inside)
     rise = value / (1.0 + tl.exp(argument))
     if gelu:
-        rise = rise * GELU_FACTOR * (1.0 + 3.0 * GELU_CUBIC * value * value)
+        rise = rise * FACTOR * (1.0 + 3.0 * CUBIC * value * value)
     slope = inner * sigmoid * (1.0 + rise)
     tl.store(d_gate + row * d_gate_stride + at, slope.to(kind), mask=inside)
 
