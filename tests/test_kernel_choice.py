@@ -12,8 +12,8 @@ import torch
 
 from trainer.config import TrainTable
 from trainer.kernels.choose import choose_kernels
+from trainer.kernels.equality import find_function_difference, fixed_values, relative_difference
 from trainer.kernels.kernel_set import NO_KERNELS, Card, KernelSet
-from trainer.kernels.prove import find_function_difference, fixed_values, relative_difference
 
 CPU = Card(device=torch.device("cpu"), capability=None, dtype=torch.float32)
 

@@ -14,7 +14,7 @@ from support.rig import Rig, outcome, rig, twin_of
 
 from trainer.device.unpacked import unpack_base, unpackable, unpacked_bytes
 from trainer.job import set_up
-from trainer.kernels.lora_linear import plain_adapter
+from trainer.kernels.fewer_copies import plain_adapter
 from trainer.training.fit import apply_setup, available, current_setup
 from trainer.training.saving_order import next_saving
 

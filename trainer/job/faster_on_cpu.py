@@ -9,7 +9,7 @@ import torch
 
 from trainer.device.unpacked import UnpackedBase, unpackable
 from trainer.job.keep_unpacked import keep_unpacked
-from trainer.kernels.lora_linear import use_fewer_copies
+from trainer.kernels.fewer_copies import use_fewer_copies
 
 
 def spare_on_cpu(
