@@ -1,4 +1,4 @@
-"""RMSNorm and SwiGLU in one pass: found by what modules return, equal to them, and proved."""
+"""RMSNorm, SwiGLU and GeGLU in one pass: found by what modules return, equal to them, proved."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ import transformers as tf
 from support.small_loras import recompute_activations, with_lora
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaMLP
 
-from trainer.kernels import plain_rms_norm, rms_norm, swiglu
+from trainer.kernels import geglu, plain_rms_norm, rms_norm, swiglu
 from trainer.kernels.candidates import candidates
 from trainer.kernels.equality import difference
+from trainer.kernels.gated_mlp import Activation, GatedOps, find_names, gated
+from trainer.kernels.geglu import GeGlu
 from trainer.kernels.kernel_set import Card, Kernel, KernelSet
 from trainer.kernels.linear_4bit import BaseLinear4bit
 from trainer.kernels.rms_norm import RmsNorm, RmsNormOps
-from trainer.kernels.swiglu import SwiGlu, SwiGluOps, find_names
+from trainer.kernels.swiglu import SwiGlu
 from trainer.loss import summed_cross_entropy
 
 CPU = Card(device=torch.device("cpu"), capability=None, dtype=torch.float32)
 LAYERS = 2
 FAMILIES = {
-    "llama": (2 * LAYERS + 1, LAYERS),
-    "mistral": (2 * LAYERS + 1, LAYERS),
-    "qwen2": (2 * LAYERS + 1, LAYERS),
-    "qwen3": (4 * LAYERS + 1, LAYERS),  # queries and keys are normed, too
-    "phi3": (2 * LAYERS + 1, LAYERS),  # gate and up in one projection
-    "olmo2": (4 * LAYERS + 1, LAYERS),  # multiplied before it is rounded
-    "granite": (2 * LAYERS + 1, LAYERS),
-    "gemma": (2 * LAYERS + 1, 0),  # weights are distances from 1; its MLP has a GELU
-    "gemma2": (4 * LAYERS + 1, 0),
-    "falcon_h1": (2 * LAYERS + 1, 0),  # its MLP multiplies by more numbers
+    "llama": (2 * LAYERS + 1, LAYERS, 0),
+    "mistral": (2 * LAYERS + 1, LAYERS, 0),
+    "qwen2": (2 * LAYERS + 1, LAYERS, 0),
+    "qwen3": (4 * LAYERS + 1, LAYERS, 0),  # queries and keys are normed, too
+    "phi3": (2 * LAYERS + 1, LAYERS, 0),  # gate and up in one projection
+    "olmo2": (4 * LAYERS + 1, LAYERS, 0),  # multiplied before it is rounded
+    "granite": (2 * LAYERS + 1, LAYERS, 0),
+    "gemma": (2 * LAYERS + 1, 0, LAYERS),  # weights are distances from 1
+    "gemma2": (4 * LAYERS + 1, 0, LAYERS),
+    "falcon_h1": (2 * LAYERS + 1, 0, 0),  # its MLP multiplies by more numbers
 }
-"""Of an architecture, how many norms and MLPs of a model of two layers are computed."""
+"""Of an architecture, how many norms, SwiGLUs and GeGLUs of a model of two layers are computed."""
 
 
 def make_model(family: str, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Any:
@@ -97,9 +99,13 @@ def loss_and_gradients(model: Any, kernels: KernelSet) -> dict[str, torch.Tensor
     return found
 
 
-def plain_kernels() -> tuple[RmsNorm, SwiGlu]:
-    """Return both kernels, computing by their formulas in plain operations."""
-    return RmsNorm(lambda: rms_norm.PLAIN), SwiGlu(lambda: swiglu.PLAIN)
+def plain_kernels() -> tuple[RmsNorm, SwiGlu, GeGlu]:
+    """Return these kernels, computing by their formulas in plain operations."""
+    return (
+        RmsNorm(lambda: rms_norm.PLAIN),
+        SwiGlu(lambda: swiglu.PLAIN),
+        GeGlu(lambda: geglu.PLAIN),
+    )
 
 
 def of_cards() -> list[Kernel]:
@@ -171,7 +177,7 @@ def test_an_adapter_and_its_hooks_inside_an_mlp_still_apply() -> None:
 
 
 def test_a_model_without_such_parts_is_refused_in_words() -> None:
-    """A GPT-2 has neither, and a LLaMA on a processor has no card."""
+    """A GPT-2 has none of them, and a LLaMA on a processor has no card."""
     config = tf.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=320)
     gpt2 = tf.GPT2LMHeadModel(config)
     model = make_model("llama")
@@ -179,8 +185,13 @@ def test_a_model_without_such_parts_is_refused_in_words() -> None:
     assert [kernel.unsuitable(gpt2, CPU) for kernel in plain_kernels()] == [
         "GPT2LMHeadModel has no frozen RMSNorm",
         "GPT2LMHeadModel has no MLP that is a SwiGLU",
+        "GPT2LMHeadModel has no MLP that is a GeGLU",
     ]
-    assert [kernel.unsuitable(model, CPU) for kernel in plain_kernels()] == [None, None]
+    assert [kernel.unsuitable(model, CPU) for kernel in plain_kernels()] == [
+        None,
+        None,
+        "LlamaForCausalLM has no MLP that is a GeGLU",
+    ]
     assert {one.unsuitable(model, CPU) for one in of_cards()} == {"it needs a CUDA card"}
 
 
@@ -202,20 +213,43 @@ def test_a_card_that_cannot_is_refused_in_words(
     assert {kernel.unsuitable(model, card) for kernel in of_cards()} == {reason}
 
 
-def test_an_mlp_that_drops_in_training_is_left_alone() -> None:
+@pytest.mark.parametrize(
+    ("activation", "word"), [(swiglu.SILU, "silu"), (geglu.GELU, "gelu_pytorch_tanh")]
+)
+def test_an_mlp_that_drops_in_training_is_left_alone(activation: Activation, word: str) -> None:
     """What an MLP does in training counts: a dropout of its own behind the product refuses it."""
     config = tf.T5GemmaModuleConfig(
         hidden_size=32,
         intermediate_size=64,
-        hidden_activation="silu",
+        hidden_activation=word,
         dropout_rate=0.5,
     )
     mlp = T5GemmaMLP(config).eval()
 
-    assert find_names(mlp) is None
+    assert find_names(mlp, activation) is None
     mlp.dropout.p = 0.0
-    assert find_names(mlp) is not None
+    assert find_names(mlp, activation) is not None
     assert not mlp.training
+
+
+@pytest.mark.parametrize(
+    ("dtype", "roundings"),
+    [(torch.float32, 4), (torch.bfloat16, 2)],
+)
+def test_a_geglu_is_that_of_torch(dtype: torch.dtype, roundings: float) -> None:
+    """By way of a sigmoid, GELU's tanh form and its slope are torch's, far from zero, too."""
+    gate = torch.linspace(-12, 12, 400, dtype=dtype).view(4, 100).requires_grad_()
+    up = torch.linspace(-2, 3, 400, dtype=dtype).view(4, 100).requires_grad_()
+    exact, found = (
+        (h.detach(), *torch.autograd.grad(h.sum(), [gate, up]))
+        for h in (
+            geglu.GELU.plain(gate.double()) * up.double(),
+            gated(gate, up, geglu.PLAIN),
+        )
+    )
+
+    apart = [difference(one, best.to(dtype)) for one, best in zip(found, exact, strict=True)]
+    assert max(apart) <= roundings
 
 
 def test_a_trained_norm_is_left_alone() -> None:
@@ -235,7 +269,7 @@ def test_the_formulas_pass_the_proof_of_themselves(dtype: torch.dtype) -> None:
     """Each kernel's proof accepts its own formulas in every type."""
     card = Card(device=torch.device("cpu"), capability=None, dtype=dtype)
 
-    assert [kernel.prove(card) for kernel in plain_kernels()] == [None, None]
+    assert [kernel.prove(card) for kernel in plain_kernels()] == [None, None, None]
 
 
 def test_a_wrong_kernel_fails_its_proof() -> None:
@@ -245,24 +279,27 @@ def test_a_wrong_kernel_fails_its_proof() -> None:
         return plain_rms_norm.plain_backward(dy, x, weight, *rest) + 1e-3 * dy
 
     def flipped(dh: torch.Tensor, *rest: torch.Tensor) -> None:
-        swiglu.plain_backward(-dh, *rest)
+        swiglu.PLAIN.backward(-dh, *rest)
 
     calls: list[int] = []
 
     def unsteady(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         calls.append(1)
-        return swiglu.plain_forward(gate, up) * (1 + 1e-7 * (len(calls) % 2))
+        return swiglu.PLAIN.forward(gate, up) * (1 + 1e-7 * (len(calls) % 2))
 
     norm = partial(RmsNormOps, forward=plain_rms_norm.plain_forward, backward=no_mean)
-    slope = partial(SwiGluOps, forward=swiglu.plain_forward, backward=flipped)
-    sums = partial(SwiGluOps, forward=unsteady, backward=swiglu.plain_backward)
+    slope = partial(GatedOps, forward=swiglu.PLAIN.forward, backward=flipped)
+    sums = partial(GatedOps, forward=unsteady, backward=swiglu.PLAIN.backward)
+    other = partial(GatedOps, forward=geglu.PLAIN.forward, backward=swiglu.PLAIN.backward)
 
-    problems = [RmsNorm(norm).prove(CPU), SwiGlu(slope).prove(CPU), SwiGlu(sums).prove(CPU)]
+    problems = [
+        kernel.prove(CPU) for kernel in (RmsNorm(norm), SwiGlu(slope), SwiGlu(sums), GeGlu(other))
+    ]
 
-    assert [bool(problem) for problem in problems] == [True, True, True]
     assert str(problems[0]).startswith("dx of RMSNorm 1x64 in torch.float32 is ")
     assert "the gradient of gate of SwiGLU 1x64, split" in str(problems[1])
     assert "has other bits when it is computed again" in str(problems[2])
+    assert "the gradient of gate of GeGLU 1x64, split" in str(problems[3])
 
 
 def test_a_distance_is_measured_in_roundings_of_the_type() -> None:

@@ -23,9 +23,13 @@ from support import tiny
 from support.cards import JOB, KERNELS, Played, place
 
 from trainer.config import TrainTable
-from trainer.job import use_kernels
-from trainer.kernels import choose
-from trainer.kernels.kernel_set import Card
+from trainer.device.unpacked import LayerValues, UnpackedBase
+from trainer.job import faster_on_cpu, use_kernels
+from trainer.kernels import choose, geglu, swiglu
+from trainer.kernels.geglu import GeGlu
+from trainer.kernels.kernel_set import Card, KernelSet
+from trainer.kernels.linear_4bit import BaseLinear4bit
+from trainer.kernels.swiglu import SwiGlu
 
 THEIRS = pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, by PEFT and TRL
 DIED = Ended(code=-6, seconds=9, error="CUDA error: an illegal memory access")
@@ -170,6 +174,30 @@ def test_a_card_that_broke_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
         check()
 
 
+def zeros(_values: LayerValues) -> torch.Tensor:
+    """Return what is no weight."""
+    return torch.zeros(384, 256)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (BaseLinear4bit(), "y of a 4-bit product of 1 tokens"),
+        (GeGlu(lambda: swiglu.PLAIN), "h of GeGLU 1x64"),
+        (SwiGlu(lambda: geglu.PLAIN), "h of SwiGLU 1x64"),
+    ],
+)
+def test_a_wrong_kernel_fails_the_examination(
+    monkeypatch: pytest.MonkeyPatch, wrong: Any, what: str
+) -> None:
+    """It is not taken for one that does not suit: the model that is asked has a place for it."""
+    monkeypatch.setattr(LayerValues, "get", zeros)
+    fine, message, _ = kernels.proofs(wrong, "cpu", torch.float32)
+
+    assert not fine
+    assert message.startswith(what)
+
+
 @pytest.mark.parametrize(
     ("wanted", "used"), [("all", ["a:1", "b:1"]), ("none", []), ("b:1", ["b:1"]), ("other", [])]
 )
@@ -222,6 +250,41 @@ def test_sets_of_kernels_do_the_steps_of_the_real_loop(
     }  # fmt: skip
     assert [kernel.passes for kernel in found] == [2 * each, 2 * each, 0]
     assert all(one["tokens_per_s"] > 0 for one in notes.values())
+
+
+def test_the_values_of_the_base_are_kept_once_and_given_back(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a kernel computes 4-bit layers, all kernels are measured with kept values as well."""
+    monkeypatch.setattr(faster_on_cpu, "keep_unpacked", lambda *_, **__: None)
+    monkeypatch.setattr(choose, "candidates", lambda _table: [BaseLinear4bit()])
+    one_by_one.main([str(tmp_path / "notes.json"), str(run_dir)])
+    notes = json.loads((tmp_path / "notes.json").read_text())
+
+    assert [*notes] == ["none", "all", "all, base unpacked"]
+    assert [one["unpacked_bytes"] > 0 for one in notes.values()] == [False, False, True]
+    assert notes["all, base unpacked"]["kernels"] == ["linear_4bit:unpacked-1"]
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+def test_a_watched_training_notes_whether_the_base_stays_unpacked(
+    monkeypatch: pytest.MonkeyPatch, *, is_released: bool
+) -> None:
+    """The forecast counts values that were kept to the end, and not those that were given back."""
+    for module, name in (
+        (use_kernels, "keep_unpacked"), (use_kernels, "choose_kernels"), (choose, "candidates"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    monkeypatch.setattr(use_kernels, "keep_unpacked", lambda *_, **__: UnpackedBase([]))
+    notes = Notes()
+    only_kernels(notes, "all")
+    kernels = KernelSet(kernels=(BaseLinear4bit(),))
+    kept = use_kernels.keep_values(kernels, torch.device("cpu"), lambda _text: None)
+    assert kept is not None
+    if is_released:
+        kept.release()
+
+    assert notes.unpacked is not is_released
 
 
 @THEIRS

@@ -43,7 +43,10 @@ def timed(lines: list[Line], ended: Ended) -> list[Line]:
 
 
 def one_by_one(place: Place, job: Job) -> list[Line]:
-    """Measure the same steps without kernels, with each of them alone, and with all."""
+    """Measure the same steps without kernels, with each of them alone, and with all.
+
+    With all twice, the second time with the base unpacked.
+    """
     what = f"{job.name}: kernels one by one"
     path = place.notes(job, "one-by-one")
     run_dir = place.directory(job, "one-by-one")
@@ -67,6 +70,8 @@ def _one(what: str, name: str, notes: dict[str, Any], without: dict[str, Any] | 
         message = f"{notes['tokens_per_s'] / without['tokens_per_s']:.2f} times as fast as without"
     if name == ALL:
         message += f": {', '.join(notes['kernels'])}"
+    if notes.get("unpacked_bytes"):
+        message += f": {notes['unpacked_bytes'] / 1e9:.1f} GB of values kept"
     if notes.get("waits_at"):
         message = f"{message}, the host waits for the card at {notes['waits_at']}".lstrip(", ")
     return Line(what=f"{what}: {name}", result=Result.DONE, message=message, figures=figures)

@@ -117,12 +117,23 @@ def attempt_proof(kernel: Any, card: Any) -> str | None:
 
 @cache
 def adapted_model() -> Any:
-    """Return a LLaMA of no size with LoRA, to ask kernels whether they suit."""
+    """Return a model of no size with LoRA that has a place for every kernel, to ask them.
+
+    It is a LLaMA, and beside it an MLP of Gemma and a layer in 4 bits.
+    """
+    import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import GemmaConfig, LlamaConfig, LlamaForCausalLM
+    from transformers.models.gemma.modeling_gemma import GemmaMLP
+
+    from trainer.kernels.linear_4bit import make_layer
 
     base = LlamaForCausalLM(LlamaConfig(**MODELS["tiny"]))
-    return get_peft_model(base, LoraConfig(r=4, lora_dropout=0.05, target_modules="all-linear"))
+    lora = LoraConfig(r=4, lora_dropout=0.05, target_modules="all-linear")
+    model = get_peft_model(base, lora)
+    model.add_module("geglu", GemmaMLP(GemmaConfig(hidden_size=8, intermediate_size=16)))
+    model.add_module("quantised", make_layer(card_at("cpu", torch.float32), "nf4", nested=True))
+    return model
 
 
 def card_at(device: str, dtype: Any, *, exact: bool = True) -> Any:

@@ -1,4 +1,6 @@
-"""Measures what each kernel is worth: the same steps with none, with each alone, and with all.
+"""Measures what each kernel is worth: the same steps with none, with each alone, with all.
+
+With all there is a second time, in which the values of the base's 4-bit layers are kept unpacked.
 
     python -m gpu.one_by_one NOTES RUN_DIRECTORY
 
@@ -22,7 +24,8 @@ from gpu.loading import load_run, log_line
 from gpu.watched import label
 
 WARM_UP, TIMED = 2, 3  # steps of each set
-NONE, ALL = "none", "all"
+NONE, ALL, UNPACKED = "none", "all", "all, base unpacked"
+KEEPS_VALUES = "linear_4bit:"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     loaded = load(run_dir)
     found: dict[str, Any] = {}
     for name, names in sets_of([label(kernel) for kernel in loaded.kernels]).items():
-        found[name] = loaded.measure(names)
+        found[name] = loaded.measure(names, unpacked=name == UNPACKED)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(found), encoding="utf-8")
         partial.replace(path)
@@ -44,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
 def sets_of(names: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
     """Return the sets of kernels that are measured, by a name for each."""
     alone = {name: (name,) for name in names}
-    return {NONE: (), **(alone if len(names) > 1 else {}), **({ALL: tuple(names)} if names else {})}
+    sets = {NONE: (), **(alone if len(names) > 1 else {}), **({ALL: tuple(names)} if names else {})}
+    keeps = any(name.startswith(KEEPS_VALUES) for name in names)
+    return {**sets, **({UNPACKED: tuple(names)} if keeps else {})}
 
 
 @dataclass(kw_only=True)
@@ -57,10 +62,14 @@ class Loaded:
     table: Any
     kernels: Sequence[Any]
 
-    def measure(self, names: Sequence[str]) -> dict[str, Any]:
-        """Do some steps with the kernels of these labels; return speed, peak and last loss."""
+    def measure(self, names: Sequence[str], *, unpacked: bool = False) -> dict[str, Any]:
+        """Do some steps with the kernels of these labels; return speed, peak and last loss.
+
+        If `unpacked`, the values of the base are kept, as a training does if memory is plenty.
+        """
         import torch
 
+        from trainer.job.use_kernels import keep_values
         from trainer.kernels.choose import choose_kernels
         from trainer.training.loop import train
 
@@ -71,6 +80,7 @@ class Loaded:
             log_line,
             kernels=[one for one in self.kernels if label(one) in names],
         )
+        kept = keep_values(chosen, self.card.device, log_line) if unpacked else None
         context = replace(self.context, kernels=chosen)
         records = Records()
         on_card = self.card.device.type == "cuda"
@@ -84,12 +94,16 @@ class Loaded:
         if on_card:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began_s
+        waits_at = self.find_wait(context) if on_card else None
+        if kept is not None:
+            kept.release()
         return {
             "kernels": [label(one) for one in chosen.kernels],
             "tokens_per_s": sum(record["tokens"] for record in records.kept) / seconds,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated() if on_card else None,
             "loss": records.kept[-1]["loss"],
-            "waits_at": self.find_wait(context) if on_card else None,
+            "unpacked_bytes": 0 if kept is None else kept.bytes,
+            "waits_at": waits_at,
         }
 
     def find_wait(self, context: Any) -> str | None:

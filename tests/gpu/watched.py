@@ -46,6 +46,7 @@ class Notes:
     planned: dict[str, Any] | None = None  # without any, as `qft plan` does
     estimated_step_s: float | None = None
     kernels: list[str] = field(default_factory=list)
+    unpacked: bool = False  # whether the values of the base's 4-bit layers were kept to the end
     loss: float | None = None  # mean of the steps, of those who tell no more
     steps: list[dict[str, float]] = field(default_factory=list)
 
@@ -122,6 +123,23 @@ def only_kernels(notes: Notes, wanted: str) -> None:
         notes.kernels = [label(one) for one in found.kernels]
         return found
 
+    keep_unpacked: Any = getattr(use_kernels, "keep_unpacked")  # noqa: B009 - of another module
+
+    def noted_values(*given: Any, **named: Any) -> Any:
+        found: Any = keep_unpacked(*given, **named)
+        if found is None:
+            return None
+        notes.unpacked = True
+        release = found.release
+
+        def noted_release() -> None:
+            notes.unpacked = False
+            release()
+
+        found.release = noted_release
+        return found
+
+    setattr(use_kernels, "keep_unpacked", noted_values)  # noqa: B010
     setattr(choose, "candidates", some)  # noqa: B010
     setattr(use_kernels, "choose_kernels", noted)  # noqa: B010
 
@@ -150,12 +168,14 @@ def begin_to_measure(notes: Notes, config: Any, prepared: Any) -> None:
 def estimate_memory(notes: Notes, config: Any, prepared: Any) -> Any:
     """Take the forecast with the kernels that are noted; return the card, None without one."""
     from trainer.estimate.training import estimate_training
+    from trainer.estimate.with_kernels import UNPACKED
     from trainer.job.set_up import gpu_at_hand
 
     card = gpu_at_hand(prepared)
     if card is not None:
         lengths = [len(row.input_ids) for row in prepared.rows.items]
-        card = replace(card, kernels=tuple(one.partition(":")[0] for one in notes.kernels))
+        names = [one.partition(":")[0] for one in notes.kernels]
+        card = replace(card, kernels=(*names, *([UNPACKED] if notes.unpacked else [])))
         estimated = estimate_training(config, prepared.model_config, gpu=card, lengths=lengths)
         notes.estimate = estimated["memory_bytes"]
     return card

@@ -60,7 +60,12 @@ def check(write: Callable[[str], Any]) -> list[str]:
 
 def variants(kind: str) -> Iterator[Variant]:
     """Yield every kernel as it is launched for tensors of this type."""
-    from trainer.kernels import triton_cross_entropy, triton_dropout, triton_rms_norm, triton_swiglu
+    from trainer.kernels import (
+        triton_cross_entropy,
+        triton_dropout,
+        triton_gated_mlp,
+        triton_rms_norm,
+    )
     from trainer.kernels.plain_dropout import BLOCK, threshold
     from trainer.kernels.plain_rms_norm import forms
 
@@ -82,19 +87,20 @@ def variants(kind: str) -> Iterator[Variant]:
             )  # fmt: skip
     strides = ("gate_stride", "up_stride", "columns")
     more = ("dh_stride", *strides, "d_gate_stride", "d_up_stride")
-    gates: dict[str, Any] = {
-        "constants": {"block": triton_swiglu.BLOCK},
-        "warps": triton_swiglu.WARPS,
-    }
     inputs, outputs = dict.fromkeys(("gate", "up"), of), dict.fromkeys(("d_gate", "d_up"), of)
-    yield Variant(
-        kernel=triton_swiglu.forward_kernel,
-        types={**inputs, "h": of, **dict.fromkeys(strides, "i32")}, **gates,
-    )  # fmt: skip
-    yield Variant(
-        kernel=triton_swiglu.backward_kernel,
-        types={"dh": of, **inputs, **outputs, **dict.fromkeys(more, "i32")}, **gates,
-    )  # fmt: skip
+    for gelu in (False, True):
+        gates: dict[str, Any] = {
+            "constants": {"gelu": gelu, "block": triton_gated_mlp.BLOCK},
+            "warps": triton_gated_mlp.WARPS,
+        }
+        yield Variant(
+            kernel=triton_gated_mlp.forward_kernel,
+            types={**inputs, "h": of, **dict.fromkeys(strides, "i32")}, **gates,
+        )  # fmt: skip
+        yield Variant(
+            kernel=triton_gated_mlp.backward_kernel,
+            types={"dh": of, **inputs, **outputs, **dict.fromkeys(more, "i32")}, **gates,
+        )  # fmt: skip
     losses = {"logits": of, "targets": "*i64", "losses": "*fp32", "stride": "i32", "scale": "fp32"}
     for gradient in (False, True):
         block = triton_cross_entropy.BLOCK

@@ -21,6 +21,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "attention": {"masks": False},
         "rms_norm": {"fused_norms": True},
         "swiglu": {"gated_kept": 2},  # both inputs, of which the product is made again
+        "geglu": {"gated_kept": 2},
         UNPACKED: {"unpacked": True},
     }
 )

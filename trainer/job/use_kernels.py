@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from trainer.device.unpacked import UnpackedBase
 from trainer.job.context import JobContext
 from trainer.job.keep_unpacked import keep_unpacked
 from trainer.job.prepare import PreparedInputs
 from trainer.kernels.choose import choose_kernels
-from trainer.kernels.kernel_set import Card
+from trainer.kernels.kernel_set import Card, KernelSet
 from trainer.kernels.linear_4bit import BaseLinear4bit
 from trainer.model import DTYPES
 from trainer.training.objective import Packed
@@ -39,11 +41,18 @@ def use_kernels(
         return prepared, context
     hardware = {**prepared.fingerprint["hardware"], "kernels": kernels.facts}
     objective = Packed(inner=context.objective) if kernels.packed else context.objective
-    unpacked = context.unpacked
-    for kernel in kernels.kernels:
-        if isinstance(kernel, BaseLinear4bit):
-            unpacked = keep_unpacked(kernel.layers, device, job.on_message, installed=False)
+    unpacked = keep_values(kernels, device, job.on_message) or context.unpacked
     return (
         replace(prepared, fingerprint={**prepared.fingerprint, "hardware": hardware}),
         replace(context, kernels=kernels, objective=objective, unpacked=unpacked),
     )
+
+
+def keep_values(
+    kernels: KernelSet, device: torch.device, on_message: Callable[[str], None]
+) -> UnpackedBase | None:
+    """Keep the values of the layers that a kernel computes, if memory is plenty; else None."""
+    for kernel in kernels.kernels:
+        if isinstance(kernel, BaseLinear4bit):
+            return keep_unpacked(kernel.layers, device, on_message, installed=False)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.kernels.geglu import GeGlu
 from trainer.kernels.kernel_set import Kernel
 from trainer.kernels.linear_4bit import BaseLinear4bit
 from trainer.kernels.linear_cross_entropy import LinearCrossEntropy
@@ -17,6 +18,7 @@ def candidates() -> list[Kernel]:
         BaseLinear4bit(),
         RmsNorm(),
         SwiGlu(),
+        GeGlu(),
         LinearCrossEntropy(),
         LoraLinear(),
         LoraDropout(),

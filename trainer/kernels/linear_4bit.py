@@ -48,7 +48,7 @@ class BaseLinear4bit:
         """Compare both passes with bitsandbytes' own, and kept values with those that are not."""
         bound = FLOAT32_ROUNDINGS_MAX if card.dtype is torch.float32 else ROUNDINGS_MAX
         for kind, nested in QUANTISATIONS:
-            layer = _make_layer(card, kind, nested=nested)
+            layer = make_layer(card, kind, nested=nested)
             values = self._make_values(layer)
             for rows in ROWS:
                 case = f"a 4-bit product of {rows} tokens ({kind}) in {card.dtype}"
@@ -86,7 +86,7 @@ def _kept_difference(case: str, card: Card, rows: int, values: LayerValues) -> s
     return None
 
 
-def _make_layer(card: Card, kind: str, *, nested: bool) -> Any:
+def make_layer(card: Card, kind: str, *, nested: bool) -> Any:
     """Return a 4-bit layer with a bias, of fixed numbers, quantised on the device."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
