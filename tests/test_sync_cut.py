@@ -18,8 +18,13 @@ from remote.ssh import SshConnection, connect
 from remote.sync.api import pull, push
 from remote.sync.plan import SyncOptions, SyncReport
 
+# What is on its way is lost with a connection: 3 channels x 2 chunks, a quarter of the tree.
 OPTIONS = SyncOptions(
-    chunk_bytes=128 << 10, small_bytes=16 << 10, channels=3, python=sys.executable
+    chunk_bytes=128 << 10,
+    chunks_ahead=2,
+    small_bytes=16 << 10,
+    channels=3,
+    python=sys.executable,
 )
 TOTAL = 3_004_115
 FEW = 6

@@ -70,7 +70,7 @@ def partial_files_removed_if_refused(local: Path) -> Iterator[None]:
 
 def fetch_blobs(transfer: Transfer, local: Path, blobs: Sequence[Blob], source: Tree) -> None:
     """Fetch the blobs, verify the files in them and rename these into place."""
-    counter = transfer.counter(blobs)
+    counter = transfer.counter(blobs, lambda _blob, _size: None)
     partial_names = reserve_space(local, blobs)
     counter.report()
     for blob in blobs:
