@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from remote.errors import Absent, Damaged, NoSpace, Untrusted
 from remote.on_machine import tree_ops
 from remote.remote_script import hash_cache_path
 from remote.sync import manifest, replies
+from remote.sync.background import Background
 from remote.sync.local import StaleError, scan_target
 from remote.sync.manifest import Limits, Tree
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, chunks_of, make_blobs
@@ -70,17 +72,18 @@ def partial_files_removed_if_refused(local: Path) -> Iterator[None]:
 
 def fetch_blobs(transfer: Transfer, local: Path, blobs: Sequence[Blob], source: Tree) -> None:
     """Fetch the blobs, verify the files in them and rename these into place."""
-    counter = transfer.counter(blobs, lambda _blob, _size: None)
-    partial_names = reserve_space(local, blobs)
-    counter.report()
-    for blob in blobs:
-        if blob.bundled:
-            fetch_bundle(transfer, local, blob, source)
-            counter.add(Chunk(blob=blob, offset=0, size=blob.size))
-    big = [blob for blob in blobs if not blob.bundled]
-    chunks = missing_chunks(transfer, local, big, partial_names, counter)
-    transfer_chunks(transfer, chunks, partial(fetch_chunk, transfer.remote, local), counter)
-    commit(local, big, source)
+    with contextlib.closing(PrefixHashing(local)) as hashing:
+        counter = transfer.counter(blobs, hashing.extend)
+        partial_names = reserve_space(local, blobs)
+        counter.report()
+        for blob in blobs:
+            if blob.bundled:
+                fetch_bundle(transfer, local, blob, source)
+                counter.add(Chunk(blob=blob, offset=0, size=blob.size))
+        big = [blob for blob in blobs if not blob.bundled]
+        chunks = missing_chunks(transfer, local, big, partial_names, counter)
+        transfer_chunks(transfer, chunks, partial(fetch_chunk, transfer.remote, local), counter)
+        commit(local, big, source, hashing.wait())
 
 
 def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
@@ -146,6 +149,37 @@ def fetch_bundle(transfer: Transfer, local: Path, blob: Blob, source: Tree) -> N
         raise StaleError(failed["damaged"])
 
 
+class PrefixHashing:
+    """A thread that hashes the partial files here from their beginning while the rest arrives."""
+
+    def __init__(self, local: Path) -> None:
+        self._local = local
+        self._hashes = tree_ops.PrefixHashes()
+        self._waiting: queue.SimpleQueue[tuple[Blob, int] | None] = queue.SimpleQueue()
+        self._thread = Background(self._run)
+
+    def extend(self, blob: Blob, size: int) -> None:
+        """Have the first bytes of a large file hashed, without waiting for it."""
+        if not blob.bundled:
+            self._waiting.put((blob, size))
+
+    def wait(self) -> tree_ops.PrefixHashes:
+        """End the thread once it is done; return the hashes so far."""
+        self._waiting.put(None)
+        self._thread.result()
+        return self._hashes
+
+    def close(self) -> None:
+        """End the thread and close its files."""
+        self.wait().close()
+
+    def _run(self) -> None:
+        while (one := self._waiting.get()) is not None:
+            blob, size = one
+            with contextlib.suppress(OSError):  # `commit` meets it again
+                self._hashes.extend(str(partial_file(self._local, blob)), size)
+
+
 def missing_chunks(
     transfer: Transfer,
     local: Path,
@@ -200,14 +234,15 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def commit(local: Path, blobs: Sequence[Blob], source: Tree) -> None:
+def commit(local: Path, blobs: Sequence[Blob], source: Tree, hashes: tree_ops.PrefixHashes) -> None:
     """Verify, fsync and rename big files; raises `StaleError` for those not as announced."""
     ready, failed = [], []
     with tree_ops.fsynced_meanwhile([str(partial_file(local, blob)) for blob in blobs]):
         for blob in blobs:
             path = blob.files[0][0]
             file = partial_file(local, blob)
-            if tree_ops.has_content(str(file), source[path].size, source[path].sha256):
+            entry = source[path]
+            if tree_ops.has_content(str(file), entry.size, entry.sha256, hashes):
                 ready.append((str(file), tree_ops.safe_join(str(local), path)))
             else:
                 file.unlink()
