@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote.errors import Absent, Damaged, NoSpace, Untrusted
+from remote.errors import Absent, Damaged, NoSpace, Unreachable, Untrusted
 from remote.on_machine import tree_ops
 from remote.remote_script import hash_cache_path
 from remote.sync import manifest, replies
@@ -124,29 +125,48 @@ def reserve_space(local: Path, blobs: Sequence[Blob]) -> list[str]:
 
 
 def fetch_bundle(transfer: Transfer, local: Path, blob: Blob, source: Tree) -> None:
-    """Stream small files in one go, verify each, and rename the good ones into place at once."""
+    """Stream small files in one go, verify each, and rename the good ones into place at once.
+
+    A cut connection keeps the files that have come whole.
+    """
     parts: list[bytes] = []
-    code, stderr = transfer.script.stream(
-        "pack",
-        {"root": transfer.remote, "files": blob.files},
-        parts.append,
-        timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
-        limit_bytes=blob.size,
-    )
+    try:
+        code, stderr = transfer.script.stream(
+            "pack",
+            {"root": transfer.remote, "files": blob.files},
+            parts.append,
+            timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
+            limit_bytes=blob.size,
+        )
+    except Unreachable:
+        place_small_files(local, blob, source, b"".join(parts)[: blob.size])
+        raise
     data = b"".join(parts)
     if code != 0:
         raise transfer.script.failure("pack", code, b"", stderr)
     if len(data) != blob.size:
         raise Untrusted(f"{transfer.place} sent {len(data)} bytes instead of {blob.size}")
+    if damaged := place_small_files(local, blob, source, data):
+        raise StaleError(damaged)
+
+
+def place_small_files(local: Path, blob: Blob, source: Tree, data: bytes) -> list[str]:
+    """Put the files that are whole in the first bytes of a bundle into place; return bad ones."""
+    ends = itertools.accumulate(size for _, size in blob.files)
+    index = [
+        [path, size, source[path].sha256]
+        for (path, size), end in zip(blob.files, ends, strict=True)
+        if end <= len(data)
+    ]
+    if not index:
+        return []
     bundle = str(partial_file(local, blob))
     tree_ops.write_whole(bundle, data)
-    index = [[path, size, source[path].sha256] for path, size in blob.files]
     ready: list[tuple[str, str]] = []
-    failed: dict[str, Any] = {"damaged": [], "absent": []}
+    failed: dict[str, list[str]] = {"damaged": [], "absent": []}
     tree_ops.unpack_bundle(str(local), bundle, index, ready, failed)
     tree_ops.rename_into_place(ready)
-    if failed["damaged"]:
-        raise StaleError(failed["damaged"])
+    return failed["damaged"]
 
 
 class PrefixHashing:
