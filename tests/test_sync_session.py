@@ -21,8 +21,8 @@ from remote.on_machine import tree_ops
 from remote.on_machine.tree_ops import PrefixHashes
 from remote.remote_script import RemoteScript
 from remote.ssh import SshConnection, connect
-from remote.sync.api import push
-from remote.sync.plan import Blob, chunks_of
+from remote.sync.api import pull, push
+from remote.sync.plan import Blob, SyncOptions, chunks_of
 from remote.sync.session import ScriptSession
 from remote.sync.transfer import REPORTED_BYTES, ReceivedPrefix
 
@@ -198,3 +198,45 @@ def test_a_prefix_grows_without_gaps() -> None:
     assert reported == [2 * REPORTED_BYTES]
     prefix.add(chunks[2])
     assert reported == [2 * REPORTED_BYTES, blob.size]
+
+
+def test_a_pull_of_what_is_here_brings_no_list(
+    connection: SshConnection,
+    server: ssh_servers.RunningServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the last pull brought is recognised by a digest; any change here or there counts."""
+    there, home = make_tree(server.home / "there"), tmp_path / "home"
+    for file in there.rglob("*"):
+        os.utime(file, (1e9, 1e9))
+    options = SyncOptions(cache_dir=tmp_path / "cache", python=sys.executable)
+    lists: list[bool] = []
+    read = RemoteScript.read
+
+    def note(self: RemoteScript, verb: str, data: bytes) -> dict[str, Any]:
+        answer = read(self, verb, data)
+        lists.append(bool(answer["files"]))
+        return answer
+
+    def pull_again() -> int:
+        return pull(connection, "there", home, options=options).files_sent
+
+    monkeypatch.setattr(RemoteScript, "read", note)
+    assert pull_again() == len(read_tree(there))
+    for file in home.rglob("*"):
+        os.utime(file, (1e9, 1e9))
+    assert pull_again() == 0
+    assert pull_again() == 0
+    assert lists == [True, True, False]
+
+    (home / "one").write_bytes(b"!")
+    assert pull_again() == 1
+    (there / "one").write_bytes(b"?")
+    assert pull_again() == 1
+    (home / "one").unlink()
+    assert pull_again() == 1
+    (there / "one").unlink()
+    assert pull_again() == 0
+    assert (home / "one").read_bytes() == b"?"
+    assert lists[3:6] == [True] * 3

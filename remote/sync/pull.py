@@ -11,6 +11,7 @@ import itertools
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from remote.on_machine import tree_ops
 from remote.remote_script import hash_cache_path
 from remote.sync import manifest, replies
 from remote.sync.background import Background
-from remote.sync.local import StaleError, scan_target
+from remote.sync.local import StaleError, local_cache_path, scan_target
 from remote.sync.manifest import Limits, Tree
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, chunks_of, make_blobs
 from remote.sync.replies import RemoteListing
@@ -37,10 +38,11 @@ STREAM_BYTES_PER_S = 50_000
 
 def pull_once(transfer: Transfer, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
-    listing = list_source(transfer, limits)
+    listing = list_source(transfer, limits, Background(lambda: scan_last_pull(local, transfer)))
     source = listing.tree
     with tree_ops.exclusive_lock(str(local)):
-        difference = manifest.compare(source, scan_target(local, source, transfer.options))
+        target = source if listing.is_here else scan_target(local, source, transfer.options)
+        difference = manifest.compare(source, target)
         blobs = make_blobs(difference.missing, source, transfer.options)
         if blobs:
             with partial_files_removed_if_refused(local):
@@ -87,13 +89,48 @@ def fetch_blobs(transfer: Transfer, local: Path, blobs: Sequence[Blob], source: 
         commit(local, big, source, hashing.wait())
 
 
-def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
-    """List the files there; raises `Untrusted` unless all may be written here."""
+def scan_last_pull(local: Path, transfer: Transfer) -> dict[str, Any]:
+    """Hash the files here that the last pull brought, as far as their hashes were cached.
+
+    Returns them as `tree_ops` lists them; none where more than an equal tree would be needed.
+    """
+    options = transfer.options
+    cache = local_cache_path(local, options)
+    names = list(tree_ops.load_json(cache)) if cache else []
+    if not names or options.delete or options.only is not None:
+        return {}
+    try:
+        files: dict[str, Any] = tree_ops.list_files(
+            {"root": str(local), "only": names, "cache": cache}
+        )["files"]
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return {}  # `scan_target` says what is wrong
+    return files
+
+
+def list_source(
+    transfer: Transfer, limits: Limits, last_pull: Background[dict[str, Any]] | None = None
+) -> RemoteListing:
+    """List the files there; raises `Untrusted` unless all may be written here.
+
+    If they are those of the last pull, as a digest of these tells the machine, no list travels.
+    """
+
+    def digest() -> bytes:
+        files = last_pull.result() if last_pull is not None else {}
+        return tree_ops.tree_digest(files).encode() if files else b""
+
     options = transfer.options
     request: dict[str, Any] = {"exclude": options.exclude, "only": options.only}
     request |= {"cache": hash_cache_path(transfer.remote), "include": options.include}
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
-    answer = transfer.call("list", request, timeout_s=wait_s)
+    if last_pull is not None:
+        request["compare"] = True
+    answer = transfer.call("list", request, timeout_s=wait_s, after_request=digest)
+    files = last_pull.result() if last_pull is not None else {}
+    is_here = bool(files) and answer.get("equal") is True
+    if is_here:
+        answer["files"] = files
     if answer.get("exists") is not True:
         raise Absent(f"there is no directory {transfer.place}")
     listing = replies.read_listing(
@@ -101,7 +138,7 @@ def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
     )
     if options.only is not None and (extra := sorted(set(listing.tree) - set(options.only))):
         raise Untrusted(f"{transfer.place} offers {extra[0][:200]!r}, which was not asked for")
-    return listing
+    return replace(listing, is_here=is_here)
 
 
 def reserve_space(local: Path, blobs: Sequence[Blob]) -> list[str]:
