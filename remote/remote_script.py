@@ -56,6 +56,10 @@ class RemoteScript:
         data = b"".join(parts)
         if code not in {0, EXIT_HANDLED}:
             raise self.failure(verb, code, data, stderr)
+        return self.read(verb, data)
+
+    def read(self, verb: str, data: bytes) -> dict[str, Any]:
+        """Return the answer in `data`; raises as `call` does."""
         answer = read_answer(data, verb=verb, source=str(self.connection.host))
         if answer.get("error", "no-space") != "no-space":
             message = untrusted.text(answer.get("message"), most=300) or "?"
@@ -78,17 +82,33 @@ class RemoteScript:
         Uploads the script when it is not there yet. At most `limit_bytes` are passed on. What
         `after_request` returns is sent after the request; it may take its time, in another thread.
         """
+
+        def stdin() -> Iterator[bytes]:
+            yield json.dumps(request).encode() + b"\n"
+            if after_request is not None:
+                yield after_request()
+
+        return self.run(verb, stdin, on_output, timeout_s=timeout_s, limit_bytes=limit_bytes)
+
+    def run(
+        self,
+        verb: str,
+        stdin: Callable[[], Iterator[bytes]],
+        on_output: Callable[[bytes], object],
+        *,
+        timeout_s: float,
+        limit_bytes: int,
+    ) -> tuple[int, bytes]:
+        """Do as `stream`, with what `stdin` yields as the input.
+
+        It is called again after an upload, and has to begin anew then.
+        """
         source = self.path.read_bytes()
         target = f"{FOLDER}/{self.path.stem}-{hashlib.sha256(source).hexdigest()[:8]}.py"
         argv = [self.python, "-I", "-S", target, verb]  # no site packages: they cost start-up time
         # Not empty: so a power cut soon after the upload would leave it, but for the sync below.
         # What our script makes there is its account's only.
         command = f"umask 077; test -s {target} || exit {EXIT_NO_SCRIPT}; exec {shlex.join(argv)}"
-
-        def stdin() -> Iterator[bytes]:
-            yield json.dumps(request).encode() + b"\n"
-            if after_request is not None:
-                yield after_request()
 
         for _ in range(2):
             output = OutputAfterMark(tree_ops.ANSWER_MARK.encode(), on_output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,8 +19,13 @@ from remote.ssh import SshConnection, connect
 from remote.sync.api import pull, push
 from remote.sync.plan import SyncOptions, SyncReport
 
+# What is on its way is lost with a connection: 3 channels x 2 chunks, a quarter of the tree.
 OPTIONS = SyncOptions(
-    chunk_bytes=128 << 10, small_bytes=16 << 10, channels=3, python=sys.executable
+    chunk_bytes=128 << 10,
+    chunks_ahead=2,
+    small_bytes=16 << 10,
+    channels=3,
+    python=sys.executable,
 )
 TOTAL = 3_004_115
 FEW = 6
@@ -115,6 +121,27 @@ def test_push_cut_again_and_again(server: ssh_servers.RunningServer, tmp_path: P
 
     assert read_tree(server.home / "qft" / "again") == read_tree(tree)
     assert 2 < cuts < 6
+
+
+def test_small_files_that_came_before_a_cut_are_kept(
+    server: ssh_servers.RunningServer, tmp_path: Path
+) -> None:
+    """A pull that is cut within a bundle of small files keeps those that came whole."""
+    there = server.home / "qft" / "small"
+    there.mkdir(parents=True)
+    noise = random.Random(7)  # noqa: S311  (test data)
+    for number in range(300):
+        (there / f"{number:03}").write_bytes(noise.randbytes(10_000))
+    work = partial(pull, remote="qft/small", local=tmp_path / "home", options=OPTIONS)
+    with pytest.raises(Unreachable):
+        over(server, work, 2_000_000)
+    kept = visible(tmp_path / "home")
+    assert kept.items() <= read_tree(there).items()
+    assert 100 < len(kept) < 200
+
+    with connect(server.host) as connection:
+        assert work(connection).files_sent == 300 - len(kept)
+    assert read_tree(tmp_path / "home") == read_tree(there)
 
 
 def visible(root: Path) -> dict[str, bytes]:

@@ -2,8 +2,11 @@
 
 A library on the laptop; for the machine this one file is shipped by content hash and started over
 SSH, `python tree_ops-<sha8>.py VERB`: request as one line of JSON on stdin, answer as JSON on
-stdout (`pack` answers with bytes). Standard library only, Python 3.8 or later. The caller does not
-trust the answers; this side trusts the caller, but refuses a path that leaves its root.
+stdout (`pack` answers with bytes, `serve` takes many requests). Standard library only, Python 3.8
+or later. The caller does not trust the answers; this side trusts the caller, but refuses a path
+that leaves its root.
+
+Long because it is shipped as one file, which needs nothing beside it.
 """
 # Plain os calls, since pathlib costs seconds over 100,000 files:
 # ruff: noqa: PTH100, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH114, PTH116
@@ -30,33 +33,136 @@ if TYPE_CHECKING:
 
 PARTIAL_DIR = ".qft-partial"
 BLOCK_BYTES = 1 << 20
+FSYNC_BYTES = 32 << 20
+PREFIXES_MAX = 64  # files that are open at once
 ANSWER_MARK = "--qft-answer--\n"  # what comes before it was printed by the login shell
 SETTLED_NS = 2_000_000_000  # a file changed since is hashed again: a tick may hide a second change
 
 
 def main(argv: list[str]) -> int:
-    """Run one verb. Exit 0 with the answer, 3 with `{"error": …}` for the caller to handle."""
+    """Run one verb, or serve many. Exit 3 after `{"error": …}`, which the caller handles."""
     os.umask(0o077)  # what we make there is its user's alone
-    verbs = {"list": list_files, "reserve": reserve_space, "commit": commit, "hash": hash_chunks}
+    if argv[1] == "serve":
+        return serve()
     request = json.loads(sys.stdin.buffer.readline() or b"{}")
     sys.stdout.write(ANSWER_MARK)
     sys.stdout.flush()
-    try:
-        if argv[1] == "pack":
+    if argv[1] == "pack":
+        try:
             pack_files(request)
-            return 0
-        writes = argv[1] in ("reserve", "commit")
-        with exclusive_lock(request["root"]) if writes else contextlib.nullcontext():
-            answer = verbs[argv[1]](request)
-        if argv[1] == "list" and request.get("compare"):
-            # The caller hashes its own files meanwhile, and sends the digest of them when it can.
-            answer = shorten_if_equal(answer, sys.stdin.buffer.read().decode().strip())
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        answer = {"error": "no-space" if full else "failed", "path": error_path(error)}
-        answer.update(message=error.strerror or str(error), free=free_disk_bytes(request["root"]))
+        except OSError as error:
+            json.dump(explain(error, request), sys.stdout)
+            return 3
+        return 0
+    answer = run_verb(argv[1], request)
     json.dump(answer, sys.stdout)
     return 3 if "error" in answer else 0
+
+
+def serve() -> int:
+    """Answer each line `[verb, request]` of stdin by a line, until it ends.
+
+    `received` has no answer: it hashes what has come of a blob while the rest is on its way, so
+    that `commit` has little left to do.
+    """
+    sys.stdout.write(ANSWER_MARK)
+    sys.stdout.flush()
+    hashes = PrefixHashes()
+    for line in iter(sys.stdin.buffer.readline, b""):
+        verb, request = json.loads(line)
+        if verb == "received":
+            with contextlib.suppress(OSError):  # `commit` meets it again
+                hashes.extend(
+                    os.path.join(request["root"], PARTIAL_DIR, request["blob"]), request["bytes"]
+                )
+            continue
+        sys.stdout.write(json.dumps(run_verb(verb, request, hashes)) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def run_verb(
+    verb: str, request: dict[str, Any], hashes: PrefixHashes | None = None
+) -> dict[str, Any]:
+    """Return the answer to one request, an `error` included."""
+    verbs = {"list": list_files, "reserve": reserve_space, "hash": hash_chunks}
+    try:
+        if verb == "commit":
+            with exclusive_lock(request["root"]):
+                return commit(request, hashes or PrefixHashes())
+        with exclusive_lock(request["root"]) if verb == "reserve" else contextlib.nullcontext():
+            answer = verbs[verb](request)
+        if verb == "list" and request.get("compare"):
+            # The caller hashes its own files meanwhile, and sends the digest of them when it can.
+            return shorten_if_equal(answer, sys.stdin.buffer.readline().decode().strip())
+    except OSError as error:
+        return explain(error, request)
+    return answer
+
+
+def explain(error: OSError, request: dict[str, Any]) -> dict[str, Any]:
+    """Describe an error in an answer."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return {
+        "error": "no-space" if full else "failed",
+        "path": error_path(error),
+        "message": error.strerror or str(error),
+        "free": free_disk_bytes(request["root"]),
+    }
+
+
+class PrefixHashes:
+    """Hashes and fsyncs files from their beginning while later parts of them still arrive.
+
+    Only what is still the same file at the end counts: each is kept open until then.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[str, tuple[Any, Any]] = {}
+        """By path: the open file, read as far as it is hashed, and the hash."""
+        self._errors: dict[str, OSError] = {}
+        """An fsync reports an error once, so that it is kept for `finish`."""
+
+    def extend(self, path: str, end: int) -> None:
+        """Hash what is not hashed yet of the first `end` bytes; raises `OSError`, and again."""
+        if path in self._errors:
+            raise self._errors[path]
+        if path not in self._begun:
+            if len(self._begun) >= PREFIXES_MAX:  # the oldest is hashed anew by `finish`
+                self._forget(next(iter(self._begun)))
+            # Unbuffered: what is read ahead may not have arrived yet.
+            self._begun[path] = open(path, "rb", buffering=0), hashlib.sha256()  # noqa: SIM115
+        file, digest = self._begun[path]
+        try:
+            while (more := end - file.tell()) > 0 and (data := file.read(min(BLOCK_BYTES, more))):
+                digest.update(data)
+                if file.tell() % FSYNC_BYTES < len(data):  # the disk writes while the rest arrives
+                    os.fsync(file.fileno())
+        except OSError as error:
+            self._errors[path] = error
+            self._forget(path)
+            raise
+
+    def finish(self, path: str) -> str:
+        """Hash the rest of a file; return the sha256 of all of it."""
+        if path in self._begun:
+            same = os.path.samestat(os.fstat(self._begun[path][0].fileno()), os.stat(path))
+            if not same:  # another transfer has replaced it
+                self._forget(path)
+        self.extend(path, sys.maxsize)
+        found: str = self._forget(path).hexdigest()
+        return found
+
+    def close(self) -> None:
+        """Close the files that are still open."""
+        for path in list(self._begun):
+            self._forget(path)
+
+    def _forget(self, path: str) -> Any:
+        """Close a file; return the hash so far."""
+        file, digest = self._begun.pop(path)
+        file.close()
+        return digest
 
 
 def list_files(request: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +332,7 @@ def hash_chunks(request: dict[str, Any]) -> dict[str, Any]:
     return {"hashes": {path: chunk_hashes(full, chunk) for path, full in paths.items()}}
 
 
-def commit(request: dict[str, Any]) -> dict[str, Any]:
+def commit(request: dict[str, Any], hashes: PrefixHashes) -> dict[str, Any]:
     """Verify, fsync and rename blobs that have arrived; then delete the paths in `remove`.
 
     `files` are `[blob, path, size, sha256]`, `bundles` are `[blob, [[path, size, sha256], …]]`.
@@ -244,7 +350,7 @@ def commit(request: dict[str, Any]) -> dict[str, Any]:
             if not os.path.exists(blob):
                 if not has_content(target, size, digest):
                     answer["absent"].append(path)
-            elif has_content(blob, size, digest):
+            elif has_content(blob, size, digest, hashes):
                 ready.append((blob, target))
             else:
                 os.unlink(blob)
@@ -385,11 +491,12 @@ def safe_join(root: str, path: str, checked: set[str] | None = None) -> str:
     return full
 
 
-def has_content(path: str, size: int, digest: str) -> bool:
-    """Whether a regular file at `path` has this size and sha256."""
+def has_content(path: str, size: int, digest: str, hashes: PrefixHashes | None = None) -> bool:
+    """Whether a regular file at `path` has this size and sha256; `hashes` may have begun it."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no such file
         info = os.lstat(path)
-        return stat.S_ISREG(info.st_mode) and info.st_size == size and file_sha256(path) == digest
+        if stat.S_ISREG(info.st_mode) and info.st_size == size:
+            return (hashes or PrefixHashes()).finish(path) == digest
     return False
 
 

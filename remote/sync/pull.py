@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
+import queue
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from remote.errors import Absent, Damaged, NoSpace, Untrusted
+from remote.errors import Absent, Damaged, NoSpace, Unreachable, Untrusted
 from remote.on_machine import tree_ops
 from remote.remote_script import hash_cache_path
 from remote.sync import manifest, replies
-from remote.sync.local import StaleError, scan_target
+from remote.sync.background import Background
+from remote.sync.local import StaleError, local_cache_path, scan_target
 from remote.sync.manifest import Limits, Tree
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, SyncReport, chunks_of, make_blobs
 from remote.sync.replies import RemoteListing
@@ -34,10 +38,11 @@ STREAM_BYTES_PER_S = 50_000
 
 def pull_once(transfer: Transfer, local: Path, limits: Limits) -> SyncReport:
     """Pull what differs; raises `StaleError` if the machine's files changed meanwhile."""
-    listing = list_source(transfer, limits)
+    listing = list_source(transfer, limits, Background(lambda: scan_last_pull(local, transfer)))
     source = listing.tree
     with tree_ops.exclusive_lock(str(local)):
-        difference = manifest.compare(source, scan_target(local, source, transfer.options))
+        target = source if listing.is_here else scan_target(local, source, transfer.options)
+        difference = manifest.compare(source, target)
         blobs = make_blobs(difference.missing, source, transfer.options)
         if blobs:
             with partial_files_removed_if_refused(local):
@@ -70,26 +75,62 @@ def partial_files_removed_if_refused(local: Path) -> Iterator[None]:
 
 def fetch_blobs(transfer: Transfer, local: Path, blobs: Sequence[Blob], source: Tree) -> None:
     """Fetch the blobs, verify the files in them and rename these into place."""
-    counter = transfer.counter(blobs)
-    partial_names = reserve_space(local, blobs)
-    counter.report()
-    for blob in blobs:
-        if blob.bundled:
-            fetch_bundle(transfer, local, blob, source)
-            counter.add(Chunk(blob=blob, offset=0, size=blob.size))
-    big = [blob for blob in blobs if not blob.bundled]
-    chunks = missing_chunks(transfer, local, big, partial_names, counter)
-    transfer_chunks(transfer, chunks, partial(fetch_chunk, transfer.remote, local), counter)
-    commit(local, big, source)
+    with contextlib.closing(PrefixHashing(local)) as hashing:
+        counter = transfer.counter(blobs, hashing.extend)
+        partial_names = reserve_space(local, blobs)
+        counter.report()
+        for blob in blobs:
+            if blob.bundled:
+                fetch_bundle(transfer, local, blob, source)
+                counter.add(Chunk(blob=blob, offset=0, size=blob.size))
+        big = [blob for blob in blobs if not blob.bundled]
+        chunks = missing_chunks(transfer, local, big, partial_names, counter)
+        transfer_chunks(transfer, chunks, partial(fetch_chunk, transfer.remote, local), counter)
+        commit(local, big, source, hashing.wait())
 
 
-def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
-    """List the files there; raises `Untrusted` unless all may be written here."""
+def scan_last_pull(local: Path, transfer: Transfer) -> dict[str, Any]:
+    """Hash the files here that the last pull brought, as far as their hashes were cached.
+
+    Returns them as `tree_ops` lists them; none where more than an equal tree would be needed.
+    """
+    options = transfer.options
+    cache = local_cache_path(local, options)
+    names = list(tree_ops.load_json(cache)) if cache else []
+    if not names or options.delete or options.only is not None:
+        return {}
+    try:
+        files: dict[str, Any] = tree_ops.list_files(
+            {"root": str(local), "only": names, "cache": cache}
+        )["files"]
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return {}  # `scan_target` says what is wrong
+    return files
+
+
+def list_source(
+    transfer: Transfer, limits: Limits, last_pull: Background[dict[str, Any]] | None = None
+) -> RemoteListing:
+    """List the files there; raises `Untrusted` unless all may be written here.
+
+    If they are those of the last pull, as a digest of these tells the machine, no list travels.
+    """
+
+    def digest() -> bytes:
+        files = last_pull.result() if last_pull is not None else {}
+        return tree_ops.tree_digest(files).encode() if files else b""
+
     options = transfer.options
     request: dict[str, Any] = {"exclude": options.exclude, "only": options.only}
     request |= {"cache": hash_cache_path(transfer.remote), "include": options.include}
     wait_s = min(HASHING_S_MAX, HASHING_S_MIN + limits.total_bytes_max / HASHING_BYTES_PER_S)
-    answer = transfer.call("list", request, timeout_s=wait_s)
+    if last_pull is not None:
+        request["compare"] = True
+    answer = transfer.call("list", request, timeout_s=wait_s, after_request=digest)
+    files = last_pull.result() if last_pull is not None else {}
+    is_here = bool(files) and answer.get("equal") is True
+    if is_here:
+        answer["files"] = files
     if answer.get("exists") is not True:
         raise Absent(f"there is no directory {transfer.place}")
     listing = replies.read_listing(
@@ -97,7 +138,7 @@ def list_source(transfer: Transfer, limits: Limits) -> RemoteListing:
     )
     if options.only is not None and (extra := sorted(set(listing.tree) - set(options.only))):
         raise Untrusted(f"{transfer.place} offers {extra[0][:200]!r}, which was not asked for")
-    return listing
+    return replace(listing, is_here=is_here)
 
 
 def reserve_space(local: Path, blobs: Sequence[Blob]) -> list[str]:
@@ -121,29 +162,79 @@ def reserve_space(local: Path, blobs: Sequence[Blob]) -> list[str]:
 
 
 def fetch_bundle(transfer: Transfer, local: Path, blob: Blob, source: Tree) -> None:
-    """Stream small files in one go, verify each, and rename the good ones into place at once."""
+    """Stream small files in one go, verify each, and rename the good ones into place at once.
+
+    A cut connection keeps the files that have come whole.
+    """
     parts: list[bytes] = []
-    code, stderr = transfer.script.stream(
-        "pack",
-        {"root": transfer.remote, "files": blob.files},
-        parts.append,
-        timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
-        limit_bytes=blob.size,
-    )
+    try:
+        code, stderr = transfer.script.stream(
+            "pack",
+            {"root": transfer.remote, "files": blob.files},
+            parts.append,
+            timeout_s=60 + blob.size / STREAM_BYTES_PER_S,
+            limit_bytes=blob.size,
+        )
+    except Unreachable:
+        place_small_files(local, blob, source, b"".join(parts)[: blob.size])
+        raise
     data = b"".join(parts)
     if code != 0:
         raise transfer.script.failure("pack", code, b"", stderr)
     if len(data) != blob.size:
         raise Untrusted(f"{transfer.place} sent {len(data)} bytes instead of {blob.size}")
+    if damaged := place_small_files(local, blob, source, data):
+        raise StaleError(damaged)
+
+
+def place_small_files(local: Path, blob: Blob, source: Tree, data: bytes) -> list[str]:
+    """Put the files that are whole in the first bytes of a bundle into place; return bad ones."""
+    ends = itertools.accumulate(size for _, size in blob.files)
+    index = [
+        [path, size, source[path].sha256]
+        for (path, size), end in zip(blob.files, ends, strict=True)
+        if end <= len(data)
+    ]
+    if not index:
+        return []
     bundle = str(partial_file(local, blob))
     tree_ops.write_whole(bundle, data)
-    index = [[path, size, source[path].sha256] for path, size in blob.files]
     ready: list[tuple[str, str]] = []
-    failed: dict[str, Any] = {"damaged": [], "absent": []}
+    failed: dict[str, list[str]] = {"damaged": [], "absent": []}
     tree_ops.unpack_bundle(str(local), bundle, index, ready, failed)
     tree_ops.rename_into_place(ready)
-    if failed["damaged"]:
-        raise StaleError(failed["damaged"])
+    return failed["damaged"]
+
+
+class PrefixHashing:
+    """A thread that hashes the partial files here from their beginning while the rest arrives."""
+
+    def __init__(self, local: Path) -> None:
+        self._local = local
+        self._hashes = tree_ops.PrefixHashes()
+        self._waiting: queue.SimpleQueue[tuple[Blob, int] | None] = queue.SimpleQueue()
+        self._thread = Background(self._run)
+
+    def extend(self, blob: Blob, size: int) -> None:
+        """Have the first bytes of a large file hashed, without waiting for it."""
+        if not blob.bundled:
+            self._waiting.put((blob, size))
+
+    def wait(self) -> tree_ops.PrefixHashes:
+        """End the thread once it is done; return the hashes so far."""
+        self._waiting.put(None)
+        self._thread.result()
+        return self._hashes
+
+    def close(self) -> None:
+        """End the thread and close its files."""
+        self.wait().close()
+
+    def _run(self) -> None:
+        while (one := self._waiting.get()) is not None:
+            blob, size = one
+            with contextlib.suppress(OSError):  # `commit` meets it again
+                self._hashes.extend(str(partial_file(self._local, blob)), size)
 
 
 def missing_chunks(
@@ -200,14 +291,15 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def commit(local: Path, blobs: Sequence[Blob], source: Tree) -> None:
+def commit(local: Path, blobs: Sequence[Blob], source: Tree, hashes: tree_ops.PrefixHashes) -> None:
     """Verify, fsync and rename big files; raises `StaleError` for those not as announced."""
     ready, failed = [], []
     with tree_ops.fsynced_meanwhile([str(partial_file(local, blob)) for blob in blobs]):
         for blob in blobs:
             path = blob.files[0][0]
             file = partial_file(local, blob)
-            if tree_ops.has_content(str(file), source[path].size, source[path].sha256):
+            entry = source[path]
+            if tree_ops.has_content(str(file), entry.size, entry.sha256, hashes):
                 ready.append((str(file), tree_ops.safe_join(str(local), path)))
             else:
                 file.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,33 @@ from remote.sync.local import (
 )
 from remote.sync.manifest import Tree
 from remote.sync.plan import Blob, Chunk, SyncReport, chunks_of, make_blobs
+from remote.sync.session import ScriptSession
 from remote.sync.sftp import Sftp
 from remote.sync.transfer import ProgressCounter, Transfer, transfer_chunks
 
 
 def push_once(transfer: Transfer, local: Path | Mapping[str, Path]) -> SyncReport:
     """Push what differs; raises `StaleError` if the source changed meanwhile."""
-    source, target = list_both(transfer, find_source(local, transfer.options))
+    found = find_source(local, transfer.options)
+    with ScriptSession(transfer.script) as session:
+        return push_found(replace(transfer, session=session), session, found)
+
+
+def push_found(transfer: Transfer, session: ScriptSession, found: FoundSource) -> SyncReport:
+    """Push what differs of the files that were found, with one process there for all requests."""
+    source, target = list_both(transfer, found)
     difference = manifest.compare(source.tree, target)
     blobs = make_blobs(difference.missing, source.tree, transfer.options)
     delete = transfer.options.delete and not source.is_file_list
     removed = difference.extraneous if delete else ()
     if blobs:
-        counter = transfer.counter(blobs)
+
+        def hash_received(blob: Blob, size: int) -> None:
+            if not blob.bundled:
+                row = {"root": transfer.remote, "blob": blob.name, "bytes": size}
+                session.notify("received", row)
+
+        counter = transfer.counter(blobs, hash_received)
         chunks = reserve_space(transfer, blobs, source, counter)
         counter.report()
         try:

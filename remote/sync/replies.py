@@ -29,6 +29,8 @@ class RemoteListing:
     """How many files `include` does not match; they stay there."""
     unmatched_names: tuple[str, ...]
     """Some of them, made printable."""
+    is_here: bool = False
+    """Whether all of the tree is on this computer already."""
 
 
 def read_disk_full(answer: Mapping[str, Any]) -> tuple[int, int] | None:

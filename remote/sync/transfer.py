@@ -20,7 +20,10 @@ from remote.remote_script import RemoteScript
 from remote.ssh import SshConnection, translate_network_errors
 from remote.sync.plan import HASHING_S_MAX, Blob, Chunk, Progress, SyncOptions
 from remote.sync.replies import read_disk_full
+from remote.sync.session import ScriptSession
 from remote.sync.sftp import Sftp
+
+REPORTED_BYTES = 8 << 20
 
 
 @dataclass(kw_only=True)
@@ -41,6 +44,8 @@ class Transfer:
     options: SyncOptions
     on_progress: Callable[[Progress], None] | None = None
     stats: TransferStats = field(default_factory=TransferStats)
+    session: ScriptSession | None = None
+    """The process there that runs the verbs; without one our script is started for each."""
 
     @property
     def host(self) -> str:
@@ -72,7 +77,7 @@ class Transfer:
 
         `needed_bytes` is what the error says is needed where the answer does not.
         """
-        answer = self.script.call(
+        answer = (self.session or self.script).call(
             verb,
             {"root": self.remote, **request},
             timeout_s=timeout_s,
@@ -83,7 +88,9 @@ class Transfer:
             raise NoSpace(self.place, needed_bytes=needed or needed_bytes, free_bytes=free)
         return answer
 
-    def counter(self, blobs: Sequence[Blob]) -> ProgressCounter:
+    def counter(
+        self, blobs: Sequence[Blob], on_prefix: Callable[[Blob, int], None]
+    ) -> ProgressCounter:
         """Start counting the progress of these blobs."""
         return ProgressCounter(
             bytes_total=sum(blob.size for blob in blobs),
@@ -91,7 +98,33 @@ class Transfer:
             on_progress=self.on_progress,
             stats=self.stats,
             missing={blob.name: blob.size for blob in blobs},
+            prefixes={blob.name: ReceivedPrefix(blob=blob, on_more=on_prefix) for blob in blobs},
         )
+
+
+@dataclass(kw_only=True)
+class ReceivedPrefix:
+    """How much of a blob has arrived from its beginning without a gap."""
+
+    blob: Blob
+    on_more: Callable[[Blob, int], None]
+    """Called with the bytes, each time a few more MB are there and at the end."""
+    bytes: int = 0
+    _reported: int = 0
+    _beyond: dict[int, int] = field(default_factory=dict)
+    """The chunks after a gap: their ends by their offsets."""
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in one more chunk."""
+        self._beyond[chunk.offset] = chunk.offset + chunk.size
+        while self.bytes in self._beyond:
+            self.bytes = self._beyond.pop(self.bytes)
+            if self.bytes == self.blob.size:
+                break  # an empty blob has one chunk, which ends where it begins
+        step = REPORTED_BYTES if self.bytes < self.blob.size else 1
+        if self.bytes - self._reported >= step:
+            self._reported = self.bytes
+            self.on_more(self.blob, self.bytes)
 
 
 @dataclass(kw_only=True)
@@ -104,6 +137,8 @@ class ProgressCounter:
     stats: TransferStats
     missing: dict[str, int]
     """Bytes that each blob still lacks, by its name."""
+    prefixes: dict[str, ReceivedPrefix]
+    """What has arrived of each blob without a gap, by its name."""
     bytes_done: int = 0
     files_done: int = 0
 
@@ -117,6 +152,7 @@ class ProgressCounter:
         self.missing[chunk.blob.name] -= chunk.size
         if self.missing[chunk.blob.name] == 0:
             self.files_done += len(chunk.blob.files)
+        self.prefixes[chunk.blob.name].add(chunk)
         self.report()
 
     def report(self) -> None:
