@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 3
 
-.PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers bench gpu lock clean
+.PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers bench kernels gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -94,6 +94,7 @@ bench: $(STAMP) $(BENCH)/.installed  ## speed beside other tools, on an idle mac
 TRITON_VERSIONS := 3.6.0 3.7.1
 TRITON := .triton
 $(TRITON)/%/.installed: $(STAMP)
+	@echo 'installing Triton $* into $(@D): 180 MB, and silent'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) triton==$*
 	@touch $@
 
@@ -120,4 +121,4 @@ lock: $(STAMP)  ## resolve the machine's Python environments anew, with hashes; 
 check: system lint types test  ## format, lint, types and tests, as CI does
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(TRACKERS) $(BENCH) .demo build dist
+	rm -rf $(VENV) $(TRACKERS) $(BENCH) $(TRITON) .demo build dist

@@ -349,3 +349,30 @@ def test_the_rows_of_every_shape_are_the_same_each_time() -> None:
 
         assert made == shape.make(source, len(made))
         assert len({len(json.dumps(row)) for row in made}) > 2
+
+
+@pytest.mark.parametrize("option", ["--out", "--work"])
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    """A folder below a file ends with 2 and one line, before anything is measured."""
+    file = tmp_path / "file"
+    file.touch()
+
+    code = run_command(monkeypatch, tmp_path, [], option, str(file / "below"))
+
+    assert code == command.BAD_USAGE
+    assert str(file / "below") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_rounds_are_a_number_from_1_on(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anything else is refused by its value."""
+    with pytest.raises(SystemExit) as ended:
+        command.parse(["--rounds", count])
+
+    assert ended.value.code == command.BAD_USAGE
+    assert f"{count!r} is no number of rounds" in capsys.readouterr().err

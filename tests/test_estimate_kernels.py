@@ -18,10 +18,11 @@ from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import read_shape
 from trainer.estimate.activations import kept_bytes
 from trainer.estimate.gpus import GPUS
-from trainer.estimate.memory import logits_bytes
+from trainer.estimate.memory import estimate, logits_bytes
 from trainer.estimate.setup import TrainingSetup
 from trainer.estimate.training import estimate_training
-from trainer.estimate.with_kernels import with_kernels
+from trainer.estimate.weights import quantised_parameters
+from trainer.estimate.with_kernels import UNPACKED, with_kernels
 from trainer.kernels import attention, lora_dropout, rms_norm, swiglu
 from trainer.kernels.attention import UnmaskedAttention
 from trainer.kernels.kernel_set import Card, Kernel
@@ -162,3 +163,20 @@ def test_a_card_with_kernels_needs_less() -> None:
 
     assert card.kernels == ()
     assert counted_on < 0.8 * planned
+
+
+def test_values_that_are_kept_unpacked_are_counted() -> None:
+    """They take the bytes of the compute type beside the 4 bits, and nothing is unpacked in a step.
+
+    Layers in 8 bits are never kept.
+    """
+    four_bit = replace(SETUP, quant=Quant.NF4, tokens=8, micro_batch=1)
+    eight_bit = replace(four_bit, quant=Quant.INT8)
+    before, after = (
+        estimate(CONFIG, with_kernels(four_bit, names)) for names in ([], [UNPACKED, "linear_4bit"])
+    )
+    weights = quantised_parameters(read_shape(CONFIG), four_bit)
+
+    assert after.base - before.base == 2 * weights
+    assert after.workspace < before.workspace
+    assert estimate(CONFIG, eight_bit) == estimate(CONFIG, with_kernels(eight_bit, [UNPACKED]))

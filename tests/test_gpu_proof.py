@@ -17,6 +17,7 @@ from gpu.card import by_driver
 from gpu.lines import Figure, Line, Result, table, write_json
 from gpu.proof import Models, Proof, available_bytes, choose_disk, driver
 from gpu.running import Budget, Ended
+from gpu.usage import parse
 from support.cards import KERNELS, OUT_OF_MEMORY, SCALE, Played, place
 
 REAL_DRIVER = driver
@@ -442,3 +443,28 @@ def test_make_gpu_takes_the_python_it_is_given_if_that_has_torch(
 
     assert f"ran {given if python == 'given' else installed} tests/gpu" in done.stdout
     assert done.stdout.count("ran ") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--parts", "speed,kill"), "no part is called 'kill'; there are: card, speed"),
+        (("--parts", "kills"), "`kills` compares with `speed`: name both"),
+        (("--limit-s", "-3"), "'-3' is no number of seconds"),
+        (("--out", "FILE/below"), "FILE/below cannot be made: Not a directory"),
+        (("--work", "FILE"), "FILE cannot be made: File exists"),
+    ],
+)
+def test_a_mistake_of_usage_is_named_before_anything_runs(
+    tmp_path: Path, words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is 2, and the last line names the option and what is wrong with it."""
+    file = tmp_path / "file"
+    file.touch()
+
+    with pytest.raises(SystemExit) as ended:
+        parse([word.replace("FILE", str(file)) for word in words])
+
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {words[0]}: {named.replace('FILE', str(file))}" in last

@@ -12,8 +12,8 @@ import torch
 
 from trainer.config import TrainTable
 from trainer.kernels.choose import choose_kernels
+from trainer.kernels.equality import find_function_difference, fixed_values, relative_difference
 from trainer.kernels.kernel_set import NO_KERNELS, Card, KernelSet
-from trainer.kernels.prove import find_function_difference, fixed_values, relative_difference
 
 CPU = Card(device=torch.device("cpu"), capability=None, dtype=torch.float32)
 
@@ -100,7 +100,7 @@ def alternate() -> Callable[[torch.Tensor], torch.Tensor]:
     ("kernel", "reason"),
     [
         (Doubling(reason="the base has a window"), "the base has a window"),
-        (Doubling(places=0), "the model has no place for it"),
+        (Doubling(places=0), "LlamaForCausalLM has no part that it computes"),
         (Doubling(way=lambda x: x * 2.01), "the value differs from the plain way by 5.0e-03"),
         (
             Doubling(way=lambda x: x + x.detach()),
@@ -121,7 +121,20 @@ def test_a_kernel_that_is_not_equal_is_left_off_with_its_reason(
     kernels, messages = chosen(kernel)
     assert kernels is NO_KERNELS
     (message,) = messages
-    assert message.startswith(f"kernel `doubling` (sum-1) is not used: {reason}")
+    assert message.startswith(f"kernels not used: doubling (sum-1): {reason}")
+
+
+def test_one_line_names_all_that_are_left_off() -> None:
+    """Kernels with one reason stand beside each other, and no line is written for each."""
+    reasons = {"first": "no card", "second": "too old", "third": "no card", "fourth": None}
+    kernels = [Doubling(name=name, reason=reason) for name, reason in reasons.items()]
+    messages: list[str] = []
+    choose_kernels(tiny_llama(), CPU, TrainTable(), messages.append, kernels=kernels)
+
+    assert messages == [
+        "kernels not used: first (sum-1), third (sum-1): no card; second (sum-1): too old",
+        "kernels, each compared with plain operations on this card: fourth (sum-1)",
+    ]
 
 
 @dataclass

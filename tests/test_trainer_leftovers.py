@@ -185,7 +185,7 @@ def test_an_adapter_written_anew_takes_the_place_of_a_whole_one(
             places = (run / "adapter", run / ".adapter.old")
             seen.append(any((p / "adapter_config.json").is_file() for p in places))
 
-    monkeypatch.setattr("trainer.job.stages.RealDisk", lambda: Watched(0))
+    monkeypatch.setattr("trainer.job.write_adapter.RealDisk", lambda: Watched(0))
 
     assert main(["train", "--run-dir", str(run)]) == 0
     assert len(seen) > 5

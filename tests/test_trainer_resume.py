@@ -12,7 +12,7 @@ from support import tiny
 from support.rig import Logger, Rig, outcome, outcome_tensors, restored, rig, stopped, twin_of
 
 from trainer.errors import Diverged, DoesNotFit, Preempted
-from trainer.job.stages import size_limit
+from trainer.job.resume import size_limit
 from trainer.saving.checkpoint import load
 from trainer.saving.manifest import Damaged, directory_name
 from trainer.training.loop import train

@@ -13,8 +13,8 @@ from support.mixtures import make_mixture
 from support.rig import Rig, outcome, rig, twin_of
 
 from trainer.device.unpacked import unpack_base, unpackable, unpacked_bytes
-from trainer.job import stages
-from trainer.kernels.lora_linear import plain_adapter
+from trainer.job import set_up
+from trainer.kernels.fewer_copies import plain_adapter
 from trainer.training.fit import apply_setup, available, current_setup
 from trainer.training.saving_order import next_saving
 
@@ -52,7 +52,7 @@ def test_no_bit_differs(
         make(kind, tmp_path / "model")
     made = rig(write_run(tmp_path, method))
     made.train(until=3)
-    monkeypatch.setattr(stages, "spare_on_cpu", lambda *_arguments: None)
+    monkeypatch.setattr(set_up, "spare_on_cpu", lambda *_arguments: None)
     plain = rig(twin_of(made, tmp_path / "plain"))
     plain.train(until=3)
 
@@ -89,10 +89,10 @@ def test_values_are_kept_only_where_memory_is_plenty(learnt: Rig) -> None:
     layers = list(unpackable(learnt.context.model))
 
     assert size == unpacked_bytes(layers) > 0
-    assert unpack_base(learnt.context.model, free_bytes=2 * size - 1) is None
-    assert unpack_base(learnt.context.model, free_bytes=None) is None
-    assert unpack_base(torch.nn.Linear(2, 2), free_bytes=1 << 40) is None
-    again = unpack_base(learnt.context.model, free_bytes=2 * size)
+    assert unpack_base(layers, free_bytes=2 * size - 1) is None
+    assert unpack_base(layers, free_bytes=None) is None
+    assert unpack_base(list(unpackable(torch.nn.Linear(2, 2))), free_bytes=1 << 40) is None
+    again = unpack_base(layers, free_bytes=2 * size)
     assert again is not None
     assert again.is_held
     assert list(unpackable(learnt.context.model)) == []  # nothing is unpacked twice
@@ -104,7 +104,7 @@ def test_values_are_kept_only_where_memory_is_plenty(learnt: Rig) -> None:
 
 def test_another_weight_is_unpacked_as_ever(learnt: Rig) -> None:
     """A layer whose weight was replaced, as PEFT does to merge, computes with the new one."""
-    unpacked = unpack_base(learnt.context.model, free_bytes=1 << 40)
+    unpacked = unpack_base(list(unpackable(learnt.context.model)), free_bytes=1 << 40)
     assert unpacked is not None
     layer: Any = next(one for one in learnt.context.model.modules() if hasattr(one, "lora_A"))
     base, inputs = layer.get_base_layer(), torch.ones(1, 3, layer.in_features)

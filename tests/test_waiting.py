@@ -36,6 +36,30 @@ def run_policy(*contentions: float) -> list[bool]:
     return found
 
 
+def write(path: Path, text: str) -> None:
+    """Write a file below a made-up root."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_quota_of_a_group_above_is_seen(tmp_path: Path) -> None:
+    """The time that a CPU quota stops the process counts, whichever group has the quota."""
+    write(tmp_path / "proc/self/cgroup", "0::/a/b\n")
+    write(tmp_path / "sys/fs/cgroup/a/b/cpu.stat", "usage_usec 9\nthrottled_usec 0\n")
+    write(tmp_path / "sys/fs/cgroup/a/cpu.stat", "usage_usec 9\nthrottled_usec 1500000\n")
+
+    assert waiting.read_throttled_s(tmp_path) == 1.5
+
+
+def test_a_quota_of_the_first_version_is_seen(tmp_path: Path) -> None:
+    """Version 1 counts nanoseconds, in a tree of its own for the processor."""
+    write(tmp_path / "proc/self/cgroup", "4:memory:/m\n3:cpu,cpuacct:/c\n")
+    write(tmp_path / "sys/fs/cgroup/cpu/c/cpu.stat", "nr_periods 3\nthrottled_time 250000000\n")
+
+    assert waiting.read_throttled_s(tmp_path) == 0.25
+    assert waiting.read_throttled_s(tmp_path / "none") == 0.0
+
+
 def test_waits_become_active_on_a_quiet_machine() -> None:
     """Waits begin passive, and are active after two quiet seconds."""
     assert run_policy(0.01, 0.01, 0.01) == [False, True, True]
@@ -165,7 +189,9 @@ def until(text):
 
 
 policy = waiting.WaitPolicy(quiet_s=0.05)
-polling = waiting.Polling(every_s=0.01, read=rising, policy=policy)
+polling = waiting.Polling(
+    every_s=0.01, read=rising, read_throttled_s=lambda: 0.0, policy=policy
+)
 with waiting.adaptive_waits(threads=2, on_cpu=True, on_message=texts.append, polling=polling):
     facts["became active"] = until(waiting.ACTIVE_TEXT)
     facts["spins"] = spins()

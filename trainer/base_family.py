@@ -39,10 +39,10 @@ def import_code(model_config: Mapping[str, Any], method: MethodTable) -> None:
 
     `model_config` is the base's config.json. Code that comes with a base is left to its loading.
     """
+    quiet_bitsandbytes()  # before PEFT, which imports it
     import peft  # noqa: F401 - as all of these
 
     if method.storage is not Quant.NONE:
-        quiet_bitsandbytes()
         import bitsandbytes  # noqa: F401
     package = str(model_config.get("model_type")).replace("-", "_")
     if package.isidentifier():

@@ -87,8 +87,9 @@ class Receipt:
         exact = "bit for bit"
         if not self.exact:
             exact = f"exact state, but {inexact(self.inexact_from)} (`qft logs` says why)"
-        redone = f"{self.redone_steps} steps redone, {exact}"
-        again = f"{self.redone_steps} steps, {exact}"
+        steps = "1 step" if self.redone_steps == 1 else f"{self.redone_steps} steps"
+        redone = f"{steps} redone, {exact}"
+        again = f"{steps}, {exact}"
         survived = f"{self.evictions} survived" if self.evictions else "none"
         apart = self.downs > 0 or not self.evictions
         # Where they stand apart, the steps redone are not, or not all, an eviction's.

@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> int:
         for one in chosen:
             print(f"{one.name:24} {one.title}")
         return 0
-    run = Run(arguments)
+    try:
+        run = Run(arguments)
+    except OSError as error:
+        print(f"{error.filename}: nothing can be written there: {error.strerror}", file=sys.stderr)
+        return BAD_USAGE
     run.warn_if_busy()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that no process is left
     try:
@@ -61,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--only", nargs="+", action="extend", default=[], metavar="NAME",
         help="these benchmarks or groups, such as training or training/tweets",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=int, help=f"of every benchmark; default {ROUNDS}")
+    parser.add_argument("--rounds", type=_count, help=f"of every benchmark; default {ROUNDS}")
     parser.add_argument(
         "--quick", action="store_true",
         help="one round of smaller sizes, to try the benchmarks; the page stays as it is",
@@ -83,6 +87,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rounds")
+    return int(text)
+
+
 class Run:
     """One run of the benchmarks; its results file is rewritten after every sample."""
 
@@ -97,7 +107,8 @@ class Run:
         self.facts = machine.describe(ROOT, self.peers_python)
         self.results: list[Collected] = []
         self.verdicts: list[Verdict] = []
-        self.work.mkdir(parents=True, exist_ok=True)
+        for folder in (self.work, self.out.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         for left in self.work.glob("bench-*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
 

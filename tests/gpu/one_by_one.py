@@ -126,13 +126,13 @@ class Records:
 def load(run_dir: Path) -> Loaded:
     """Load what the run describes, as its training does."""
     from trainer import model as models
-    from trainer.job import stages
+    from trainer.job.set_up import set_up
     from trainer.kernels.choose import candidates, choose_kernels
 
     run = load_run(run_dir)
     config, prepared = run.job.config, run.prepared
     adapted = models.attach_adapter(run.base, config.method, config.train)
-    context, state = stages.set_up(run.job, prepared, adapted)
+    context, state = set_up(run.job, prepared, adapted)
     card = card_at(prepared.device.type, models.DTYPES[prepared.precision.compute])
     suiting = [
         one

@@ -6,7 +6,6 @@ Exit codes: 0 whatever could be done went well, 1 a line failed or nothing was t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -29,9 +28,8 @@ from gpu.kernels import proved
 from gpu.lines import Line, Result, line_of, table, write_json
 from gpu.running import Budget, Processes, Runner, summary
 from gpu.shapes import MODELS, file_bytes
+from gpu.usage import ROOT, parse
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-LIMIT_S = 480.0
 TINY_SCALE = Scale(batch_size=4, micro_batch=2, steps=24, every=6, kill_after=9, max_length=96)
 RUNS_BYTES = 16 << 30  # checkpoints and logs of all runs, and quantised bases that are stored
 PROBE_S, CHECK_S, WRITE_S = 150.0, 120.0, 150.0
@@ -43,7 +41,7 @@ SHARED = Path("/dev/shm")  # noqa: S108 - asked for its room first
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line asks for."""
-    chosen = parser().parse_args(arguments)
+    chosen = parse(arguments)
     if chosen.pack:
         return pack(chosen.folder, chosen.cuda)
     budget = Budget(limit_s=chosen.limit_s, clock=time.monotonic, began_s=time.monotonic())
@@ -73,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
             work=work,
             out=chosen.out / "gpu.json",
             on_message=_print,
-            parts=chosen.parts.split(",") if chosen.parts else rounds.NAMES,
+            parts=chosen.parts,
         )
         return proof.run(lacking=choice.lacking)
     except KeyboardInterrupt:
@@ -85,22 +83,6 @@ def main(arguments: Sequence[str]) -> int:
             _print(f"kept: {work}")
         else:
             shutil.rmtree(work, ignore_errors=True)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Describe the options."""
-    top = argparse.ArgumentParser(
-        prog="python3 tests/gpu", description="Prove the trainer on a CUDA card."
-    )
-    top.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="where gpu.json goes")
-    top.add_argument("--work", type=Path, help="a disk with 45 GB of room for the models")
-    top.add_argument("--limit-s", type=float, default=LIMIT_S, help="seconds for all of it")
-    top.add_argument("--parts", help=f"rounds to do, of: {', '.join(rounds.NAMES)}")
-    top.add_argument("--keep", action="store_true", help="leave models, runs and logs")
-    top.add_argument("--folder", type=Path, default=ROOT / borrowed.FOLDER, help="packages brought")
-    top.add_argument("--pack", action="store_true", help="fill that folder, and do nothing else")
-    top.add_argument("--cuda", default=borrowed.CUDA, help="CUDA generation of the card's torch")
-    return top
 
 
 def pack(folder: Path, cuda: str) -> int:

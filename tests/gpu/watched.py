@@ -150,9 +150,9 @@ def begin_to_measure(notes: Notes, config: Any, prepared: Any) -> None:
 def estimate_memory(notes: Notes, config: Any, prepared: Any) -> Any:
     """Take the forecast with the kernels that are noted; return the card, None without one."""
     from trainer.estimate.training import estimate_training
-    from trainer.job.stages import _gpu
+    from trainer.job.set_up import gpu_at_hand
 
-    card = _gpu(prepared)
+    card = gpu_at_hand(prepared)
     if card is not None:
         lengths = [len(row.input_ids) for row in prepared.rows.items]
         card = replace(card, kernels=tuple(one.partition(":")[0] for one in notes.kernels))

@@ -19,7 +19,8 @@ from trainer.config import load_config
 from trainer.eviction import PreemptionFlag
 from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.job.prepare import prepare_inputs
-from trainer.job.stages import set_up, size_limit
+from trainer.job.resume import size_limit
+from trainer.job.set_up import set_up
 from trainer.rundir.layout import CONFIG, data_facts
 from trainer.rundir.status import HeartbeatWriter
 from trainer.saving.async_saver import AsyncSaver, SaveResult

@@ -1,4 +1,4 @@
-"""Keeps the values of a base's 4-bit linear layers unpacked where memory is plenty.
+"""Computes a base's 4-bit linear layers from their values, kept unpacked where memory is plenty.
 
 bitsandbytes unpacks the values of a layer in each forward pass and again in each backward pass,
 although a frozen base never changes. Kept, they give the same bits: the same products of the same
@@ -7,8 +7,7 @@ values. They are given back as soon as memory runs short (`trainer.training.savi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +17,62 @@ SHARE_MAX = 0.5
 """The values may take so much of the memory that is free."""
 
 
-class UnpackedBase:
-    """The unpacked values of a model's 4-bit layers, which compute with them until `release`."""
+class LayerValues:
+    """The values of one 4-bit layer, [out, in], in the type that it computes in."""
 
-    def __init__(self, layers: list[Any]) -> None:
-        self._layers = layers
-        self.bytes = 0
-        for layer in layers:
-            values = unpack(layer)
-            self.bytes += values.nbytes
-            layer.forward = partial(_forward, layer, layer.weight, values)
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self._packed = layer.weight
+        self._kept: torch.Tensor | None = None
+
+    def keep(self) -> int:
+        """Unpack the values for all uses to come, and return their bytes."""
+        self._kept = self._unpack()
+        return self._kept.nbytes
+
+    def drop(self) -> None:
+        """Unpack them anew for each use from now on."""
+        self._kept = None
+
+    def get(self) -> torch.Tensor:
+        """Return the values, unpacked now if they are not kept; the bits are the same."""
+        return self._unpack() if self._kept is None else self._kept
+
+    def _unpack(self) -> torch.Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        with torch.no_grad():
+            values: torch.Tensor = dequantize_4bit(
+                self._packed.data.view(-1, 1), self._packed.quant_state
+            )
+        return values
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Compute what the layer does, always as one product with all values."""
+        layer = self.layer
+        if layer.weight is not self._packed or inputs.numel() == 0:
+            found: torch.Tensor = type(layer).forward(layer, inputs)  # merged, or a rare case
+            return found
+        dtype = self._packed.quant_state.dtype
+        given = inputs.to(dtype)
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        if torch.is_grad_enabled() and given.requires_grad:
+            product: torch.Tensor = _FrozenLinear.apply(given, self, bias)  # type: ignore[no-untyped-call]
+        else:
+            product = _product(given, self.get(), bias)
+        return product.to(inputs.dtype)
+
+
+class UnpackedBase:
+    """The values of 4-bit layers, all of them kept until `release`."""
+
+    def __init__(self, layers: Sequence[LayerValues], *, installed: bool = True) -> None:
+        """Unpack them; if `installed`, each layer has a forward of its own as long as they are."""
+        self._layers = list(layers)
+        self._installed = installed
+        self.bytes = sum(one.keep() for one in self._layers)
+        for one in self._layers if installed else ():
+            one.layer.forward = one.forward
 
     @property
     def is_held(self) -> bool:
@@ -36,23 +81,26 @@ class UnpackedBase:
 
     def release(self) -> None:
         """Let every layer compute from its 4-bit values again; nothing if that was done before."""
-        for layer in self._layers:
-            del layer.forward
+        for one in self._layers:
+            one.drop()
+            if self._installed:
+                del one.layer.forward
         self._layers = []
 
 
-def unpack_base(model: Any, *, free_bytes: int | None) -> UnpackedBase | None:
-    """Unpack a model's 4-bit layers; None if it has none, or if memory is not plenty.
+def unpack_base(
+    layers: Sequence[LayerValues], *, free_bytes: int | None, installed: bool = True
+) -> UnpackedBase | None:
+    """Keep the values of these layers; None if there are none, or if memory is not plenty.
 
-    `free_bytes` is what its device has left, None if that is not said.
+    `free_bytes` is what their device has left, None if that is not said.
     """
-    layers = list(unpackable(model))
     if not layers or free_bytes is None or unpacked_bytes(layers) > SHARE_MAX * free_bytes:
         return None
-    return UnpackedBase(layers)
+    return UnpackedBase(layers, installed=installed)
 
 
-def unpackable(model: Any) -> Iterator[Any]:
+def unpackable(model: Any) -> Iterator[LayerValues]:
     """Yield the 4-bit layers whose forward and backward pass multiply with the same values.
 
     A base that was stored in 4 bits may have been rounded to another type than it computes in: then
@@ -67,36 +115,21 @@ def unpackable(model: Any) -> Iterator[Any]:
         if state is None or tuple(state.shape) != (module.out_features, module.in_features):
             continue
         if state.dtype is module.compute_dtype and not module.weight.requires_grad:
-            yield module
+            yield LayerValues(module)
 
 
-def unpacked_bytes(layers: list[Any]) -> int:
+def unpacked_bytes(layers: Sequence[LayerValues]) -> int:
     """Return the bytes that the values of these layers take unpacked."""
-    sizes = (one.weight.quant_state for one in layers)
-    return sum(state.shape[0] * state.shape[1] * state.dtype.itemsize for state in sizes)
+    states = (one.layer.weight.quant_state for one in layers)
+    return sum(state.shape[0] * state.shape[1] * state.dtype.itemsize for state in states)
 
 
-def unpack(layer: Any) -> torch.Tensor:
-    """Return the values of a 4-bit layer, [out, in], in the type that it computes in."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    with torch.no_grad():
-        values: torch.Tensor = dequantize_4bit(
-            layer.weight.data.view(-1, 1), layer.weight.quant_state
-        )
-    return values
-
-
-def _forward(layer: Any, packed: Any, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """Compute what the layer would, from the values of its weight as it was unpacked."""
-    bias = layer.bias
-    same_types = inputs.dtype is values.dtype and (bias is None or bias.dtype is values.dtype)
-    if layer.weight is not packed or not same_types or inputs.numel() == 0:
-        found: torch.Tensor = type(layer).forward(layer, inputs)  # merged, or a rare case
-        return found
-    if torch.is_grad_enabled() and inputs.requires_grad:
-        product: torch.Tensor = _FrozenLinear.apply(inputs, values, bias)  # type: ignore[no-untyped-call]
-        return product
+def _product(inputs: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Multiply in the type of the values, whatever autocast would choose."""
+    kind = inputs.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is not values.dtype:
+        with torch.autocast(kind, enabled=False):
+            return linear(inputs, values, bias)
     return linear(inputs, values, bias)
 
 
@@ -109,12 +142,12 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+        ctx: Any, inputs: torch.Tensor, values: LayerValues, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.values = values
-        return linear(inputs, values, bias)
+        return _product(inputs, values.get(), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient = gradients[0]
-        return torch.matmul(gradient, ctx.values.to(gradient.dtype)), None, None
+        return torch.matmul(gradient, ctx.values.get().to(gradient.dtype)), None, None

@@ -79,7 +79,8 @@ class WaitPolicy:
     def after(self, contention: float, seconds: float) -> WaitPolicy:
         """Return the policy after so many more seconds with this contention.
 
-        The contention is how long threads of this process waited for a core, per second.
+        The contention is how long threads of this process waited for a core, or were stopped by a
+        quota, per second.
         """
         mean = self.mean + (contention - self.mean) * (1 - math.exp(-seconds / MEAN_S))
         lasted_s = self.lasted_s + seconds
@@ -114,6 +115,40 @@ def read_delays(tasks: Path = TASKS) -> Delays:
             continue
         found[thread.name] = int(waited_ns) / 1e9, int(times)
     return found
+
+
+def read_throttled_s(root: Path = Path("/")) -> float:
+    """Return for how many seconds the CPU quota of this process's control groups held it up so far.
+
+    Of a group and those above it, whichever was held up longest; 0 where there is no quota. Threads
+    that a quota stops count as waiting for nobody, so their delays alone do not show it.
+    """
+    found = 0.0
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        place = top / group.lstrip("/")
+        for folder in (place, *place.parents):
+            if folder.is_relative_to(top):
+                found = max(found, _throttled_s(folder / "cpu.stat"))
+    return found
+
+
+def _throttled_s(path: Path) -> float:
+    """Return the seconds that a `cpu.stat` of either version says, 0 if it says none."""
+    try:
+        pairs = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+        times = {name: int(value) for name, value in pairs}
+    except (OSError, ValueError):  # no such group, or no controller for it
+        return 0.0
+    return times.get("throttled_usec", 0) / 1e6 + times.get("throttled_time", 0) / 1e9
 
 
 def contention(before: Delays, now: Delays, seconds: float) -> float:
@@ -192,6 +227,7 @@ class Polling:
 
     every_s: float = POLL_S
     read: Callable[[], Delays] = read_delays
+    read_throttled_s: Callable[[], float] = read_throttled_s
     policy: WaitPolicy = WaitPolicy()
 
 
@@ -257,12 +293,14 @@ class _Poll:
 
     def _run(self) -> None:
         read, policy = self._polling.read, self._polling.policy
-        at, before = time.monotonic(), read()
+        throttled = self._polling.read_throttled_s
+        at, before, stopped_s = time.monotonic(), read(), throttled()
         reported: set[bool] = set()
         while not self._ended.wait(self._polling.every_s):
-            now, delays = time.monotonic(), read()
-            policy = policy.after(contention(before, delays, now - at), now - at)
-            at, before = now, delays
+            now, delays, stopped_now_s = time.monotonic(), read(), throttled()
+            lost = contention(before, delays, now - at) + (stopped_now_s - stopped_s) / (now - at)
+            policy = policy.after(lost, now - at)
+            at, before, stopped_s = now, delays, stopped_now_s
             if policy.active != self._team.is_open:
                 continue
             if policy.active:

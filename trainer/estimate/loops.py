@@ -69,6 +69,8 @@ class Loop:
     """Parts in which the logits are made, one after the other."""
     head_chunk_bytes: float | None = None
     """The same as bytes of float32 logits."""
+    unpacked: bool = False
+    """The values of the base's 4-bit layers are kept unpacked, beside the 4 bits."""
     dequantised_bytes: float = 2.0
     """Of each number of a quantised matrix while it is computed with."""
     accumulates: bool = True

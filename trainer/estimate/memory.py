@@ -237,13 +237,15 @@ def logits_bytes(shape: Shape, work: TrainingSetup) -> float:
 def _unpacked_bytes(shape: Shape, work: TrainingSetup) -> float:
     """Return what weights take that exist in the compute type while they are computed with.
 
-    A quantised linear layer unpacks itself, and again for its backward pass, and so does a head.
+    A quantised linear layer unpacks itself, and again for its backward pass, and so does a head;
+    not if its values are kept.
     The experts of a layer are unpacked all at once, as are unquantised ones with their adapter
     added: with checkpointing those of one layer are there, without it those of all. One that is
     adapted exists with its adapter and without, one tensor after the other.
     """
     quantised, size = work.quant is not Quant.NONE, work.loop.dequantised_bytes
-    matrices = [o.weights for b in shape.text_blocks for o in b.linears if quantised]
+    anew = quantised and not (work.loop.unpacked and work.quant.four_bit)
+    matrices = [o.weights for b in shape.text_blocks for o in b.linears if anew]
     if quantised and work.loop.quantised_head:
         matrices.append(shape.vocabulary * shape.hidden)
     widest = max(matrices, default=0) * size

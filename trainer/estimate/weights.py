@@ -15,7 +15,7 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
     with double quantisation one byte per 64 and a float32 per 64 x 256 of those. An 8-bit weight
     takes a byte; its scales, one float32 per row, are left out. What is not quantised takes the
     bytes of the compute type: embeddings, head, norms, routers, and experts if they are not. A loop
-    may hold them in float32, or quantise the head.
+    may hold them in float32, or quantise the head, or keep the values of 4-bit layers as well.
     """
     size = BYTES[work.precision]
     fp16 = work.precision is PrecisionChoice.FP16
@@ -26,6 +26,8 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
             each = packed
             if one.name in block.never_quantised:
                 each = 4.0 if fp16 else float(size)
+            elif work.loop.unpacked and work.quant.four_bit:
+                each += size
             total += block.count * one.weights * each
         for stack in block.experts:
             each = packed if quantises(stack, work) else float(size)

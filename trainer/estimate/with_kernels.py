@@ -14,11 +14,14 @@ from typing import Any
 from trainer.config import PrecisionChoice
 from trainer.estimate.setup import BYTES, TrainingSetup
 
+UNPACKED = "unpacked"
+"""Stands among the names of kernels where the values of the base's 4-bit layers are kept."""
 CHANGES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "attention": {"masks": False},
         "rms_norm": {"fused_norms": True},
         "swiglu": {"gated_kept": 2},  # both inputs, of which the product is made again
+        UNPACKED: {"unpacked": True},
     }
 )
 """Of the loop's settings, by the name of a kernel."""

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from trainer.device.unpacked import UnpackedBase, unpack_base
-from trainer.kernels.lora_linear import use_fewer_copies
-from trainer.text import gigabytes
-from trainer.training.measure import device_limit
+from trainer.device.unpacked import UnpackedBase, unpackable
+from trainer.job.keep_unpacked import keep_unpacked
+from trainer.kernels.fewer_copies import use_fewer_copies
 
 
 def spare_on_cpu(
@@ -24,9 +23,4 @@ def spare_on_cpu(
     if device.type != "cpu":
         return None
     use_fewer_copies(model)
-    limit = device_limit(device)
-    unpacked = unpack_base(model, free_bytes=None if limit is None else limit.free_bytes)
-    if unpacked is not None:
-        size = gigabytes(unpacked.bytes)
-        on_message(f"memory is plenty: the values of 4-bit layers are kept unpacked ({size})")
-    return unpacked
+    return keep_unpacked(list(unpackable(model)), device, on_message, installed=True)

@@ -17,6 +17,7 @@ from trainer.device.shapes import UnknownShapeError
 from trainer.estimate.advice import MemoryAdvice, MemoryNeed, advise_memory
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.training import estimate_training
+from trainer.estimate.with_kernels import UNPACKED
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
 from trainer.rundir.memory_record import MemoryRecord, read_memory_record
@@ -54,8 +55,7 @@ def fit_memory(
         advise=lambda shortage: _advice(job.config, prepared, estimated, shortage),
     )
     memory = estimated(with_micro_batch(job.config, state.counters.micro_batch))
-    kept = context.unpacked.bytes if context.unpacked and context.unpacked.is_held else 0
-    need = None if memory is None else round(memory["reserved"]) + kept
+    need = None if memory is None else round(memory["reserved"])
     record = _record(found, prepared, state, key=key, estimated_bytes=need)
     _keep(record, job)
     job.on_message(f"longest batch measured: {_figures(record)}")
@@ -140,10 +140,10 @@ def _estimator(prepared: PreparedInputs, context: TrainContext, state: TrainingS
         memory_bytes=float("inf"),
         precision=prepared.precision.compute,
         flops=1e12,
-        kernels=tuple(context.kernels.facts),
     )
 
     def estimated(other: TrainerConfig) -> dict[str, float]:
+        held = context.unpacked is not None and context.unpacked.is_held
         recomputed = context.checkpointing or state.savings.checkpointing
         train = other.train.model_copy(update={"gradient_checkpointing": recomputed})
         method = other.method.model_copy(
@@ -152,7 +152,7 @@ def _estimator(prepared: PreparedInputs, context: TrainContext, state: TrainingS
         found = estimate_training(
             other.model_copy(update={"train": train, "method": method}),
             shape,
-            gpu=here,
+            gpu=replace(here, kernels=(*context.kernels.facts, *([UNPACKED] if held else []))),
             lengths=[min(longest, other.train.max_length)],
             loss_tokens=min(answer, other.train.max_length),
         )

@@ -22,7 +22,8 @@ from trainer.exit_codes import ExitCode
 from trainer.job.context import JobContext, JobOptions, with_parent
 from trainer.job.fit_memory import take_up
 from trainer.job.prepare import prepare_inputs
-from trainer.job.stages import set_up, size_limit
+from trainer.job.resume import size_limit
+from trainer.job.set_up import set_up
 from trainer.job.use_kernels import use_kernels
 from trainer.rundir.fingerprint import compare
 from trainer.rundir.layout import alone_in, data_facts

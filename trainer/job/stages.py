@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,56 +13,35 @@ from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.stored_base import StoredBase
-from trainer.atomic import RealDisk, replace_directory
+from trainer.atomic import RealDisk
 from trainer.base_family import import_code
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
-from trainer.device.activations import is_checkpointing
-from trainer.device.determinism import Determinism
 from trainer.device.garbage import collection_paused
-from trainer.device.gpu_meter import gpu_meter
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
 from trainer.device.waiting import adaptive_waits
 from trainer.errors import ConfigError, Preempted
-from trainer.estimate.gpus import TrainingGpu
-from trainer.estimate.micro_batch import choose_micro_batch
 from trainer.job.context import JobContext
-from trainer.job.faster_on_cpu import spare_on_cpu
-from trainer.job.fit_memory import fit_memory, kept_bytes, memory_facts, note_saving
-from trainer.job.make_samples import make_samples
+from trainer.job.fit_memory import fit_memory, kept_bytes
 from trainer.job.prepare import PreparedInputs, prepare_inputs
+from trainer.job.resume import resume
 from trainer.job.score_stage import score
+from trainer.job.set_up import set_up
 from trainer.job.store_base import storing
 from trainer.job.use_kernels import use_kernels
 from trainer.job.weight_files import require_host_memory, weight_files
-from trainer.method_table import OptimizerKind, Quant
-from trainer.rundir.fingerprint import compare
-from trainer.rundir.layout import (
-    ADAPTER,
-    ADAPTER_PARTIAL,
-    RECEIPT,
-    SCORES_UNASKED,
-    adapter_done,
-    resolve,
-    training_facts,
-)
-from trainer.rundir.status import MetricsLog, Phase, count_steps
+from trainer.job.write_adapter import write_adapter
+from trainer.method_table import Quant
+from trainer.rundir.layout import ADAPTER, adapter_done, resolve
+from trainer.rundir.status import Phase
 from trainer.saving.async_saver import AsyncSaver
-from trainer.saving.checkpoint import Snapshot, Store
+from trainer.saving.checkpoint import Store
 from trainer.saving.checkpointer import Checkpointer
-from trainer.saving.manifest import Damaged
-from trainer.saving.memory_savings import MemorySavings
-from trainer.saving.state import Best, Counters, TrainingState
-from trainer.text import inexact
+from trainer.saving.state import Best
 from trainer.tracking.tracker import make_tracker
 from trainer.training.loop import train
 from trainer.training.objective import mean_loss
-from trainer.training.train_context import TrainContext
-from trainer.training.validation import Validation
-
-# What the receipt in the adapter keeps of the status, for a watcher who comes after the end.
-KEPT = ("step", "steps", "loss", "checkpoint_step", "exact", "inexact_from")
 
 
 def run_stages(job: JobContext) -> None:
@@ -236,224 +210,3 @@ def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None
     job.heartbeat.update(message=None)
     shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
     job.on_message(f"validation loss by rank: {shown}; best: {dylora_method.best}")
-
-
-def set_up(
-    job: JobContext, prepared: PreparedInputs, adapted: Any
-) -> tuple[TrainContext, TrainingState]:
-    """Make the optimizer and the accelerator around the model, with nothing learnt yet."""
-    from accelerate import Accelerator
-
-    table, precision = job.config.train, prepared.precision
-    accelerator = Accelerator(mixed_precision=precision.mixed, cpu=prepared.device.type == "cpu")
-    accelerator.scaler = None  # the loop scales by itself: accelerate does it under autocast only
-    parameters = models.trainable(adapted)
-
-    def make_optimizer(kind: OptimizerKind | None) -> torch.optim.Optimizer:
-        method = job.config.method.model_copy(update={} if kind is None else {"optimizer": kind})
-        return methods.make_optimizer(method, table, list(parameters.values()))
-
-    state = TrainingState(
-        parameters=parameters,
-        optimizer=make_optimizer(None),
-        scaler=torch.amp.GradScaler(prepared.device.type) if precision.loss_scaling else None,
-        log=MetricsLog(job.run_dir / "metrics.jsonl"),
-        make_optimizer=make_optimizer,
-    )
-    micro_batch = choose_micro_batch(
-        job.config, prepared.model_config, prepared.rows.items, gpu=_gpu(prepared)
-    )
-    job.on_message(
-        f"{micro_batch.size} of {table.batch_size} sequences at a time: {micro_batch.reason}"
-    )
-    state.counters.micro_batch = micro_batch.size
-    context = TrainContext(
-        model=adapted,  # not wrapped: scored and trained by one and the same arithmetic
-        method=methods.method_of(adapted),
-        objective=prepared.objective,
-        accelerator=accelerator,
-        schedule=prepared.schedule,
-        examples=prepared.rows.items,
-        seed=table.seed,
-        max_grad_norm=table.max_grad_norm,
-        flag=job.flag,
-        on_message=job.on_message,
-        on_saving=partial(note_saving, job),
-        checkpointing=is_checkpointing(adapted),
-        optimizer=job.config.method.optimizer,
-        price_usd_per_h=job.options.price_usd_per_h,
-        measure_gpu=gpu_meter(prepared.device),
-        validation=_make_validation(job, prepared, adapted, accelerator.autocast),
-        samples=make_samples(job, prepared, adapted, accelerator.autocast),
-        determinism=Determinism(exact=table.exact),
-        reads_late=prepared.device.type == "cuda",
-        unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
-    )
-    return context, state
-
-
-def _make_validation(
-    job: JobContext,
-    prepared: PreparedInputs,
-    adapted: Any,
-    autocast: Callable[[], AbstractContextManager[Any]],
-) -> Validation | None:
-    """Return when, with what and on which rows to validate, None if it is not asked for."""
-    table = job.config.train
-    if table.validate_every is None or prepared.held_out is None:
-        return None
-
-    def on_progress(done: int, total: int) -> None:
-        job.heartbeat.update(message=f"validated on {done} of {total} rows")
-
-    return Validation(
-        model=adapted,
-        method=methods.method_of(adapted),
-        objective=prepared.objective,
-        autocast=autocast,
-        flag=job.flag,
-        on_message=job.on_message,
-        on_progress=on_progress,
-        examples=prepared.held_out.items,
-        every=table.validate_every,
-        last_step=prepared.schedule.steps,
-        stop_after=table.stop_after,
-        keep_best=table.keep_best,
-    )
-
-
-def _gpu(prepared: PreparedInputs) -> TrainingGpu | None:
-    """Return the GPU at hand as the memory estimate wants it, None on a CPU."""
-    if prepared.device.type != "cuda":
-        return None
-    found = torch.cuda.get_device_properties(prepared.device)
-    return TrainingGpu(
-        name=found.name,
-        memory_bytes=found.total_memory,
-        precision=prepared.precision.compute,
-        flops=1e12,  # speed does not matter here
-    )
-
-
-def resume(job: JobContext, prepared: PreparedInputs, store: Store, state: TrainingState) -> None:
-    """Restore the newest whole checkpoint into `state`, or begin anew, and say which.
-
-    Raises:
-        ConfigError: the checkpoint belongs to a run with other settings.
-    """
-    limit = size_limit(state)
-    lost = count_steps(state.log.path)
-    below: int | None = None
-    while found := store.load_newest(
-        tensor_bytes_max=limit, on_message=job.on_message, below=below
-    ):
-        verdict = compare(found.fingerprint, prepared.fingerprint, allowed=job.options.allow_change)
-        verdict.require()
-        micro_batch = state.counters.micro_batch
-        try:
-            state.restore(found)
-        except Damaged as error:
-            job.on_message(
-                f"checkpoint of step {found.step} is unusable ({error}); trying the one before"
-            )
-            store.set_aside(found.step)
-            below = found.step
-            continue
-        if verdict.inexact:  # another card, or asked for: what once fitted says nothing
-            state.counters.micro_batch = micro_batch
-            state.savings = MemorySavings(optimizer=state.savings.optimizer)
-        _note_inexact(job, state, found, verdict.inexact)
-        break
-    counters = state.counters
-    if not job.config.train.exact:
-        _give_up_exactness(job, counters)
-    if counters.step > prepared.schedule.steps:
-        raise ConfigError(
-            [f"train.steps: {prepared.schedule.steps} wanted, {counters.step} done already"]
-        )
-    previous = job.heartbeat.previous
-    if found is not None or lost:
-        state.log.sync()  # even if no step follows that would write it
-        counters.resumes = max(counters.resumes, previous.resumes) + 1
-        redone = max(counters.redone_steps, previous.redone_steps)
-        counters.redone_steps = redone + max(0, lost - counters.step)
-        job.on_message(f"resuming after step {counters.step} of {prepared.schedule.steps}")
-    job.heartbeat.update(
-        resumed_from=found.step if found else None,
-        checkpoint_step=found.step if found else None,
-        resumes=counters.resumes,
-        redone_steps=counters.redone_steps,
-        exact=counters.inexact_from is None,
-        inexact_from=counters.inexact_from,
-        at_once=True,
-    )
-
-
-def size_limit(state: TrainingState) -> int:
-    """Return more bytes than any tensor file of this run can have; two moments are twice."""
-    size = sum(p.numel() * p.element_size() for p in state.parameters.values())
-    return 4 * size + (64 << 20)
-
-
-def _note_inexact(
-    job: JobContext, state: TrainingState, found: Snapshot, differences: tuple[str, ...]
-) -> None:
-    if differences and state.counters.inexact_from is None:
-        state.counters.inexact_from = found.step + 1
-    for line in differences:
-        job.on_message(f"{inexact(found.step + 1)}: {line}")
-
-
-def _give_up_exactness(job: JobContext, counters: Counters) -> None:
-    """Report, and keep for status and receipt, what `train.exact: false` gives up."""
-    if counters.inexact_from is None:
-        counters.inexact_from = counters.step + 1
-    job.on_message(
-        f"{inexact(counters.inexact_from)}: `train.exact` is false, so sums are added up in any "
-        "order where that is faster; if the run is killed and resumed, it ends with other bits"
-    )
-
-
-def write_adapter(
-    job: JobContext, prepared: PreparedInputs, adapted: Any, best: Best, *, share: QuantisedShare
-) -> None:
-    """Write `adapter/` in PEFT's own format, whole or not at all, with a receipt inside.
-
-    The receipt has the arithmetic that `train.precision: auto` became here: the base was rounded to
-    it before it was quantised, which whoever quantises it again has to know. `share` is how much of
-    the base was quantised.
-    """
-    disk = RealDisk()
-    target, temporary = job.run_dir / ADAPTER, job.run_dir / ADAPTER_PARTIAL
-    if temporary.exists():
-        disk.remove_tree(temporary)
-    temporary.mkdir()
-    methods.method_of(adapted).save(temporary)
-    if job.config.model.new_tokens:  # or nobody else could write them
-        prepared.tokenizer.save_pretrained(str(temporary))
-    status = job.heartbeat.status
-    receipt = {
-        "training": training_facts(job.config, job.inputs),
-        "status": {name: getattr(status, name) for name in KEPT},
-        "best": asdict(best) if best.step else None,
-        SCORES_UNASKED: True,
-        "precision": str(prepared.precision.compute),
-        "day": str(job.config.data.day or "") or None,
-        "quantised": share.to_json(),
-        "base": prepared.fingerprint["base"],
-        "versions": prepared.fingerprint["versions"],
-        **memory_facts(job.run_dir),
-        **({"parent": parent_facts(job)} if prepared.parent else {}),
-        "finished_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-    }
-    (temporary / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-    for path in sorted(one for one in temporary.rglob("*") if one.is_file()):
-        with path.open("rb") as file:
-            disk.sync(file.fileno())
-    disk.sync_directory(temporary)
-    replace_directory(temporary, target, disk=disk)
-
-
-def parent_facts(job: JobContext) -> dict[str, Any]:
-    """Return the name and the SHA-256 of the adapter that the training went on from."""
-    return {"name": job.config.method.parent, "sha256": job.inputs["method.from"]}

@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 
 from trainer.job.context import JobContext
+from trainer.job.keep_unpacked import keep_unpacked
 from trainer.job.prepare import PreparedInputs
 from trainer.kernels.choose import choose_kernels
 from trainer.kernels.kernel_set import Card
+from trainer.kernels.linear_4bit import BaseLinear4bit
 from trainer.model import DTYPES
 from trainer.training.objective import Packed
 from trainer.training.train_context import TrainContext
@@ -21,7 +23,8 @@ def use_kernels(
     """Return both with the kernels of this machine: named in the fingerprint, used by the loop.
 
     Other kernels compute other bits, so a checkpoint that names others is continued with a message.
-    Without any, as on a processor, nothing is named.
+    Without any, as on a processor, nothing is named. Where a kernel computes the base's 4-bit
+    layers, their values are kept unpacked if memory is plenty, which changes no bit.
     """
     device = prepared.device
     on_card = device.type == "cuda"
@@ -36,7 +39,11 @@ def use_kernels(
         return prepared, context
     hardware = {**prepared.fingerprint["hardware"], "kernels": kernels.facts}
     objective = Packed(inner=context.objective) if kernels.packed else context.objective
+    unpacked = context.unpacked
+    for kernel in kernels.kernels:
+        if isinstance(kernel, BaseLinear4bit):
+            unpacked = keep_unpacked(kernel.layers, device, job.on_message, installed=False)
     return (
         replace(prepared, fingerprint={**prepared.fingerprint, "hardware": hardware}),
-        replace(context, kernels=kernels, objective=objective),
+        replace(context, kernels=kernels, objective=objective, unpacked=unpacked),
     )

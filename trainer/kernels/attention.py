@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.kernels.attention_use import AttentionUse, observe_attention, using
+from trainer.kernels.equality import find_function_difference, fixed_values
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.prove import find_function_difference, fixed_values
 
 FLASH = (8, 0)
 """From this capability on, torch has flash attention, which takes grouped heads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.kernels.kernel_set import Kernel
+from trainer.kernels.linear_4bit import BaseLinear4bit
 from trainer.kernels.linear_cross_entropy import LinearCrossEntropy
 from trainer.kernels.lora_dropout import LoraDropout
 from trainer.kernels.lora_linear_function import LoraLinear
@@ -12,4 +13,11 @@ from trainer.kernels.swiglu import SwiGlu
 
 def candidates() -> list[Kernel]:
     """Return new, unprepared kernels; which of them suit is for each of them to say."""
-    return [RmsNorm(), SwiGlu(), LinearCrossEntropy(), LoraLinear(), LoraDropout()]
+    return [
+        BaseLinear4bit(),
+        RmsNorm(),
+        SwiGlu(),
+        LinearCrossEntropy(),
+        LoraLinear(),
+        LoraDropout(),
+    ]

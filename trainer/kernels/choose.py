@@ -14,6 +14,7 @@ from trainer.kernels.attention import UnmaskedAttention
 from trainer.kernels.candidates import candidates as fused
 from trainer.kernels.kernel_set import NO_KERNELS, Card, HeadLoss, Kernel, KernelSet
 from trainer.kernels.on_model import find_model_difference
+from trainer.kernels.places import base_name
 from trainer.kernels.varlen import PackedAttention
 
 
@@ -45,20 +46,30 @@ def choose_kernels(
 ) -> KernelSet:
     """Return what `model` is trained with on `card`: on a processor, plain operations alone.
 
-    Each of `kernels` (without them, all there are) is left out, with a message, if it does not suit
-    the base or the card, differs from the plain way there, or finds no place in the model; all are
-    if they differ together. Nothing is drawn from torch's generators, and memory that a proof took
-    is given back.
+    Each of `kernels` (without them, all there are) is left out if it does not suit the base or the
+    card, differs from the plain way there, or finds no place in the model; one message names these
+    with their reasons. All are left out if they differ together. Nothing is drawn from torch's
+    generators, and memory that a proof took is given back.
     """
     if kernels is None:
         if card.device.type != "cuda":
             return NO_KERNELS
         kernels = candidates(train)
     chosen: list[Kernel] = []
+    reasons: dict[str, list[Kernel]] = {}
     for kernel in kernels:
-        is_taken = any(kernel.name == other.name for other in chosen)
-        if not is_taken and _is_usable(kernel, model, card, on_message):
+        if any(kernel.name == other.name for other in chosen):
+            continue
+        reason = _first_problem(
+            partial(kernel.unsuitable, model, card), partial(_failed_proof, kernel, model, card)
+        )
+        if reason is None:
             chosen.append(kernel)
+        else:
+            reasons.setdefault(reason, []).append(kernel)
+    if reasons:
+        parts = (f"{_names(several)}: {reason}" for reason, several in reasons.items())
+        on_message(f"kernels not used: {'; '.join(parts)}")
     found = _together(chosen)
     problem = None
     if len(chosen) > 1:
@@ -69,19 +80,12 @@ def choose_kernels(
         return NO_KERNELS
     if not chosen:
         return NO_KERNELS
-    names = ", ".join(f"{kernel.name} ({kernel.version})" for kernel in chosen)
-    on_message(f"kernels, each compared with plain operations on this card: {names}")
+    on_message(f"kernels, each compared with plain operations on this card: {_names(chosen)}")
     return found
 
 
-def _is_usable(kernel: Kernel, model: Any, card: Card, on_message: Callable[[str], None]) -> bool:
-    """Tell whether a kernel is used, and report why one is not."""
-    reason = _first_problem(
-        partial(kernel.unsuitable, model, card), partial(_failed_proof, kernel, model, card)
-    )
-    if reason is not None:
-        on_message(f"kernel `{kernel.name}` ({kernel.version}) is not used: {reason}")
-    return reason is None
+def _names(kernels: Sequence[Kernel]) -> str:
+    return ", ".join(f"{kernel.name} ({kernel.version})" for kernel in kernels)
 
 
 def _first_problem(*examinations: Callable[[], str | None]) -> str | None:
@@ -101,7 +105,7 @@ def _failed_proof(kernel: Kernel, model: Any, card: Card) -> str | None:
     if difference is not None:
         return difference
     if kernel.prepare(model) == 0:
-        return "the model has no place for it"
+        return f"{base_name(model)} has no part that it computes"
     return find_model_difference(model, _together([kernel]), card)
 
 

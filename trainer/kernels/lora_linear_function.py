@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from trainer.kernels.equality import REPEATS, find_difference
+from trainer.kernels.fewer_copies import plain_adapter
 from trainer.kernels.kernel_set import Card
 from trainer.kernels.lora_dropout import DropoutOps, Mask, mask_seed, triton_ops
 from trainer.kernels.places import Place, replaced_forwards
@@ -145,7 +146,7 @@ class LoraLinear:
         *inputs: Any, **more: Any,
     ) -> Any:  # fmt: skip
         """Compute a layer; as PEFT does where it, its input or its types are not the usual ones."""
-        name = _plain_adapter(layer)
+        name = plain_adapter(layer)
         if name is None or len(inputs) != 1 or more:
             return plain(*inputs, **more)
         x, matrices = inputs[0], (layer.lora_A[name].weight, layer.lora_B[name].weight)
@@ -170,7 +171,7 @@ def _plain_layers(model: Any) -> Iterator[tuple[Any, str]]:
     from peft.tuners.lora.bnb import Linear4bit
 
     for layer in model.modules():
-        if type(layer) in {Linear, Linear4bit} and (name := _plain_adapter(layer)) is not None:
+        if type(layer) in {Linear, Linear4bit} and (name := plain_adapter(layer)) is not None:
             parts = (layer.lora_A[name], layer.lora_B[name])
             states = [vars(one) for one in parts]
             hooks = [one["_forward_hooks"] or one["_forward_pre_hooks"] for one in states]
@@ -178,14 +179,6 @@ def _plain_layers(model: Any) -> Iterator[tuple[Any, str]]:
             linears = all(type(one) is torch.nn.Linear and one.bias is None for one in parts)
             if usual and linears and not any(hooks):
                 yield layer, name
-
-
-def _plain_adapter(layer: Any) -> str | None:
-    """Return the name of the one adapter that a layer adds now, None if it does otherwise."""
-    active = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(active) != 1 or layer.disable_adapters or layer.merged:
-        return None
-    return None if active[0] in layer.lora_variant else active[0]
 
 
 def _p(layer: Any, name: str) -> float:

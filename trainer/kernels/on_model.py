@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from trainer.data.packed import bounds_of
 from trainer.kernels.attention_use import ROW_LENGTHS, autocast, padded_rows, row_ids
+from trainer.kernels.equality import relative_difference
 from trainer.kernels.kernel_set import NO_KERNELS, Card, KernelSet
-from trainer.kernels.prove import relative_difference
 
 FLOORS: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}

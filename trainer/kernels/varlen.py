@@ -30,8 +30,8 @@ from trainer.kernels.attention import (
     window_mask,
 )
 from trainer.kernels.attention_use import AttentionUse, observe_attention, using
+from trainer.kernels.equality import find_function_difference, fixed_values
 from trainer.kernels.kernel_set import Card
-from trainer.kernels.prove import find_function_difference, fixed_values
 
 ROW_LENGTHS = (17, 300, 1, 64)
 """Lengths of the rows of a proof."""

@@ -6,7 +6,6 @@ own conversion, reversed, tells which part of it lies in the files under which n
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from trainer.adapters.experts import expert_tensors
-from trainer.base_family import choose_family
+from trainer.base_family import choose_family, quiet_bitsandbytes
 from trainer.results.base_weights import NoBaseError, stored_name
 
 CACHED = 2
@@ -194,7 +193,7 @@ def low_rank(
     Raises:
         NoBaseError: the adapter is of another shape.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # as in `model.py`
+    quiet_bitsandbytes()
     from peft import LoraConfig, inject_adapter_in_model
 
     model: Any = torch.nn.Module()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from trainer.adapters.miss import BLOCK, merge_block
 from trainer.adapters.new_tokens import DELTA, TrainedRows, grown_rows, read_rows
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS, read_settings
 from trainer.atomic import RealDisk, new_directory
+from trainer.base_family import quiet_bitsandbytes
 from trainer.device.deferred_modules import defer_modules
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
@@ -322,7 +322,7 @@ def merge_weight(weight: torch.Tensor, name: str, adapter: Adapter) -> torch.Ten
     Raises:
         CannotMergeError: the weight is of another shape, as a packed one is.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # as in `model.py`
+    quiet_bitsandbytes()
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = adapter.layers[name]
