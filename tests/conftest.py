@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,12 @@ for name in ("ETAG", "DOWNLOAD"):  # after ten seconds it would ask a slow hub o
 for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
     os.environ.pop(name, None)
     os.environ.pop(name.upper(), None)
+CACHE = Path(tempfile.mkdtemp(prefix="qft-tests-cache-"))
+"""Where this process, and all that it starts, keeps what is fetched or stored once for a user."""
+os.environ["XDG_CACHE_HOME"] = str(CACHE)
+# Programs are started by the hundred here: each would compile all of the code anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ["QFT_COUNT_S"] = "0"  # a plan counts no training step: seconds each, tested by itself
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests know what a CPU computes
 prepare_environment()  # else the first test that trains would do it, for those after it
@@ -39,9 +47,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script starts it so b
 
 MODULES_MANY = 100
 _frozen_modules = 0
+_file: Path | None = None
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Forget bases that another file's tests stored, and keep searches for garbage short."""
+    global _file  # noqa: PLW0603  (it counts for the whole process)
+    if item.path != _file:
+        _file = item.path
+        shutil.rmtree(CACHE / "qft", ignore_errors=True)
+    freeze_libraries()
+
+
+def freeze_libraries() -> None:
     """Leave libraries that were loaded meanwhile out of every later search for garbage.
 
     The trainer searches before it measures memory and after it samples, and going through all of
@@ -70,6 +88,11 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
     """Keep what could not be collected: no test of it can be run again."""
     if report.failed:
         _uncollected.append(report.nodeid)
+
+
+def pytest_unconfigure() -> None:
+    """Remove what was kept for the user of these tests."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -251,9 +251,11 @@ def _needs_hub(config: TrainerConfig, run_dir: Path) -> bool:
 
 
 def _loaded(config: TrainerConfig, run_dir: Path) -> Audit:
+    from trainer.device.deferred_modules import defer_modules
     from trainer.model import find_source, is_seq2seq, load_tokenizer, require_usable
     from trainer.model import load_config as describe
 
+    defer_modules()
     source = find_source(config.model, run_dir)
     described = describe(source)
     require_usable(described, config.method, source)

@@ -27,6 +27,7 @@ from trainer.adapters.new_tokens import DELTA, TrainedRows, grown_rows, read_row
 from trainer.adapters.settings import BYTES_MAX, RANK_MAX, TARGETS_MAX, TENSORS, read_settings
 from trainer.atomic import RealDisk, new_directory
 from trainer.base_family import quiet_bitsandbytes
+from trainer.device.deferred_modules import defer_modules
 from trainer.errors import ConfigError
 from trainer.exit_codes import ExitCode
 from trainer.method_table import EMBEDDINGS, HEADS
@@ -415,6 +416,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge, and log how many matrices changed."""
     if args.merge_base is MergeBase.QUANTIZED and args.run_dir is None:
         raise ConfigError(["--onto quantized needs --run-dir"])
+    defer_modules()
     dtype = getattr(torch, args.dtype) if args.dtype else None
 
     def on_message(text: str) -> None:

@@ -26,6 +26,7 @@ from trainer.base_limits import model_rows
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import load_examples, padding_id
+from trainer.device.deferred_modules import defer_modules
 from trainer.device.precision import Precision
 from trainer.errors import ConfigError, TrainerError
 from trainer.exit_codes import ExitCode
@@ -253,6 +254,7 @@ def run(args: argparse.Namespace) -> int:
     def on_message(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
+    defer_modules()
     adapter = args.adapter or args.run_dir / "adapter"
     found = compare(
         args.run_dir, args.merged, adapter,
