@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WORKERS ?= 3
+WORKERS ?= 4
 
 .PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers bench kernels gpu lock clean
 help:  ## list the targets
@@ -32,7 +32,7 @@ demo: $(STAMP)  ## the main job on a spot machine that this computer plays: rent
 system:  # before anything is installed or run: a program that is missing is told at once
 	@sh tests/system.sh $(PYTHON) tests
 
-test: system $(STAMP)  ## install what they need and run all tests, three files at a time
+test: system $(STAMP)  ## install what they need and run all tests, four files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
 	  --no-loadscope-reorder -m 'not slow and not chaos'
 

@@ -50,7 +50,7 @@ def test_the_table_is_what_the_whole_config_has(tmp_path: Path, vm: dict[str, An
     assert found.vm.ssh is None or found.vm.ssh.key == str(tmp_path / "work" / "keys" / "mine")
 
 
-def test_a_fault_of_the_machine_brings_every_fault(tmp_path: Path) -> None:
+def test_a_wrong_machine_table_brings_every_error(tmp_path: Path) -> None:
     """A saved table `vm` that cannot be is refused in the words of the whole check."""
     folder = saved(tmp_path, vm={"disk_gb": "much"}, train={"steps": -1})
 
@@ -72,7 +72,7 @@ def test_a_lost_config_is_named(tmp_path: Path) -> None:
         read_saved_run(folder)
 
 
-def test_looking_at_a_run_imports_no_table_of_a_training() -> None:
+def test_reading_a_run_imports_no_table_of_a_training() -> None:
     """`qft status` and `qft ls` start without the tables, the HTTP client and the SSH client."""
     heavy = ["commands.runs.config", "trainer.config", "trainer.method_table", "http.client"]
     heavy += ["remote.ssh", "commands.runs.session", "torch"]
