@@ -10,6 +10,8 @@ from trainer.adapters.parent import find_parent, inherit, read_parent
 from trainer.config import EvictionBand, TrainerConfig
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.rundir.fingerprint import (
     Facts,
 )
@@ -42,6 +44,8 @@ class JobContext:
     heartbeat: HeartbeatWriter
     flag: PreemptionFlag
     on_message: Callable[[str], None]
+    peers: Peers = ALONE
+    """The ranks that do this job together."""
 
     @property
     def run_dir(self) -> Path:

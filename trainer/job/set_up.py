@@ -77,6 +77,7 @@ def set_up(
         samples=make_samples(job, prepared, adapted, accelerator.autocast),
         determinism=Determinism(exact=table.exact),
         reads_late=prepared.device.type == "cuda",
+        peers=job.peers,
         unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
     )
     return context, state

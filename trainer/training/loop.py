@@ -223,24 +223,25 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     context.method.before_step(step)
     rows = context.schedule.batch(step)
     targets = sum(context.examples[row].targets for row in rows)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=context.accelerator.device)
+    gathered = context.peers.open_sum(state.parameters)
     began_s = time.perf_counter()
     passes = micro_batches(rows, state.counters.micro_batch)
-    for number, micro_batch in enumerate(passes):
+    for number in context.peers.mine(len(passes)):
         if number and context.flag.notice is not None:
             context.launch_limit.synchronize()  # or the clock would measure launches
             per_pass_s = (time.perf_counter() - began_s) / number
             if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        loss_sum += backward_pass(
+        loss = backward_pass(
             context,
             state,
-            [context.examples[row] for row in micro_batch],
+            [context.examples[row] for row in passes[number]],
             targets=targets,
             seed=derive_seed(context.seed, "dropout", step, number),
         )
-    return loss_sum
+        gathered.add(number, loss)
+    return gathered.finish()
 
 
 def update(context: TrainContext, state: TrainingState) -> torch.Tensor:

@@ -15,6 +15,8 @@ from trainer.device.determinism import Determinism
 from trainer.device.device_queue import LaunchLimit
 from trainer.device.unpacked import UnpackedBase
 from trainer.eviction import PreemptionFlag
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 from trainer.method_table import OptimizerKind
 from trainer.schedule import Schedule
@@ -71,5 +73,7 @@ class TrainContext:
     """
     refuses_host_sync: bool = False
     """Whether an operation of a step that makes the host wait for a card raises RuntimeError."""
+    peers: Peers = ALONE
+    """The ranks that share the micro-batches of a step."""
     unpacked: UnpackedBase | None = None
     """The values of the base's 4-bit layers, where memory is plenty."""
