@@ -134,6 +134,7 @@ def want(vm: VmTable) -> Want:
     return Want(
         gpu=vm.card,
         gpus=vm.cards if not vm.card else (),
+        gpu_count=vm.gpus,
         regions=tuple(vm.regions),
         max_price_usd_per_h=vm.max_price,
         disk_gb=vm.disk_gb,

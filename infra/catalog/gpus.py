@@ -73,6 +73,7 @@ GPUS = {
         Gpu(name="H100", memory_gb=94, compute_capability=(9, 0)),
     )
 }
+TIMES = "\N{MULTIPLICATION SIGN}"
 _OTHER_NAMES = {
     "TESLAT4": "T4",
     "A100-80GB": "A100",
@@ -95,6 +96,14 @@ def resolve_gpu(name: str, substitutes: Mapping[str, Substitute] | None = None) 
     if substitute is None:
         return ResolvedGpu(gpu=found)
     return ResolvedGpu(gpu=GPUS[substitute.gpu], note=substitute.note)
+
+
+def several_cards(name: str, count: float) -> str:
+    """Return several cards for people, with a times sign between; empty for one.
+
+    A card that has no name is called so.
+    """
+    return f"{count:g} {TIMES} {name or 'card'}" if count > 1 else ""
 
 
 def with_article(name: str) -> str:

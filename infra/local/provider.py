@@ -87,7 +87,7 @@ class LocalProvider(Provider):
 
     def offers(self, want: Want) -> list[Offer]:
         """List one offer per simulated region: free ones first, as wanted or else by price."""
-        gpu = resolve_gpu(want.gpu or DEFAULT_GPU).gpu
+        gpu, count = resolve_gpu(want.gpu or DEFAULT_GPU).gpu, want.gpu_count
         market = self._market()
         from_file = market.quotes is not None
         offers = []
@@ -98,14 +98,18 @@ class LocalProvider(Provider):
                 Offer(
                     provider=self.name,
                     region=region,
-                    size=SIZE,
+                    size=SIZE if count == 1 else f"{SIZE}-x{count}",
                     gpu=gpu.name,
-                    gpu_memory_gb=gpu.memory_gb,
-                    spot_usd_per_h=market.price(region, gpu.name) if quote else 0.0,
-                    on_demand_usd_per_h=on_demand or reference_on_demand_usd_per_h(gpu.name),
+                    gpu_count=count,
+                    gpu_memory_gb=count * gpu.memory_gb,
+                    spot_usd_per_h=market.price(region, gpu.name, count) if quote else 0.0,
+                    on_demand_usd_per_h=count
+                    * (on_demand or reference_on_demand_usd_per_h(gpu.name)),
                     price_source="market.json, simulated" if from_file else "catalog, simulated",
                     priced_at=self._now() if from_file else cheapest_size(gpu.name)[0].spot_date,
-                    blocked_by=market.blocked_by(region, gpu.name, want.max_price_usd_per_h),
+                    blocked_by=market.blocked_by(
+                        region, gpu.name, want.max_price_usd_per_h, gpu_count=count
+                    ),
                 )
             )
         price_weight = 0.0 if want.regions else 1.0
@@ -125,7 +129,10 @@ class LocalProvider(Provider):
             record = read_json(directory / "vm.json")
             if record is None or machine.desired_state() is None:
                 self._market().check_available(
-                    spec.offer.region, spec.offer.gpu or DEFAULT_GPU, spec.max_price_usd_per_h
+                    spec.offer.region,
+                    spec.offer.gpu or DEFAULT_GPU,
+                    spec.max_price_usd_per_h,
+                    gpu_count=spec.offer.gpu_count,
                 )
                 record = self._make(machine, spec)
             if (
@@ -151,7 +158,7 @@ class LocalProvider(Provider):
         seen = self._vm(record, state)
         market = self._market()
         has_region = market.quote(seen.region) is not None
-        price = market.price(seen.region, record["gpu"]) if has_region else None
+        price = market.price(seen.region, record["gpu"], _cards_of(record)) if has_region else None
         cap = record["max_price_usd_per_h"]
         return Observation(
             power=seen.power,
@@ -173,7 +180,10 @@ class LocalProvider(Provider):
                 return
             if power is not MachinePower.BOOTING:
                 self._market().check_available(
-                    vm.region, record["gpu"], record["max_price_usd_per_h"]
+                    vm.region,
+                    record["gpu"],
+                    record["max_price_usd_per_h"],
+                    gpu_count=_cards_of(record),
                 )
                 machine.power_off(StopReason.USER)  # an eviction that is under way is over now
             machine.power_on(evict_after_s=_next_eviction_s(record, machine))
@@ -244,6 +254,8 @@ class LocalProvider(Provider):
             "evict_after_s": list(self._settings.evict_after_s),
             "metadata_path": metadata_path,
         }
+        if spec.offer.gpu_count > 1:
+            record["gpu_count"] = spec.offer.gpu_count
         machine.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self._root / "trash").mkdir(exist_ok=True)  # now, while there is space
         write_json(machine.directory / "vm.json", record)
@@ -353,6 +365,12 @@ class LocalProvider(Provider):
     def _now(self) -> str:
         """The time, ISO 8601 UTC."""
         return datetime.fromtimestamp(self._clock(), UTC).isoformat()
+
+
+def _cards_of(record: dict[str, Any]) -> int:
+    """Return how many cards a machine plays."""
+    count: int = record.get("gpu_count", 1)
+    return count
 
 
 def _next_eviction_s(record: dict[str, Any], machine: Machine) -> float | None:
