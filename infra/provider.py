@@ -300,6 +300,11 @@ class Offer:
         """Its cards where it has several, for people; empty for one."""
         return several_cards(self.gpu, self.gpu_count)
 
+    @property
+    def machine(self) -> str:
+        """Its size for people, with the cards where it has several."""
+        return f"{self.size} ({self.cards})" if self.cards else self.size
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `from_json`; what only several cards have is left out for one."""
         values = asdict(self)

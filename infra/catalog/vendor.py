@@ -90,8 +90,9 @@ class VendorCatalog:
         if not wanted or wanted in self.gpus:
             if self.with_cards(wanted, count):
                 return ""
+            cards = several_cards(wanted, count)
             most = int(max(one.gpu_count for one in self.matching(wanted)))
-            return f"{vendor} rents out no machine with {several_cards(wanted, count)}, only up to {most}"
+            return f"{vendor} rents out no machine with {cards}, only up to {most}"
         names = ", ".join(self.gpus)
         return f"{vendor} rents out no machine with one {wanted}; name one of {names}"
 

@@ -30,6 +30,7 @@ from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import LaunchFailed, Machine, MachinePower, MachineSpec, MachineState
 from infra.local.market import Market, read_market
 from infra.local.processes import StillAlive
+from infra.local.sizes import cards_of, size_with
 from infra.provider import (
     Observation,
     Offer,
@@ -45,7 +46,6 @@ from infra.provider import (
     ignore_message,
 )
 
-SIZE = "local-gpu"
 DEFAULT_GPU = "T4"
 LOCK_TIMEOUT_S = 60.0
 
@@ -98,7 +98,7 @@ class LocalProvider(Provider):
                 Offer(
                     provider=self.name,
                     region=region,
-                    size=SIZE if count == 1 else f"{SIZE}-x{count}",
+                    size=size_with(count),
                     gpu=gpu.name,
                     gpu_count=count,
                     gpu_memory_gb=count * gpu.memory_gb,
@@ -158,7 +158,9 @@ class LocalProvider(Provider):
         seen = self._vm(record, state)
         market = self._market()
         has_region = market.quote(seen.region) is not None
-        price = market.price(seen.region, record["gpu"], _cards_of(record)) if has_region else None
+        price = (
+            market.price(seen.region, record["gpu"], cards_of(seen.size)) if has_region else None
+        )
         cap = record["max_price_usd_per_h"]
         return Observation(
             power=seen.power,
@@ -183,7 +185,7 @@ class LocalProvider(Provider):
                     vm.region,
                     record["gpu"],
                     record["max_price_usd_per_h"],
-                    gpu_count=_cards_of(record),
+                    gpu_count=cards_of(vm.size),
                 )
                 machine.power_off(StopReason.USER)  # an eviction that is under way is over now
             machine.power_on(evict_after_s=_next_eviction_s(record, machine))
@@ -254,8 +256,6 @@ class LocalProvider(Provider):
             "evict_after_s": list(self._settings.evict_after_s),
             "metadata_path": metadata_path,
         }
-        if spec.offer.gpu_count > 1:
-            record["gpu_count"] = spec.offer.gpu_count
         machine.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self._root / "trash").mkdir(exist_ok=True)  # now, while there is space
         write_json(machine.directory / "vm.json", record)
@@ -365,12 +365,6 @@ class LocalProvider(Provider):
     def _now(self) -> str:
         """The time, ISO 8601 UTC."""
         return datetime.fromtimestamp(self._clock(), UTC).isoformat()
-
-
-def _cards_of(record: dict[str, Any]) -> int:
-    """Return how many cards a machine plays."""
-    count: int = record.get("gpu_count", 1)
-    return count
 
 
 def _next_eviction_s(record: dict[str, Any], machine: Machine) -> float | None:
