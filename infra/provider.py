@@ -297,7 +297,7 @@ class Offer:
 
     @property
     def cards(self) -> str:
-        """Its cards where it has several, for people; empty for one."""
+        """Its cards where it has several, for people: `4 × T4`; empty for one."""
         return several_cards(self.gpu, self.gpu_count)
 
     @property

@@ -73,7 +73,6 @@ GPUS = {
         Gpu(name="H100", memory_gb=94, compute_capability=(9, 0)),
     )
 }
-TIMES = "\N{MULTIPLICATION SIGN}"
 _OTHER_NAMES = {
     "TESLAT4": "T4",
     "A100-80GB": "A100",
@@ -99,11 +98,10 @@ def resolve_gpu(name: str, substitutes: Mapping[str, Substitute] | None = None) 
 
 
 def several_cards(name: str, count: float) -> str:
-    """Return several cards for people, with a times sign between; empty for one.
-
-    A card that has no name is called so.
-    """
-    return f"{count:g} {TIMES} {name or 'card'}" if count > 1 else ""
+    """Return several cards for people, as `4 × T4`, or `4 cards` without a name; empty for one."""
+    if count <= 1:
+        return ""
+    return f"{count:g} × {name}" if name else f"{count:g} cards"
 
 
 def with_article(name: str) -> str:
