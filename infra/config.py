@@ -74,7 +74,10 @@ class VmTable(BaseModel):
         default_factory=list, description="Regions in order of preference; several survive more."
     )
     max_price: float | None = Field(
-        default=None, gt=0, le=100, description="USD per hour, hard: it goes to the cloud itself."
+        default=None,
+        gt=0,
+        le=100,
+        description="USD per hour of the machine, hard: it goes to the cloud itself.",
     )
     disk_gb: int = Field(default=128, ge=30, le=4095, description="Size of the machine's disk.")
     image: ImageTable | None = Field(

@@ -61,8 +61,8 @@ def test_number_of_cards_is_a_whole_number_from_1_to_16(count: object) -> None:
         VmTable.model_validate({"gpus": count})
 
 
-def test_number_of_cards_is_asked_of_the_provider() -> None:
-    """It stands in the question for offers; without the key it is one."""
+def test_offers_are_wanted_with_that_number_of_cards() -> None:
+    """Without the key it is one."""
     assert factory.want(VmTable(gpus=4)).gpu_count == 4
     assert factory.want(VmTable()).gpu_count == 1
 
@@ -213,10 +213,8 @@ def test_a_price_of_the_local_market_is_that_of_one_card() -> None:
     """The file of prices names no number of cards."""
     market = Market(quotes={"here": RegionQuote(spot_usd_per_h=0.2)})
 
-    assert (market.price("here", "T4"), market.price("here", "T4", 3)) == (
-        0.2,
-        pytest.approx(0.6),
-    )
+    assert market.price("here", "T4") == 0.2
+    assert market.price("here", "T4", 3) == pytest.approx(0.6)
 
 
 def test_quota_of_azure_counts_all_vcpus_of_the_machine(azure_cloud: AzureHarness) -> None:
@@ -346,7 +344,7 @@ def test_recorded_offers_are_written_again_byte_for_byte(commit: str) -> None:
         ("ssh", "yours", 4, 4),
     ],
 )
-def test_a_run_uses_the_cards_that_it_asks_for_and_that_are_there(
+def test_a_run_uses_no_more_cards_than_it_wants_and_than_there_are(
     provider: str, size: str, gpus: int, used: int
 ) -> None:
     """A machine of before a change of `vm.gpus` is used with what it has."""

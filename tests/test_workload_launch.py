@@ -121,9 +121,9 @@ def test_trainer_is_given_the_metadata_service_and_whose_it_is(server: sshd.Sshd
     assert argv[argv.index("--metadata-api") + 1] == "aws"
 
 
-@pytest.mark.parametrize(("cards", "told"), [(1, []), (4, ["--cards", "4"])])
+@pytest.mark.parametrize(("cards", "extra"), [(1, []), (4, ["--cards", "4"])])
 def test_trainer_is_given_the_number_of_cards_where_there_are_several(
-    server: sshd.Sshd, cards: int, told: list[str]
+    server: sshd.Sshd, cards: int, extra: list[str]
 ) -> None:
     """With one card it is started as ever."""
     base = shipped(server)
@@ -134,7 +134,7 @@ def test_trainer_is_given_the_number_of_cards_where_there_are_several(
     argv = json.loads((base / "run" / "seen.json").read_text())["argv"]
     work.disconnect()
 
-    assert argv[1:] == ["train", "--run-dir", "../run", *told]
+    assert argv[1:] == ["train", "--run-dir", "../run", *extra]
 
 
 def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) -> None:

@@ -153,16 +153,16 @@ def _provider_bills(state: RunState, at_s: float) -> tuple[ProviderBill, ...]:
 
 def _machines(events: list[Event]) -> tuple[str, ...]:
     """Return the cards of each machine that was made, each change once; empty if all had one."""
-    offers, asked = [], None
+    made, offer = [], None
     for event in events:
         if event.kind is Kind.CREATE_INTENDED:
-            asked = Offer.from_json(event.data["offer"])
-        elif event.kind is Kind.CREATE_ACCEPTED and asked is not None:
-            offers.append(asked)
-            asked = None
-    if not any(one.cards for one in offers):
+            offer = Offer.from_json(event.data["offer"])
+        elif event.kind is Kind.CREATE_ACCEPTED and offer is not None:
+            made.append(offer)
+            offer = None
+    if not any(one.cards for one in made):
         return ()
-    names = [one.cards or one.gpu or "one card" for one in offers]
+    names = [one.cards or one.gpu or "one card" for one in made]
     return tuple(name for name, _ in groupby(names))
 
 
