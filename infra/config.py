@@ -64,11 +64,20 @@ class VmTable(BaseModel):
         description="A GPU of the catalog, such as T4, A10, A100; a list of them, or `any`, lets a"
         " run move to another card.",
     )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="How many cards the machine is to have; their results are those of one.",
+    )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."
     )
     max_price: float | None = Field(
-        default=None, gt=0, le=100, description="USD per hour, hard: it goes to the cloud itself."
+        default=None,
+        gt=0,
+        le=100,
+        description="USD per hour of the machine, hard: it goes to the cloud itself.",
     )
     disk_gb: int = Field(default=128, ge=30, le=4095, description="Size of the machine's disk.")
     image: ImageTable | None = Field(
