@@ -58,9 +58,9 @@ class MemoryServer:
             self._answers += packet(sftp.HANDLE, number, string(b"h"))
         elif kind == sftp.EXTENDED:
             assert rest == string(LIMITS)
-            known = self.limits is not None
+            supported = self.limits is not None
             code = struct.pack(">I", 8)  # not supported
-            answer = (sftp.EXTENDED_REPLY, self.limits or b"") if known else (sftp.STATUS, code)
+            answer = (sftp.EXTENDED_REPLY, self.limits or b"") if supported else (sftp.STATUS, code)
             self._answers += packet(answer[0], number, answer[1])
         else:
             assert kind == sftp.WRITE
@@ -126,15 +126,15 @@ def test_a_slow_line_keeps_short_blocks() -> None:
     assert write_chunks(server, channel, 2) == [LONG, SHORT]
 
 
-@pytest.mark.parametrize("said", [None, b"", limits(0), limits(BLOCK_BYTES), limits(1)[:24]])
-def test_without_a_word_of_the_server_blocks_stay_short(said: bytes | None) -> None:
+@pytest.mark.parametrize("answer", [None, b"", limits(0), limits(BLOCK_BYTES), limits(1)[:24]])
+def test_without_a_word_of_the_server_blocks_stay_short(answer: bytes | None) -> None:
     """Nor does an answer that is cut short, or names less than every server must take, count."""
-    server = MemoryServer(said)
+    server = MemoryServer(answer)
 
     assert write_chunks(server, open_on(server)) == [SHORT, SHORT, SHORT]
 
 
-def test_a_server_that_announces_no_limits_is_not_received() -> None:
+def test_a_server_that_announces_no_limits_is_sent_no_request_for_them() -> None:
     """It might not answer what it does not know."""
     server = MemoryServer(limits(LONG_BLOCK_BYTES))
 
