@@ -20,7 +20,8 @@ FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 SIGNATURES = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
 """How a key of a type is asked for where that is not the type's own name (RFC 8332)."""
 READ_BYTES = 1 << 18
-PACKET_BYTES = 32 << 10  # what SSH servers accept in one packet of a channel
+PACKET_BYTES = (32 << 10) - 64
+"""What SSH servers accept in one packet of a channel, less what paramiko keeps free in each."""
 LOG_NAME = "qft.ssh"
 
 
@@ -163,17 +164,19 @@ class StdioThreads:
         return bytes(self._stderr)
 
 
-def send_all(channel: paramiko.Channel, data: bytes) -> None:
-    """Send all of `data`, without copying the rest for every packet as paramiko's `sendall` does.
+def send_all(channel: paramiko.Channel, data: bytes | memoryview, *, head: bytes = b"") -> None:
+    """Send `head` and all of `data`, in packets as long as may be, and copy each byte once.
 
-    Raises `EOFError` if the other side takes no more, and `OSError` as the channel does.
+    paramiko's `sendall` copies the rest of the data for every packet; each packet costs the same
+    time in Python, however short it is. Raises `EOFError` if the other side takes no more, and
+    `OSError` as the channel does.
     """
     rest = memoryview(data)
-    while rest:
-        sent = channel.send(bytes(rest[:PACKET_BYTES]))
+    while head or rest:
+        sent = channel.send(head + rest[: PACKET_BYTES - len(head)])
         if not sent:
             raise EOFError("the other side takes no more")
-        rest = rest[sent:]
+        head, rest = head[sent:], rest[max(sent - len(head), 0) :]
 
 
 def is_disconnect(error: BaseException, transport: paramiko.Transport) -> bool:

@@ -12,7 +12,7 @@ from support.small_loras import recompute_activations, with_lora
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaMLP
 
 from trainer.kernels import geglu, plain_rms_norm, rms_norm, swiglu
-from trainer.kernels.candidates import candidates
+from trainer.kernels.candidates import make_fused_kernels
 from trainer.kernels.equality import difference
 from trainer.kernels.gated_mlp import Activation, GatedOps, find_names, gated
 from trainer.kernels.geglu import GeGlu
@@ -110,7 +110,7 @@ def plain_kernels() -> tuple[RmsNorm, SwiGlu, GeGlu]:
 
 def of_cards() -> list[Kernel]:
     """Return the kernels that are not plain operations of torch."""
-    return [kernel for kernel in candidates() if not isinstance(kernel, BaseLinear4bit)]
+    return [kernel for kernel in make_fused_kernels() if not isinstance(kernel, BaseLinear4bit)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,7 @@ import transformers as tf
 from support.small_loras import recompute_activations, with_lora
 
 from trainer.kernels import lora_dropout
-from trainer.kernels.candidates import candidates
+from trainer.kernels.candidates import make_fused_kernels
 from trainer.kernels.equality import difference
 from trainer.kernels.kernel_set import Card
 from trainer.kernels.lora_dropout import LoraDropout
@@ -161,7 +161,7 @@ def test_the_function_passes_its_own_proof(dtype: torch.dtype) -> None:
 
 def test_of_two_ways_to_compute_lora_one_is_used() -> None:
     """Both ways have one name, of which the first that suits is taken; no other is there twice."""
-    kernels = [(kernel.name, kernel.version) for kernel in candidates()]
+    kernels = [(kernel.name, kernel.version) for kernel in make_fused_kernels()]
 
     assert [version for name, version in kernels if name == "lora_linear"] == [
         *("addmm-1", "seeded-dropout-1"),

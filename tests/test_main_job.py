@@ -27,10 +27,8 @@ STEPS = 600
 
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
-    """A tiny project whose machine is evicted once."""
-    made = make_project(
-        tmp_path / "project", vm={"rehearse_evictions": [60]}, train={"steps": STEPS}
-    )
+    """A tiny project, with an eviction planned that its short training may outrun."""
+    made = make_project(tmp_path / "project", vm={"rehearse_evictions": [60]}, train={"steps": 200})
     yield made
     made.tidy()
 

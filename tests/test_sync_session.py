@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_session_answers_many_requests(
 ) -> None:
     """Each request is answered in turn, also after one that failed, and on the first upload."""
     make_tree(server.home / "tree")
-    with open_session(connection) as session:
+    with closing(open_session(connection)) as session:
         for _ in range(2):
             answer = session.call("list", {"root": "tree"}, timeout_s=60)
             assert len(answer["files"]) == len(read_tree(server.home / "tree"))
@@ -66,7 +67,7 @@ def test_a_session_answers_many_requests(
 def test_a_session_without_python_is_explained(connection: SshConnection) -> None:
     """An interpreter that is not there is named, as for a single request."""
     with (
-        open_session(connection, "no-such-python") as session,
+        closing(open_session(connection, "no-such-python")) as session,
         pytest.raises(CommandFailed) as caught,
     ):
         session.call("list", {"root": "tree"}, timeout_s=60)

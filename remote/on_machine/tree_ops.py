@@ -6,7 +6,10 @@ stdout (`pack` answers with bytes, `serve` takes many requests). Standard librar
 or later. The caller does not trust the answers; this side trusts the caller, but refuses a path
 that leaves its root.
 
-Long because it is shipped as one file, which needs nothing beside it.
+Long because it is shipped as one file, which needs nothing beside it: lists and hashes as well as
+reservations and commits. `python -I`, which keeps everybody else's modules out of the script, does
+not look beside it either; two files would need an archive, which Python compiles anew at each
+start, or a program that joins them into a third that is in no repository.
 """
 # Plain os calls, since pathlib costs seconds over 100,000 files:
 # ruff: noqa: PTH100, PTH103, PTH105, PTH106, PTH108, PTH110, PTH112, PTH114, PTH116

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from remote.sync.transfer import ProgressCounter, Transfer, transfer_chunks
 def push_once(transfer: Transfer, local: Path | Mapping[str, Path]) -> SyncReport:
     """Push what differs; raises `StaleError` if the source changed meanwhile."""
     found = find_source(local, transfer.options)
-    with ScriptSession(transfer.script) as session:
+    with closing(ScriptSession(transfer.script)) as session:
         return push_found(replace(transfer, session=session), session, found)
 
 

@@ -6,8 +6,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from remote.errors import TimedOut
 from remote.remote_script import ANSWER_BYTES_MAX, RemoteScript
@@ -18,7 +17,7 @@ SESSION_S_MAX = 30 * 24 * 3600.0
 
 
 class ScriptSession:
-    """One process `serve` of a script there; a context manager.
+    """One process `serve` of a script there, until it is closed.
 
     One thread may use it; `notify` may be called by any.
     """
@@ -68,17 +67,6 @@ class ScriptSession:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _send(self, line: bytes) -> None:
         with self._changed:

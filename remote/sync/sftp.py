@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,13 +21,22 @@ from remote.ssh_transport import reply_deadline, send_all
 if TYPE_CHECKING:
     import paramiko
 
-INIT, VERSION, OPEN, CLOSE, READ, WRITE = 1, 2, 3, 4, 5, 6
-STATUS, HANDLE, DATA = 101, 102, 103
+INIT, VERSION, OPEN, CLOSE, READ, WRITE, EXTENDED = 1, 2, 3, 4, 5, 6, 200
+STATUS, HANDLE, DATA, EXTENDED_REPLY = 101, 102, 103, 201
 OK, EOF, NO_SUCH_FILE, PERMISSION_DENIED = 0, 1, 2, 3
 FLAG_READ, FLAG_WRITE = 1, 2
 
+LIMITS = b"limits@openssh.com"
+"""The extension by which a server says how much it takes in one request."""
+
 BLOCK_BYTES = 32 << 10
 """What every server must accept in one request."""
+LONG_BLOCK_BYTES = 255 << 10
+"""What we send in one request if the server takes it (OpenSSH's limit) and the line is quick: an
+answer costs as much as the sending of 32 KB."""
+QUICK_S = 10.0
+"""How soon a write must be acknowledged for its line to be quick: its long blocks are acknowledged
+every few seconds too, far from looking like silence."""
 READ_BYTES = 64 << 10
 """What we ask for in one request: OpenSSH gives so much, others less, and are asked again."""
 ANSWER_BYTES_MAX = 256 << 10
@@ -55,6 +65,13 @@ class Sftp:
     _buffer: bytearray = field(default_factory=bytearray)
     _head: bytearray = field(default_factory=bytearray)
     """The first bytes that came, for messages."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds, for how quick the line is."""
+    _has_limits: bool = False
+    """Whether the server can say its limits and was not asked yet."""
+    _block_bytes_max: int = BLOCK_BYTES
+    _block_bytes: int = BLOCK_BYTES
+    """What the next request to write takes with it."""
     _number: int = 0
     _answers: dict[int, tuple[int, bytes] | None] = field(default_factory=dict)
     """By the number of its request: what came, None while it is outstanding."""
@@ -78,7 +95,7 @@ class Sftp:
             with reply_deadline(channel, silence_s):
                 channel.invoke_subsystem("sftp")
             send_all(channel, packet(INIT, struct.pack(">I", 3)))
-            kind, _ = sftp._receive()
+            kind, body = sftp._receive()
         except TimeoutError:
             raise
         except (EOFError, OSError, SSHException) as error:
@@ -88,6 +105,7 @@ class Sftp:
             raise
         if kind != VERSION:
             raise OSError(errno.EPROTO, f"the SFTP server greets with packet type {kind}")
+        sftp._has_limits = LIMITS in body
         return sftp
 
     def write(self, path: str, offset: int, data: bytes) -> Callable[[], None]:
@@ -97,19 +115,23 @@ class Sftp:
         """
         handle = self._handle(path, FLAG_WRITE)
         view = memoryview(data)
-        numbers = []
-        for start in range(0, len(data), BLOCK_BYTES):
-            block = view[start : start + BLOCK_BYTES]
+        began_s = self.clock()
+        sent: list[tuple[int, int]] = []
+        for start in range(0, len(data), self._block_bytes):
+            block = view[start : start + self._block_bytes]
             place = struct.pack(">QI", offset + start, len(block))
-            send_all(self.channel, self._request(WRITE, string(handle), place, block))
-            numbers.append(self._number)
+            head = self._request(WRITE, string(handle), place, followed_by=len(block))
+            send_all(self.channel, block, head=head)
+            sent.append((self._number, len(block)))
 
         def wait() -> None:
-            for number in numbers:
+            for number, size in sent:
                 kind, body = self._answer(number)
-                self.on_bytes(min(BLOCK_BYTES, len(data)))
+                self.on_bytes(size)
                 if status_of(kind, body) != OK:
                     raise_status(kind, body, path)
+            is_quick = self.clock() - began_s <= QUICK_S
+            self._block_bytes = self._block_bytes_max if is_quick else BLOCK_BYTES
 
         return wait
 
@@ -169,7 +191,13 @@ class Sftp:
             closing = self._number
         requests += self._request(OPEN, string(name), struct.pack(">II", flags, 0))
         opening = self._number
+        if self._has_limits:  # beside what is sent anyway: no round trip of its own
+            requests += self._request(EXTENDED, string(LIMITS))
+            asking = self._number
         send_all(self.channel, requests)
+        if self._has_limits:
+            self._has_limits = False
+            self._block_bytes_max = read_block_bytes_max(*self._answer(asking))
         if closing:
             kind, body = self._answer(closing)
             if status_of(kind, body) != OK:
@@ -181,11 +209,11 @@ class Sftp:
         self._open = ((path, flags), bytes(body[8:]))
         return self._open[1]
 
-    def _request(self, kind: int, *parts: bytes | memoryview) -> bytes:
-        """Build the next request."""
+    def _request(self, kind: int, *parts: bytes, followed_by: int = 0) -> bytes:
+        """Build the next request, but for the last bytes of it that are sent after it."""
         self._number = (self._number + 1) & 0xFFFFFFFF
         self._answers[self._number] = None
-        return packet(kind, struct.pack(">I", self._number), *parts)
+        return packet(kind, struct.pack(">I", self._number), *parts, followed_by=followed_by)
 
     def _answer(self, number: int) -> tuple[int, bytes]:
         """Wait for the answer to a request: its type and its body; keep those to others."""
@@ -246,9 +274,9 @@ def explain_no_sftp(channel: paramiko.Channel, head: bytes) -> tuple[str, str]:
     )
 
 
-def packet(kind: int, *parts: bytes | memoryview) -> bytes:
-    """Encode a packet: length, type, body."""
-    length = 1 + sum(len(part) for part in parts)
+def packet(kind: int, *parts: bytes, followed_by: int = 0) -> bytes:
+    """Encode a packet: length, type, body. Of its body `followed_by` bytes are sent after it."""
+    length = 1 + sum(len(part) for part in parts) + followed_by
     return b"".join((struct.pack(">IB", length, kind), *parts))
 
 
@@ -260,6 +288,16 @@ def string(data: bytes) -> bytes:
 def request_id(body: bytes) -> int:
     """Return the id of the request that an answer belongs to."""
     return int.from_bytes(body[:4], "big")
+
+
+def read_block_bytes_max(kind: int, body: bytes) -> int:
+    """Return how much may be sent in one request, from the answer to `LIMITS`.
+
+    The answer has the longest packet, read and write, with 0 for what the server does not say.
+    """
+    if kind != EXTENDED_REPLY or len(body) < 28:
+        return BLOCK_BYTES
+    return min(max(int.from_bytes(body[20:28], "big"), BLOCK_BYTES), LONG_BLOCK_BYTES)
 
 
 def status_of(kind: int, body: bytes) -> int:

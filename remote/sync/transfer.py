@@ -242,7 +242,7 @@ def transfer_chunks(
                 translate_network_errors(connection.host, connection.transport),
                 closing(Sftp.open(connection.transport, silence_s=options.silence_s)) as sftp,
             ):
-                sftp.on_bytes = speed.add
+                sftp.on_bytes, sftp.clock = speed.add, options.clock
                 begun: deque[tuple[Chunk, Callable[[], None]]] = deque()
                 while not stop.is_set():
                     with suppress(queue.Empty):  # then those that are begun are the last

@@ -13,7 +13,7 @@ import torch
 import transformers
 from support.small_loras import with_lora
 
-from trainer.kernels.candidates import candidates
+from trainer.kernels.candidates import make_fused_kernels
 from trainer.kernels.equality import difference
 from trainer.kernels.kernel_set import Card, KernelSet
 from trainer.loss import summed_cross_entropy
@@ -27,7 +27,7 @@ def check(write: Callable[[str], Any]) -> list[str]:
     problems = []
     for dtype in TYPES:
         card = Card(device=torch.device("cpu"), capability=None, dtype=dtype)
-        for kernel in candidates():
+        for kernel in make_fused_kernels():
             found = kernel.prove(card)
             write(f"{kernel.name} ({kernel.version}) in {dtype}: {found or 'equal'}\n")
             if found is not None:
@@ -43,7 +43,7 @@ def model_differences() -> Iterator[str | None]:
     """Compare loss and gradients with those of plain operations, with and without dropout."""
     for dropout in (0.0, 0.3):
         model = make_model(dropout)
-        kernels = [kernel for kernel in candidates() if kernel.prepare(model)]
+        kernels = [kernel for kernel in make_fused_kernels() if kernel.prepare(model)]
         if dropout:  # drawn by another generator: compare it with itself
             first, other = (outcome(model, KernelSet(kernels=tuple(kernels))) for _ in range(2))
             differs = [name for name in first if not torch.equal(first[name], other[name])]

@@ -12,7 +12,7 @@ from trainer.kernels.rms_norm import RmsNorm
 from trainer.kernels.swiglu import SwiGlu
 
 
-def candidates() -> list[Kernel]:
+def make_fused_kernels() -> list[Kernel]:
     """Return new, unprepared kernels; which of them suit is for each of them to say."""
     return [
         BaseLinear4bit(),

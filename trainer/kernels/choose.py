@@ -11,7 +11,7 @@ import torch
 from trainer.config import TrainTable
 from trainer.device.out_of_memory import give_memory_back
 from trainer.kernels.attention import UnmaskedAttention
-from trainer.kernels.candidates import candidates as fused
+from trainer.kernels.candidates import make_fused_kernels
 from trainer.kernels.kernel_set import NO_KERNELS, Card, HeadLoss, Kernel, KernelSet
 from trainer.kernels.on_model import find_model_difference
 from trainer.kernels.places import base_name
@@ -33,7 +33,7 @@ def candidates(train: TrainTable) -> list[Kernel]:
     Of several of one name the first that can be used is.
     """
     attention: list[Kernel] = [PackedAttention(longest=train.max_length), UnmaskedAttention()]
-    return [*attention, *fused()]
+    return [*attention, *make_fused_kernels()]
 
 
 def choose_kernels(
