@@ -1,6 +1,7 @@
 """The errors that end a command of the trainer, each with its exit code.
 
 Preempted          the machine goes away; the state is saved, start again elsewhere
+PeerLost           another rank is gone, silent or told to leave; the last whole step stands
 OSError            the disk or the network failed; whole checkpoints stand
 TrainerError
 ├── Busy           another trainer works here
@@ -56,6 +57,10 @@ class ConfigError(TrainerError):
 
 class Preempted(Exception):  # noqa: N818 - an order from outside, not an error
     """The machine goes away: the state is whole and saved, or about to be."""
+
+
+class PeerLost(Exception):  # noqa: N818 - says what is the case
+    """Another rank of the training is gone; the state of the last whole step stands."""
 
 
 class Busy(TrainerError):  # noqa: N818 - says what is the case
