@@ -1,7 +1,7 @@
 """The errors that end a command of the trainer, each with its exit code.
 
 Preempted          the machine goes away; the state is saved, start again elsewhere
-PeerLost           another rank is gone, silent or told to leave; the last whole step stands
+└── PeerLost       another rank of this training is gone or silent; start all of them again
 OSError            the disk or the network failed; whole checkpoints stand
 TrainerError
 ├── Busy           another trainer works here
@@ -59,8 +59,11 @@ class Preempted(Exception):  # noqa: N818 - an order from outside, not an error
     """The machine goes away: the state is whole and saved, or about to be."""
 
 
-class PeerLost(Exception):  # noqa: N818 - says what is the case
-    """Another rank of the training is gone; the state of the last whole step stands."""
+class PeerLost(Preempted):
+    """Another rank is gone, silent or has left; the state of the last whole step stands.
+
+    Whoever can leave at a notice can leave at this: the same command goes on.
+    """
 
 
 class Busy(TrainerError):  # noqa: N818 - says what is the case

@@ -59,7 +59,8 @@ class Samples:
     flag: PreemptionFlag
     on_message: Callable[[str], None]
     on_status: Callable[[str | None], None]
-    path: Path
+    path: Path | None
+    """Where they are written; None: they are kept in memory and in checkpoints only."""
     examples: Sequence[Example]
     rows: Sequence[SampledRow]
     """Of each example, what is shown."""
@@ -68,12 +69,12 @@ class Samples:
     interval: int | None  # steps; None: only before the first one and after the last
     last_step: int
     peers: Peers = ALONE
-    """The ranks that share the rows. Rank 0 alone writes the file; the log is in every state."""
+    """The ranks that share the rows; the log is in the state of each."""
 
     def begin(self, state: TrainingState) -> None:
         """Make log and file those of the present state: cut back, and of no other rows."""
         state.samples = state.samples.of(self.rows)
-        if self.peers.rank == 0 and (state.samples.answers or self.path.exists()):
+        if self.path is not None and (state.samples.answers or self.path.exists()):
             state.samples.write(self.path)
 
     def are_missing(self, state: TrainingState, *, ended: bool) -> bool:
@@ -131,7 +132,7 @@ class Samples:
     def _record(self, state: TrainingState, answers: Sequence[SampledAnswer]) -> None:
         step = state.counters.step
         state.samples = state.samples.with_answers(step, answers)
-        if self.peers.rank == 0:
+        if self.path is not None:
             state.samples.write(self.path)
         for row, answer in zip(self.rows, answers, strict=True):
             cut = len(answer.text) > SHOWN_MAX or not answer.stopped
