@@ -5,6 +5,7 @@ Preempted          the machine goes away; the state is saved, start again elsewh
 OSError            the disk or the network failed; whole checkpoints stand
 TrainerError
 ├── Busy           another trainer works here
+├── CardsDisagree  the cards of one training have computed other bits; one of them is at fault
 ├── DataError      rows must change
 └── ConfigError    settings must change
     ├── NoSandbox    answers that are code cannot be held here; they are not run
@@ -64,6 +65,13 @@ class PeerLost(Preempted):
 
     Whoever can leave at a notice can leave at this: the same command goes on.
     """
+
+
+class CardsDisagree(TrainerError):  # noqa: N818 - says what is the case
+    """The ranks of one training no longer have the same state, which only a fault explains."""
+
+    exit_code = ExitCode.BUG
+    heading = "the cards do not agree"
 
 
 class Busy(TrainerError):  # noqa: N818 - says what is the case
