@@ -47,6 +47,13 @@ def test_the_rank_that_failed_decides(codes: tuple[int, ...], wanted: int, rank:
     assert culprit(ends(*codes)) == rank
 
 
+def test_ranks_that_left_at_a_notice_were_preempted() -> None:
+    """Ranks that lose each other while they leave are no failure; a killed one stays a crash."""
+    assert choose(ends(LOST, LOST), noticed=True) == PREEMPTED
+    assert choose(ends(LOST, KILLED), noticed=True) == KILLED
+    assert choose(ends(DONE, DONE), noticed=True) == DONE
+
+
 def test_a_silent_rank_counts_as_killed_unless_another_failed() -> None:
     """A rank that the launcher had to kill is a crash; one that failed by itself comes before."""
     silent = RankEnd(code=KILLED, killed_by_launcher=True)
