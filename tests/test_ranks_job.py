@@ -243,9 +243,9 @@ def test_a_checkpoint_that_one_rank_cannot_read_is_used_by_none(tmp_path: Path) 
     assert on_all(3, work) == [None, None, None]
 
 
-def facts(gpu: str = "A10") -> Any:
+def facts(gpu: str = "A10", lr: int = 1) -> Any:
     """Inputs whose fingerprint names this card."""
-    return SimpleNamespace(fingerprint={"hardware": {"gpu": gpu}, "config": {"lr": 1}})
+    return SimpleNamespace(fingerprint={"hardware": {"gpu": gpu}, "config": {"lr": lr}})
 
 
 def test_every_rank_counts_as_the_first_does() -> None:
@@ -269,11 +269,17 @@ def test_ranks_that_would_compute_other_bits_do_not_begin() -> None:
     def apart(peers: Peers) -> None:
         take_counts(make_job(peers), facts(), make_state(value=float(peers.rank)))
 
+    def changed(peers: Peers) -> None:
+        take_counts(make_job(peers), facts(lr=peers.rank), make_state())
+
     for error in on_all(2, mixed):
         assert isinstance(error, ConfigError)
         assert "hardware" in str(error)
         assert "one kind" in str(error)
     assert all(isinstance(error, CardsDisagree) for error in on_all(2, apart))
+    for error in on_all(2, changed):
+        assert isinstance(error, CardsDisagree)
+        assert "differ in config, which changed while they started" in str(error)
 
 
 def make_replica(root: Path, step: int) -> ReplicaCheckpointer:

@@ -35,8 +35,8 @@ def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState)
     """Take over what the first rank has counted; stop if a rank would compute other bits.
 
     Raises:
-        ConfigError: the ranks differ in card, packages or input.
-        CardsDisagree: they restored different states.
+        ConfigError: the ranks have cards of different kinds.
+        CardsDisagree: they found different files, or restored different states.
     """
     if job.peers.size == 1:
         return
@@ -55,12 +55,7 @@ def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState)
     for rank, other in enumerate(everybody):
         if other["facts"] != first["facts"]:
             keys = [key for key in first["facts"] if other["facts"].get(key) != first["facts"][key]]
-            problem = (
-                f"rank {rank} and rank 0 would compute other bits: they differ in "
-                f"{', '.join(keys)} ({other['hardware']} and {first['hardware']}); take a machine "
-                "whose cards are all of one kind"
-            )
-            raise ConfigError([problem])
+            _refuse(rank, keys, other["hardware"], first["hardware"])
         if other["state"] != first["state"]:
             raise CardsDisagree(
                 f"rank {rank} begins with the step and state {other['state']}, "
@@ -68,6 +63,15 @@ def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState)
             )
     counters.resumes, counters.redone_steps = first["resumes"], first["redone_steps"]
     counters.inexact_from = first["inexact_from"]
+
+
+def _refuse(rank: int, keys: list[str], hardware: str, first: str) -> None:
+    """Say in what a rank differs from rank 0, and what to do about it."""
+    problem = f"rank {rank} and rank 0 would compute other bits: they differ in {', '.join(keys)}"
+    if "hardware" in keys:
+        advice = "take a machine whose cards are all of one kind"
+        raise ConfigError([f"{problem} ({hardware} and {first}); {advice}"])
+    raise CardsDisagree(f"{problem}, which changed while they started; start again")
 
 
 def _sha256(value: object) -> str:
