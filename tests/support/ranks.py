@@ -26,7 +26,7 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 - likewise
 
 from support import tiny
-from support.rig import Logger, Rig, outcome, restored, rig
+from support.rig import Logger, Rig, restored, rig
 from trainer.errors import Preempted, TrainerError
 from trainer.eviction import PreemptionFlag
 from trainer.group.peers import Peers
@@ -114,7 +114,11 @@ def prepared(run_dir: Path, story: Story) -> Rig:
 
 def report_of(made: Rig, logger: Logger) -> Report:
     """Return what there is to report of a state."""
-    _, adapter, moments = outcome(made)
+    snapshot = made.state.snapshot({})
+    adapter, moments = (
+        {name: one.numpy().tobytes() for name, one in tensors.items()}
+        for tensors in (snapshot.adapter, snapshot.optimizer)
+    )
     return Report(
         records=[{k: v for k, v in one.items() if k != "seconds"} for one in logger.records],
         adapter=adapter,
@@ -302,7 +306,7 @@ class Ranks:
         """Return the process id of a rank."""
         return int(self.processes[rank].pid)
 
-    def report(self, rank: int, *, timeout_s: float = 240) -> Report:
+    def report(self, rank: int, *, timeout_s: float = 600) -> Report:
         """Return what a rank reported, once its process has ended by itself."""
         assert self.pipes[rank].poll(timeout_s), f"rank {rank} reports nothing"
         found = self.pipes[rank].recv()
