@@ -14,12 +14,15 @@ import pytest
 from support.ranks import STEPS, Failure, Report, Story, by_one_process, ranks, run_dirs, together
 
 QLORA = {"method": {"kind": "qlora"}}
+WHOLE = {"method": {"kind": "lora"}}
+"""Without a base that is kept unpacked, whose values are what memory is saved on first."""
 
 
 def story(directory: Path, size: int, *failures: Failure, **fields: Any) -> Story:
     """Return a training by so many ranks, with a directory more for one process alone."""
+    tables = fields.pop("tables", QLORA)
     return Story(
-        run_dirs=run_dirs(directory, size + 1, **QLORA), until=STEPS, failures=failures, **fields
+        run_dirs=run_dirs(directory, size + 1, **tables), until=STEPS, failures=failures, **fields
     )
 
 
@@ -119,7 +122,8 @@ def test_a_rank_without_memory_lets_all_halve_the_micro_batch(
     tmp_path: Path, rank: int, number: int
 ) -> None:
     """All give the step up and do it again with the next saving, as one process does."""
-    plot = story(tmp_path, 2, Failure(kind="memory", rank=rank, step=2, number=number))
+    failure = Failure(kind="memory", rank=rank, step=2, number=number)
+    plot = story(tmp_path, 2, failure, tables=WHOLE)
     reports = together(2, plot)
 
     assert [one.error for one in reports] == ["", ""], [one.text for one in reports]
