@@ -140,7 +140,7 @@ def halved_after(plot: Story, step: int) -> list[str]:
 
 def test_ranks_begin_with_the_smallest_micro_batch_that_any_of_them_needs(tmp_path: Path) -> None:
     """What one rank measured before the first step decides for all."""
-    plot = story(tmp_path, 2, micro_batches=(2, 1))
+    plot = story(tmp_path, 2, micro_batches=(2, 1), tables=WHOLE)
     reports = together(2, plot)
 
     assert [one.micro_batch for one in reports] == [1, 1]
