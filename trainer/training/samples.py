@@ -15,8 +15,11 @@ from typing import Any
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.out_of_memory import give_memory_back
-from trainer.errors import Preempted
+from trainer.errors import PeerLost, Preempted
 from trainer.eviction import PreemptionFlag
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
+from trainer.group.rounds import on_all
 from trainer.rundir.samples import SampledAnswer, SampledRow, shortened
 from trainer.saving.state import TrainingState
 from trainer.scoring.chosen_rows import choose_rows
@@ -56,7 +59,8 @@ class Samples:
     flag: PreemptionFlag
     on_message: Callable[[str], None]
     on_status: Callable[[str | None], None]
-    path: Path
+    path: Path | None
+    """Where they are written; None: they are kept in memory and in checkpoints only."""
     examples: Sequence[Example]
     rows: Sequence[SampledRow]
     """Of each example, what is shown."""
@@ -64,11 +68,13 @@ class Samples:
     tokens_max: int
     interval: int | None  # steps; None: only before the first one and after the last
     last_step: int
+    peers: Peers = ALONE
+    """The ranks that share the rows; the log is in the state of each."""
 
     def begin(self, state: TrainingState) -> None:
         """Make log and file those of the present state: cut back, and of no other rows."""
         state.samples = state.samples.of(self.rows)
-        if state.samples.answers or self.path.exists():
+        if self.path is not None and (state.samples.answers or self.path.exists()):
             state.samples.write(self.path)
 
     def are_missing(self, state: TrainingState, *, ended: bool) -> bool:
@@ -84,12 +90,13 @@ class Samples:
         What goes wrong is said, and costs nothing but the samples.
 
         Raises:
-            Preempted: a notice came; nothing was recorded.
+            Preempted: a notice came, to any of the ranks; nothing was recorded.
+            PeerLost: another rank is gone; nothing was recorded.
         """
         self.on_status(f"answering {len(self.rows)} held-out rows")
         try:
             answers = self._answer()
-        except Preempted:
+        except (Preempted, PeerLost):
             raise
         except Exception as error:  # noqa: BLE001 - a look at answers never ends a training; it is said
             step = state.counters.step
@@ -105,7 +112,7 @@ class Samples:
             if self.flag.notice is not None:
                 raise Preempted
 
-        self.method.materialize()
+        on_all(self.peers, self.method.materialize)
         hook = self.model.register_forward_pre_hook(on_pass)
         try:
             with eval_mode(self.model), self.autocast():
@@ -116,6 +123,7 @@ class Samples:
                     tokens_max=self.tokens_max,
                     stop_ids=self.stop_ids,
                     on_progress=lambda _done, _total: None,
+                    peers=self.peers,
                 )
         finally:
             hook.remove()
@@ -124,7 +132,8 @@ class Samples:
     def _record(self, state: TrainingState, answers: Sequence[SampledAnswer]) -> None:
         step = state.counters.step
         state.samples = state.samples.with_answers(step, answers)
-        state.samples.write(self.path)
+        if self.path is not None:
+            state.samples.write(self.path)
         for row, answer in zip(self.rows, answers, strict=True):
             cut = len(answer.text) > SHOWN_MAX or not answer.stopped
             shown = f"{text(answer.text, most=SHOWN_MAX)}{'…' * cut}"
