@@ -64,6 +64,12 @@ class VmTable(BaseModel):
         description="A GPU of the catalog, such as T4, A10, A100; a list of them, or `any`, lets a"
         " run move to another card.",
     )
+    gpus: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="How many cards the machine is to have; their results are those of one.",
+    )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."
     )
