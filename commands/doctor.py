@@ -117,7 +117,7 @@ def _table(vm: VmTable, provider: str) -> VmTable:
             hint="put `vm: {provider: ssh, ssh: {host: …, user: …, key: …}}` into a run.yaml",
         )
     # Without the check, which asks for a price cap: nothing is rented.
-    return VmTable.model_construct(provider=provider, gpu=vm.gpu or VmTable().gpu)
+    return VmTable.model_construct(provider=provider, gpu=vm.gpu or VmTable().gpu, gpus=vm.gpus)
 
 
 def _python() -> Check:

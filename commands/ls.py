@@ -15,6 +15,7 @@ from commands.runs.home import all_runs, environment, qft_home
 from commands.ui.errors import CloudError
 from commands.ui.options import Json, ProviderName, check_all, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json, table
+from infra.card_count import cards_text
 from infra.errors import NotAllowed, ProviderError
 from infra.provider import PowerState, Provider, Vm
 from infra.run.budget import bill
@@ -76,6 +77,8 @@ class MachineLine:
     id: str
     region: str
     size: str
+    cards: str
+    """Where a machine has several."""
     power: str
     bills_compute: bool
     created_at: str
@@ -133,6 +136,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
                 id=vm.id,
                 region=vm.region,
                 size=vm.size,
+                cards=cards_text(vm),
                 power=_power(vm, starting),
                 bills_compute=vm.power.bills_compute and provider.traits.rents,
                 created_at=vm.created_at,
@@ -169,8 +173,12 @@ def _unlisted(provider: Provider, listed: set[str]) -> list[Vm]:
 
 
 def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]:
-    """Return plain values."""
-    return [asdict(line) for line in lines]
+    """Return plain values; how many cards there are only where a machine has several."""
+    rows = [asdict(line) for line in lines]
+    if not any(row.get("cards") for row in rows):
+        for row in rows:
+            row.pop("cards", None)
+    return rows
 
 
 def _damaged(name: str, error: JournalDamaged) -> RunLine:

@@ -20,8 +20,9 @@ from commands.runs.score import score_lines
 from commands.ui.errors import exit_of
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import columns, print_data, print_json
+from infra.card_count import card_count
 from infra.errors import ProviderError
-from infra.provider import Observation, PowerState, Provider, StopReason
+from infra.provider import Observation, PowerState, Provider, StopReason, Vm
 from infra.run.budget import bill
 from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold
@@ -159,10 +160,7 @@ class RunStatus:
             rows.append(("hours", self.corrected.line))
         if state.vm is not None:
             own = state.vm.provider == "ssh"
-            place = f"your own, {state.vm.id}" if own else f"{state.vm.size} in {state.vm.region}"
-            if self.receipt.providers:
-                place += f" at {state.vm.provider}"
-            rows.append(("machine", f"{place}, {self.power}"))
+            rows.append(("machine", f"{self._place(state.vm)}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
                 age = duration(max(0.0, self.now_s - state.vm_started_s))
                 bills = "" if own else "; it bills"
@@ -172,6 +170,8 @@ class RunStatus:
             rows.append(("exactness", inexact(source.inexact_from)))
         if self.receipt.cards:
             rows.append(("cards", f"{', then '.join(self.receipt.cards)}: {NOT_EXACT}"))
+        if len(self.receipt.machines) > 1:
+            rows.append(("on", ", then ".join(self.receipt.machines)))
         rows.append(("evictions", str(state.evictions)))
         rows += [("ends the bill", safeguard) for safeguard in state.safeguards if state.up]
         rows += [("does not", safeguard) for safeguard in state.safeguards_missing if state.up]
@@ -191,6 +191,15 @@ class RunStatus:
         elif not (state.fetched and state.deleted):
             rows.append(("driven", f"by nobody; `qft run {self.name}` goes on"))
         return rows
+
+    def _place(self, vm: Vm) -> str:
+        """Describe a machine: its size, its cards where it has several, and where it is."""
+        cards = self.state.offer.cards if self.state.offer is not None else ""
+        if vm.provider == "ssh":
+            return f"your own, {vm.id}" + (f" with {cards}" if cards else "")
+        place = f"{vm.size} ({cards})" if cards else vm.size
+        at = f" at {vm.provider}" if self.receipt.providers else ""
+        return f"{place} in {vm.region}{at}"
 
 
 def _left_text(corrected: Corrected | None, eta_s: float | None) -> str:
@@ -297,6 +306,7 @@ def _machine_json(status: RunStatus) -> dict[str, Any] | None:
         "region": vm.region,
         "zone": vm.zone or None,
         "size": vm.size,
+        **({"gpu_count": count} if (count := card_count(vm)) > 1 else {}),
         "host": vm.host or None,
         "port": vm.port,
         "power": status.power if status.machine else None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from infra.catalog.gpus import several_cards
 from infra.errors import ProviderError
 
 OnMessage = Callable[[str], None]
@@ -231,6 +232,8 @@ class Want:
     """A name from the catalog (`T4`, `A10`, …); empty means any."""
     gpus: Sequence[str] = field(default=(), repr=False)
     """Names of which any will do, where more than one is named; `gpu` is empty then."""
+    gpu_count: int = field(default=1, repr=False)
+    """How many whole cards the machine is to have at least; exactly one, if one."""
     regions: Sequence[str] = ()
     """In order of preference; empty means the provider's own default order."""
     max_price_usd_per_h: float | None = None
@@ -248,8 +251,12 @@ class Offer:
     size: str
     zone: str = ""
     gpu: str = ""
+    gpu_count: int = 1
+    """Whole cards in the machine; price and memory are those of all of them."""
     gpu_memory_gb: float = 0.0
+    """Of all its cards together."""
     spot_usd_per_h: float
+    """Of the whole machine."""
     on_demand_usd_per_h: float | None = None
     idle_usd_per_h: float = 0.0
     """What disk and address cost per hour while the machine is deallocated."""
@@ -287,6 +294,23 @@ class Offer:
     def place(self) -> str:
         """Where it is, for people: `region`, or `region/zone`."""
         return f"{self.region}/{self.zone}" if self.zone else self.region
+
+    @property
+    def cards(self) -> str:
+        """Its cards where it has several, for people: `4 × T4`; empty for one."""
+        return several_cards(self.gpu, self.gpu_count)
+
+    @property
+    def machine(self) -> str:
+        """Its size for people, with the cards where it has several."""
+        return f"{self.size} ({self.cards})" if self.cards else self.size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `from_json`; what only several cards have is left out for one."""
+        values = asdict(self)
+        if self.gpu_count == 1:
+            del values["gpu_count"]
+        return values
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Offer:

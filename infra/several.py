@@ -294,7 +294,10 @@ def _blocked(provider: str, want: Want, error: ProviderError) -> list[Offer]:
     """Return one offer at reference prices for a provider that gave none, blocked by why."""
     catalog = CATALOGS.get(provider)
     cards = [want.gpu] if want.gpu else [*want.gpus] or [""]
-    sizes = [size for card in cards for size in catalog.matching(card)[:1]] if catalog else []
+    count = want.gpu_count
+    sizes = (
+        [size for card in cards for size in catalog.with_cards(card, count)[:1]] if catalog else []
+    )
     if catalog is None or not sizes:
         return []
     size = sizes[0]
@@ -303,6 +306,7 @@ def _blocked(provider: str, want: Want, error: ProviderError) -> list[Offer]:
         region=catalog.spot_region,
         size=size.size,
         gpu=size.gpu,
+        gpu_count=int(size.gpu_count),
         gpu_memory_gb=size.gpu_memory_gb,
         spot_usd_per_h=catalog.reference_spot(size),
         price_source=f"catalog of {catalog.spot_date}",

@@ -73,6 +73,7 @@ class SshHostProvider(Provider):
                 region=REGION,
                 size=SIZE,
                 gpu=want.gpu,
+                gpu_count=want.gpu_count,  # set-up counts them
                 spot_usd_per_h=0.0,
                 price_source="your own machine",
                 priced_at=self._now(),

@@ -63,21 +63,32 @@ def card_notes(providers: Sequence[str], gpu: str) -> list[str]:
 def gpu_faults(vm: object) -> list[str]:
     """Return what is wrong with the GPU of a table `vm` as its user wrote it, with the key.
 
-    A GPU that no vendor named there rents out is found here without asking anybody. Like the
-    regions it is no part of the table's own check.
+    A GPU that no vendor named there rents out, or not so many in one machine, is found here without
+    asking anybody. Like the regions it is no part of the table's own check.
     """
     if not isinstance(vm, dict):
         return []
     catalogs = [CATALOGS[name] for name in _providers(vm) if name in CATALOGS]
-    faults = []
-    for name in _cards(vm):
+    faults, too_many = [], []
+    cards = _cards(vm)
+    for name in cards or [""]:
         try:
-            problems = [one.gpu_problem(name) for one in catalogs]
+            unknown = [one.gpu_problem(name) for one in catalogs]
+            fewer = [one.gpu_problem(name, _gpu_count(vm)) for one in catalogs]
         except UnknownGpu:  # reported where the table itself is checked
             continue
-        if problems and all(problems):
-            faults.append(f"vm.gpu: {'; '.join(problems)}")
-    return faults
+        if unknown and all(unknown):
+            faults.append(f"vm.gpu: {'; '.join(unknown)}")
+        elif fewer and all(fewer):
+            too_many.append(f"vm.gpus: {'; '.join(fewer)}")
+    # Of several cards one that can be had is enough.
+    return faults + (too_many if len(too_many) == len(cards or [""]) else [])
+
+
+def _gpu_count(vm: Mapping[str, Any]) -> int:
+    """Return how many cards a table `vm` asks for; 1 for what the table's own check refuses."""
+    count = vm.get("gpus", 1)
+    return count if isinstance(count, int) and count > 0 else 1
 
 
 def region_faults(vm: object) -> list[str]:

@@ -53,7 +53,9 @@ def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
         yield running
 
 
-def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorkload, Vm]:
+def workload(
+    server: sshd.Sshd, python: str = sys.executable, *, cards: int = 1
+) -> tuple[SshWorkload, Vm]:
     """As much of a workload as it takes to start the trainer on that machine."""
     config = SimpleNamespace(
         on_message=lambda _text: None,
@@ -64,6 +66,7 @@ def workload(server: sshd.Sshd, python: str = sys.executable) -> tuple[SshWorklo
         key_path=server.client_key,
         home=Path("/nowhere"),
         eviction_band=lambda: "",
+        cards_on=lambda _vm: cards,
         allow_change=(),
         make_ready=lambda connection, _vm: (connection, python),
         power_watch=PowerWatch(lambda _vm: ""),
@@ -116,6 +119,22 @@ def test_trainer_is_given_the_metadata_service_and_whose_it_is(server: sshd.Sshd
 
     assert argv[argv.index("--metadata-url") + 1] == "http://169.254.169.254"
     assert argv[argv.index("--metadata-api") + 1] == "aws"
+
+
+@pytest.mark.parametrize(("cards", "told"), [(1, []), (4, ["--cards", "4"])])
+def test_trainer_is_given_the_number_of_cards_where_there_are_several(
+    server: sshd.Sshd, cards: int, told: list[str]
+) -> None:
+    """With one card it is started as ever."""
+    base = shipped(server)
+    work, vm = workload(server, cards=cards)
+
+    work.launch(vm)
+    ended(work, vm)
+    argv = json.loads((base / "run" / "seen.json").read_text())["argv"]
+    work.disconnect()
+
+    assert argv[1:] == ["train", "--run-dir", "../run", *told]
 
 
 def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) -> None:

@@ -64,8 +64,9 @@ def require_same_machine(
 ) -> None:
     """Raise UsageError if run.yaml names another place while the run has a machine in the old one.
 
-    Whoever is asked there would not know it, and it would be forgotten and bill. Card, regions,
-    price, disk and budget may change at any time: they hold for the next machine or start.
+    Whoever is asked there would not know it, and it would be forgotten and bill. Cards and how
+    many, regions, price, disk and budget may change at any time: they hold for the next machine or
+    start.
     """
     if state.vm is None and state.pending is not Kind.CREATE_INTENDED:
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from commands.runs.home import RunFolder, environment, make_private, qft_home, run_folder
 from commands.ui.errors import UsageError
+from infra.card_count import card_count
 from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
@@ -134,6 +135,7 @@ def want(vm: VmTable) -> Want:
     return Want(
         gpu=vm.card,
         gpus=vm.cards if not vm.card else (),
+        gpu_count=vm.gpus,
         regions=tuple(vm.regions),
         max_price_usd_per_h=vm.max_price,
         disk_gb=vm.disk_gb,
@@ -168,6 +170,17 @@ def make_ready(
     return ready
 
 
+def cards_on(vm: VmTable, machine: Vm) -> int:
+    """How many cards of a machine a run uses: what run.yaml asks for, and what the machine has.
+
+    A machine from before a change of `vm.gpus` may have fewer, and some sizes have more. Those of
+    a user's own machine are counted when it is set up.
+    """
+    if machine.provider == "ssh":
+        return vm.gpus
+    return min(vm.gpus, card_count(machine))
+
+
 def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
     """What the machine must be able to do, from its size in the catalog or the user's word."""
     from remote.setup.steps import DriverKind, SetupGoal
@@ -177,7 +190,12 @@ def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
     if vm.provider == "ssh":
         table = need_ssh(vm)
         driver = DriverKind.DATACENTER if table.gpu else DriverKind.NONE
-        return SetupGoal(driver=driver, python=table.python, rented=False)
+        return SetupGoal(
+            driver=driver,
+            gpu_count=cards_on(vm, machine),
+            python=table.python,
+            rented=False,
+        )
     given = vm.image is not None and vm.image.driver_is_given and machine.provider == "azure"
     grid = vm.azure.grid_sha256.lower() or _remembered_grid()
     size = find_size(machine.size, provider=machine.provider)
@@ -185,6 +203,7 @@ def setup_wanted(vm: VmTable, machine: Vm) -> SetupGoal:
         return SetupGoal(driver=DriverKind.DATACENTER, driver_given=given)
     return SetupGoal(
         driver=DriverKind(size.driver.value),
+        gpu_count=cards_on(vm, machine),
         cuda_max=size.cuda_max,
         driver_given=given,
         grid_sha256=grid,

@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import date
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from commands.runs.planning.actual import actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import read_planned
 from commands.runs.score import Score, read_score, score_lines
+from infra.provider import Offer
 from infra.run.budget import bill, bills_by_provider
 from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold
@@ -66,19 +67,25 @@ class Receipt:
     """What each provider billed, where there was more than one; they add up to the whole."""
     cards: tuple[str, ...] = ()
     """The GPUs that it was trained on, where it moved from one to another."""
+    machines: tuple[str, ...] = ()
+    """The cards of its machines, one after the other, where one had several."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; those that not every run has are there only if there is one."""
         values = asdict(replace(self, comparison=None))
         del values["comparison"]
-        del values["providers"], values["cards"]
+        del values["providers"], values["cards"], values["machines"]
         if not self.parent:
             del values["parent"]
         return values | self.moves_json() | (self.comparison.to_json() if self.comparison else {})
 
     def moves_json(self) -> dict[str, Any]:
         """Plain values of the providers and cards between which it moved; empty if it did not."""
-        found = {"providers": [asdict(one) for one in self.providers], "cards": [*self.cards]}
+        found = {
+            "providers": [asdict(one) for one in self.providers],
+            "cards": [*self.cards],
+            "machines": [*self.machines],
+        }
         return {key: value for key, value in found.items() if value}
 
     def lines(self) -> list[tuple[str, str]]:
@@ -106,6 +113,8 @@ class Receipt:
         ]
         if self.cards:
             rows.append(("cards", f"{', then '.join(self.cards)}: {NOT_EXACT}"))
+        if self.machines:
+            rows.append(("on", ", then ".join(self.machines)))
         if self.comparison:
             rows += self.comparison.lines(simulated=self.simulated)
         rows += score_lines(self.before, self.after)
@@ -140,6 +149,21 @@ def _provider_bills(state: RunState, at_s: float) -> tuple[ProviderBill, ...]:
         ProviderBill(provider=name, machine_h=one.compute_h, usd=one.usd)
         for name, one in bills.items()
     )
+
+
+def _machines(events: list[Event]) -> tuple[str, ...]:
+    """Return the cards of each machine that was made, each change once; empty if all had one."""
+    offers, asked = [], None
+    for event in events:
+        if event.kind is Kind.CREATE_INTENDED:
+            asked = Offer.from_json(event.data["offer"])
+        elif event.kind is Kind.CREATE_ACCEPTED and asked is not None:
+            offers.append(asked)
+            asked = None
+    if not any(one.cards for one in offers):
+        return ()
+    names = [one.cards or one.gpu or "one card" for one in offers]
+    return tuple(name for name, _ in groupby(names))
 
 
 def _is_own(event: Event) -> bool:
@@ -188,6 +212,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         exact=status.exact and state.exact and not moved_card,
         providers=_provider_bills(state, last_s),
         cards=state.cards if moved_card else (),
+        machines=_machines(events),
         inexact_from=status.inexact_from or state.inexact_from,
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),

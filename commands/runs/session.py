@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,7 @@ def build_workload(
         ),
         home=request.folder.checkpoints,
         out=request.loaded.out,
+        cards_on=partial(factory.cards_on, vm),
         make_ready=factory.make_ready(
             vm,
             on_message,

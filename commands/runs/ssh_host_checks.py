@@ -62,7 +62,7 @@ def _steps(vm: VmTable, folder: RunFolder) -> Iterator[Check]:
             yield _bad("sftp", str(error), error.hint)
         yield _python(connection, table, facts)
         yield _disk(facts)
-        yield _gpu(table, facts)
+        yield _gpu(table, facts, vm.gpus)
 
 
 def _bad(name: str, detail: str, fix: str) -> Check:
@@ -141,9 +141,13 @@ def _disk(facts: setup_facts.Facts) -> Check:
     return Check(name="disk there", ok=ok, detail=detail, fix=fix, required=False)
 
 
-def _gpu(table: SshTable, facts: setup_facts.Facts) -> Check:
-    """Look at the card, where one is wanted."""
+def _gpu(table: SshTable, facts: setup_facts.Facts, wanted: int) -> Check:
+    """Look at the card, where one is wanted, or count several."""
     cards = ", ".join(f"{one.name} with {one.memory_mb / 1024:.0f} GB" for one in facts.gpus)
+    if table.gpu and 0 < len(facts.gpus) < wanted:
+        detail = f"`vm.gpus` is {wanted}, and `nvidia-smi` shows {len(facts.gpus)}: {cards}"
+        fix = f"write `gpus: {len(facts.gpus)}` into `vm`, or name a machine with more cards"
+        return _bad("gpu there", detail, fix)
     if cards:
         used = "" if table.gpu else "; it is not used: `vm.ssh.gpu` is false"
         return Check(name="gpu there", ok=True, detail=f"{cards}, driver {facts.driver}{used}")

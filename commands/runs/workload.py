@@ -174,6 +174,10 @@ class SshWorkload:
             argv += ["--eviction-band", band]
         if vm.price_usd_per_h:
             argv += ["--price-usd-per-h", str(vm.price_usd_per_h)]
+        cards = config.cards_on(vm)
+        if cards > 1:
+            argv += ["--cards", str(cards)]
+            config.on_message(f"training with {cards} cards, a process for each")
         for key in config.allow_change:
             argv += ["--allow-change", key]
         account = config.account

@@ -11,6 +11,7 @@ from commands.runs.factory import MakeReady
 from commands.runs.payload import Payload
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
+from infra.provider import Vm
 from trainer.hub_models import Account
 
 
@@ -64,6 +65,8 @@ class WorkloadConfig:
     """What the run can make at most, by name and size; worked out when it is needed."""
     eviction_band: Callable[[], str]
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
+    cards_on: Callable[[Vm], int] = lambda _vm: 1
+    """How many cards of a machine the trainer uses: a process for each."""
     allow_change: Sequence[str] = ()
     power_watch: PowerWatch = field(default_factory=lambda: PowerWatch(lambda _vm: ""))
     """Asks the cloud whether the machine is still there while something long is done on it."""

@@ -78,7 +78,7 @@ def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> 
         loss=heartbeat.loss if training else None,
         tokens_per_s=heartbeat.tokens_per_s if training else None,
         eta_s=heartbeat.eta_s if training else None,
-        place=f"{state.offer.size} in {state.offer.place}" if state.offer else "",
+        place=f"{state.offer.machine} in {state.offer.place}" if state.offer else "",
         price_usd_per_h=report.bill.usd_per_h_now,
         spent_usd=report.bill.usd,
         simulated=simulated,
@@ -126,7 +126,7 @@ def _action_text(action: act.Action) -> str:  # the table of what each act is ca
         case act.FindOffers():
             return "looking for machines"
         case act.Create(offer=offer):
-            return f"renting {offer.size} in {offer.place} at ${offer.spot_usd_per_h:.3f}/h"
+            return f"renting {offer.machine} in {offer.place} at ${offer.spot_usd_per_h:.3f}/h"
         case act.Start(running_since_s=since_s):
             again = "starting the same machine again"
             return again if since_s is None else "going on with the machine, which runs again"

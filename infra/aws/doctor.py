@@ -52,8 +52,9 @@ class Doctor:
         credentials, caller = self._credentials()
         if not credentials.ok:
             return [credentials]
-        sizes = AWS.matching(want.gpu) or AWS.matching()  # of a GPU that AWS does not have
-        size = next(one for one in sizes if one.gpu_count == 1)
+        count = want.gpu_count
+        wanted = AWS.with_cards(want.gpu, count) or AWS.with_cards("", count)
+        (size, *_) = wanted or AWS.with_cards()  # of what AWS does not have
         regions = list(want.regions) or list(AWS.regions[:REGIONS_MAX])
         enabled, closed = self._enabled(regions)
         quota = [self._quota(region, size) for region in enabled]

@@ -40,12 +40,12 @@ class Offers:
     """Why the account could not be asked, as of the last list; empty if it could."""
 
     def list(self, want: Want) -> list[Offer]:
-        """List machines with one card of `want.gpu`; creates nothing, waits seconds at most.
+        """List machines with whole cards of `want.gpu`; creates nothing, waits seconds at most.
 
         Each zone is a place of its own, with its price and its capacity. Free offers come first.
         Named regions keep the user's order for each size; otherwise the cheapest comes first.
         """
-        sizes = [one for one in AWS.matching(want.gpu) if one.gpu_count == 1]
+        sizes = AWS.with_cards(want.gpu, want.gpu_count)
         regions = regions_of(want.regions) or [*AWS.regions]
         existing = [one for one in regions if one in AWS.region_list.regions]
         found = self._availability.gather([one.size for one in sizes], existing)
@@ -58,7 +58,9 @@ class Offers:
                 key=lambda o: (size_rank[o.size], region_rank[o.region], o.spot_usd_per_h, o.zone)
             )
         else:
-            offers.sort(key=lambda o: (o.spot_usd_per_h, region_rank[o.region], o.zone))
+            offers.sort(
+                key=lambda o: (o.spot_usd_per_h, o.gpu_count, region_rank[o.region], o.zone)
+            )
         return free_first(offers)
 
     def price_now(self, size: str, region: str, zone: str) -> float | None:
@@ -88,6 +90,7 @@ class Offers:
             zone=place.zone,
             size=size.size,
             gpu=size.gpu,
+            gpu_count=int(size.gpu_count),
             gpu_memory_gb=size.gpu_memory_gb,
             spot_usd_per_h=price,
             on_demand_usd_per_h=size.on_demand_usd_per_h.get(region),

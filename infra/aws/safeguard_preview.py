@@ -48,7 +48,8 @@ class SafeguardPreview:
         return texts.finished(
             found,
             now_s=now_s,
-            price_max=want.max_price_usd_per_h or AWS.on_demand_max(gpu=want.gpu),
+            price_max=want.max_price_usd_per_h
+            or AWS.on_demand_max(gpu=want.gpu, gpu_count=want.gpu_count),
             idle_usd_per_h=idle_usd_per_h,
         )
 

@@ -254,7 +254,7 @@ def _cap_of(answer: dict[str, Any]) -> Safeguard:
 
 def _price_max(want: Want) -> float:
     """The highest price of a machine that would be rented: its cap, else on demand."""
-    return want.max_price_usd_per_h or AZURE.on_demand_max(gpu=want.gpu)
+    return want.max_price_usd_per_h or AZURE.on_demand_max(gpu=want.gpu, gpu_count=want.gpu_count)
 
 
 def _with_worst_case(

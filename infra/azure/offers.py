@@ -39,12 +39,12 @@ class Offers:
     refusal_cache: RefusalCache
 
     def list(self, want: Want) -> list[Offer]:
-        """List machines with one whole card of `want.gpu`; creates nothing, waits seconds at most.
+        """List machines with whole cards of `want.gpu`; creates nothing, waits seconds at most.
 
         Free offers come first. Named regions keep the user's order for each size; otherwise the
         cheapest comes first. Places that Azure scores as poor come behind, single zones last.
         """
-        sizes_wanted = [one for one in AZURE.matching(want.gpu) if one.gpu_count == 1]
+        sizes_wanted = AZURE.with_cards(want.gpu, want.gpu_count)
         regions = places_of(want.regions) or [*AZURE.regions]
         quotes: list[Quote] = []
         prices = self.prices(fresh_s=PRICES_FRESH_S)
@@ -70,6 +70,7 @@ class Offers:
                 key=lambda o: (
                     _is_poor(o),
                     o.spot_usd_per_h,
+                    o.gpu_count,
                     o.eviction_band,
                     region_rank[o.region],
                 )
@@ -140,6 +141,7 @@ class Offers:
             region=region,
             size=size.size,
             gpu=size.gpu,
+            gpu_count=int(size.gpu_count),
             gpu_memory_gb=size.gpu_memory_gb,
             spot_usd_per_h=price,
             on_demand_usd_per_h=quote.on_demand_usd_per_h,

@@ -150,8 +150,9 @@ class AzureProvider(Provider):
 
     def checks(self, want: Want) -> list[Check]:
         """Make the checks of `qft doctor`, in the order of mending; changes nothing."""
-        sizes = AZURE.matching(want.gpu) or AZURE.matching()  # of a GPU that Azure does not have
-        size = next(one for one in sizes if one.gpu_count == 1)
+        count = want.gpu_count
+        wanted = AZURE.with_cards(want.gpu, count) or AZURE.with_cards("", count)
+        (size, *_) = wanted or AZURE.with_cards()  # of what Azure does not have
         regions = places_of(want.regions) or AZURE.regions[:3]
         return Doctor(context=self.context).checks(regions, size)
 

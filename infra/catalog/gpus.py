@@ -97,6 +97,13 @@ def resolve_gpu(name: str, substitutes: Mapping[str, Substitute] | None = None) 
     return ResolvedGpu(gpu=GPUS[substitute.gpu], note=substitute.note)
 
 
+def several_cards(name: str, count: float) -> str:
+    """Return several cards for people, as `4 × T4`, or `4 cards` without a name; empty for one."""
+    if count <= 1:
+        return ""
+    return f"{count:g} × {name}" if name else f"{count:g} cards"
+
+
 def with_article(name: str) -> str:
     """Return a card's name in a sentence: `an A10G`, `an L4`, `a T4`."""
     return f"{'an' if name[:1].upper() in set('AEFHILMNORSX') else 'a'} {name}"

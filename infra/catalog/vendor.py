@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from infra.catalog.gpus import Driver, ResolvedGpu, Substitute, resolve_gpu
+from infra.catalog.gpus import Driver, ResolvedGpu, Substitute, resolve_gpu, several_cards
 from infra.catalog.regions import RegionList
 
 
@@ -80,15 +80,19 @@ class VendorCatalog:
         """The GPUs of which it rents out at least a whole card, in the order of its table."""
         return tuple(dict.fromkeys(one.gpu for one in self.sizes if one.whole_card))
 
-    def gpu_problem(self, gpu: str) -> str:
-        """Return why a GPU cannot be had from this vendor at all; empty if it can.
+    def gpu_problem(self, gpu: str, count: int = 1) -> str:
+        """Return why so many of a GPU cannot be had in one machine of this vendor; empty if so.
 
-        Raises `UnknownGpu`.
+        Any GPU will do if `gpu` is empty. Raises `UnknownGpu`.
         """
-        wanted = self.resolve(gpu).gpu.name
-        if wanted in self.gpus:
-            return ""
+        wanted = self.resolve(gpu).gpu.name if gpu else ""
         vendor = self.region_list.vendor
+        if not wanted or wanted in self.gpus:
+            if self.with_cards(wanted, count):
+                return ""
+            cards = several_cards(wanted, count)
+            most = int(max(one.gpu_count for one in self.matching(wanted)))
+            return f"{vendor} rents out no machine with {cards}, only up to {most}"
         names = ", ".join(self.gpus)
         return f"{vendor} rents out no machine with one {wanted}; name one of {names}"
 
@@ -106,6 +110,19 @@ class VendorCatalog:
         ]
         return sorted(found, key=lambda one: (min(one.on_demand_usd_per_h.values()), one.size))
 
+    def with_cards(self, gpu: str = "", count: int = 1) -> list[GpuSize]:
+        """List sizes with so many whole cards of a GPU, cheapest first by reference price.
+
+        For several also those with more, behind an exact one of the same price: one with four may
+        be all there is for two. For one card there are always exact ones. Raises `UnknownGpu`.
+        """
+        fit = [
+            one
+            for one in self.matching(gpu)
+            if one.gpu_count == count or (one.gpu_count > count > 1)
+        ]
+        return sorted(fit, key=lambda one: (min(one.on_demand_usd_per_h.values()), one.gpu_count))
+
     def find(self, size: str) -> GpuSize | None:
         """Find a size by the vendor's name for it, ignoring case; None if it is not listed."""
         return next((one for one in self.sizes if one.size.lower() == size.lower()), None)
@@ -116,13 +133,13 @@ class VendorCatalog:
             return size.spot_usd_per_h
         return round(self.spot_share * min(size.on_demand_usd_per_h.values()), 4)
 
-    def on_demand_max(self, *, gpu: str = "", size: str = "") -> float:
-        """The highest on-demand price of a size, or of the sizes of a GPU; 0 if unknown.
+    def on_demand_max(self, *, gpu: str = "", gpu_count: int = 1, size: str = "") -> float:
+        """The highest on-demand price of a size, or of those with so many of a GPU; 0 if unknown.
 
         It bounds the spot price of a machine without a cap. Raises `UnknownGpu`.
         """
         listed = self.find(size) if size else None
-        some = ([listed] if listed else []) if size else self.matching(gpu)
+        some = ([listed] if listed else []) if size else self.with_cards(gpu, gpu_count)
         return max((max(one.on_demand_usd_per_h.values()) for one in some), default=0.0)
 
     def quota_covers(self, message: str, *, refused: str, size: str) -> bool:

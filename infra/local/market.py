@@ -37,7 +37,7 @@ class RegionQuote:
     """One region at one moment."""
 
     spot_usd_per_h: float | None
-    """None means the reference price of the GPU asked for."""
+    """Of a machine with one card. None means the reference price of the GPU asked for."""
     on_demand_usd_per_h: float | None = None
     capacity: bool = True
 
@@ -60,19 +60,24 @@ class Market:
             return RegionQuote(spot_usd_per_h=None)
         return self.quotes.get(region)
 
-    def price(self, region: str, gpu: str) -> float:
-        """Return the spot price of a GPU there, USD per hour. Raises `BadRequest` for no region."""
+    def price(self, region: str, gpu: str, gpu_count: int = 1) -> float:
+        """Return the spot price of a machine with so many of a GPU there, USD per hour.
+
+        Each card costs as much as a machine with one. Raises `BadRequest` for no region.
+        """
         quote = self.quote(region)
         if quote is None:
             names = ", ".join(self.regions)
             raise BadRequest(f"there is no region `{region}` in market.json, only {names}")
         if quote.spot_usd_per_h is None:
-            return reference_spot_usd_per_h(gpu)
-        return quote.spot_usd_per_h
+            return gpu_count * reference_spot_usd_per_h(gpu)
+        return gpu_count * quote.spot_usd_per_h
 
-    def check_available(self, region: str, gpu: str, cap_usd_per_h: float | None) -> None:
+    def check_available(
+        self, region: str, gpu: str, cap_usd_per_h: float | None, *, gpu_count: int = 1
+    ) -> None:
         """Refuse a machine as a cloud would; raises `BadRequest`, `NoCapacity`, `PriceAboveCap`."""
-        price, quote = self.price(region, gpu), self.quote(region)
+        price, quote = self.price(region, gpu, gpu_count), self.quote(region)
         if quote is not None and not quote.capacity:
             raise NoCapacity(f"no machine is free in {region} now")
         if cap_usd_per_h is not None and price > cap_usd_per_h:
@@ -83,10 +88,12 @@ class Market:
                 hint="wait, allow other regions, or raise `vm.max_price`",
             )
 
-    def blocked_by(self, region: str, gpu: str, cap_usd_per_h: float | None) -> str:
+    def blocked_by(
+        self, region: str, gpu: str, cap_usd_per_h: float | None, *, gpu_count: int = 1
+    ) -> str:
         """Return why a machine would be refused, in few words; empty if it would not."""
         try:
-            self.check_available(region, gpu, cap_usd_per_h)
+            self.check_available(region, gpu, cap_usd_per_h, gpu_count=gpu_count)
         except PriceAboveCap:
             return f"price above the cap of ${cap_usd_per_h:.4f} per hour"
         except NoCapacity:

@@ -30,6 +30,7 @@ from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import LaunchFailed, Machine, MachinePower, MachineSpec, MachineState
 from infra.local.market import Market, read_market
 from infra.local.processes import StillAlive
+from infra.local.sizes import cards_of, size_with
 from infra.provider import (
     Observation,
     Offer,
@@ -45,7 +46,6 @@ from infra.provider import (
     ignore_message,
 )
 
-SIZE = "local-gpu"
 DEFAULT_GPU = "T4"
 LOCK_TIMEOUT_S = 60.0
 
@@ -87,7 +87,7 @@ class LocalProvider(Provider):
 
     def offers(self, want: Want) -> list[Offer]:
         """List one offer per simulated region: free ones first, as wanted or else by price."""
-        gpu = resolve_gpu(want.gpu or DEFAULT_GPU).gpu
+        gpu, count = resolve_gpu(want.gpu or DEFAULT_GPU).gpu, want.gpu_count
         market = self._market()
         from_file = market.quotes is not None
         offers = []
@@ -98,14 +98,18 @@ class LocalProvider(Provider):
                 Offer(
                     provider=self.name,
                     region=region,
-                    size=SIZE,
+                    size=size_with(count),
                     gpu=gpu.name,
-                    gpu_memory_gb=gpu.memory_gb,
-                    spot_usd_per_h=market.price(region, gpu.name) if quote else 0.0,
-                    on_demand_usd_per_h=on_demand or reference_on_demand_usd_per_h(gpu.name),
+                    gpu_count=count,
+                    gpu_memory_gb=count * gpu.memory_gb,
+                    spot_usd_per_h=market.price(region, gpu.name, count) if quote else 0.0,
+                    on_demand_usd_per_h=count
+                    * (on_demand or reference_on_demand_usd_per_h(gpu.name)),
                     price_source="market.json, simulated" if from_file else "catalog, simulated",
                     priced_at=self._now() if from_file else cheapest_size(gpu.name)[0].spot_date,
-                    blocked_by=market.blocked_by(region, gpu.name, want.max_price_usd_per_h),
+                    blocked_by=market.blocked_by(
+                        region, gpu.name, want.max_price_usd_per_h, gpu_count=count
+                    ),
                 )
             )
         price_weight = 0.0 if want.regions else 1.0
@@ -125,7 +129,10 @@ class LocalProvider(Provider):
             record = read_json(directory / "vm.json")
             if record is None or machine.desired_state() is None:
                 self._market().check_available(
-                    spec.offer.region, spec.offer.gpu or DEFAULT_GPU, spec.max_price_usd_per_h
+                    spec.offer.region,
+                    spec.offer.gpu or DEFAULT_GPU,
+                    spec.max_price_usd_per_h,
+                    gpu_count=spec.offer.gpu_count,
                 )
                 record = self._make(machine, spec)
             if (
@@ -151,7 +158,9 @@ class LocalProvider(Provider):
         seen = self._vm(record, state)
         market = self._market()
         has_region = market.quote(seen.region) is not None
-        price = market.price(seen.region, record["gpu"]) if has_region else None
+        price = (
+            market.price(seen.region, record["gpu"], cards_of(seen.size)) if has_region else None
+        )
         cap = record["max_price_usd_per_h"]
         return Observation(
             power=seen.power,
@@ -173,7 +182,10 @@ class LocalProvider(Provider):
                 return
             if power is not MachinePower.BOOTING:
                 self._market().check_available(
-                    vm.region, record["gpu"], record["max_price_usd_per_h"]
+                    vm.region,
+                    record["gpu"],
+                    record["max_price_usd_per_h"],
+                    gpu_count=cards_of(vm.size),
                 )
                 machine.power_off(StopReason.USER)  # an eviction that is under way is over now
             machine.power_on(evict_after_s=_next_eviction_s(record, machine))

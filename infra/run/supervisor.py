@@ -240,7 +240,7 @@ class Supervisor:
             until_s = self._until_s(plan, offer.spot_usd_per_h)
             spec = replace(spec, until_s=until_s, disk_days=plan.budget.disk_days)
         if self._state.pending is not Kind.CREATE_INTENDED:
-            self._record(Kind.CREATE_INTENDED, generation=generation, offer=asdict(offer))
+            self._record(Kind.CREATE_INTENDED, generation=generation, offer=offer.to_json())
         try:
             vm = self._with_retries(lambda: self._context.provider.create(spec))
         except ProviderError as error:

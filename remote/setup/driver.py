@@ -17,8 +17,9 @@ GPU_LOST = 15
 def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     """Plan what is needed until `nvidia-smi` answers with a driver that fits; empty if it does.
 
-    Raises `Unfit` if there is no GPU, if the driver is of a branch that the host does not serve,
-    if Secure Boot forbids the driver, or if the machine is the user's own and lacks a driver.
+    Raises `Unfit` if there is no GPU, or fewer than wanted, if the driver is of a branch that the
+    host does not serve, if Secure Boot forbids the driver, or if the machine is the user's own and
+    lacks a driver.
     """
     if not facts.gpus and not facts.pci_gpus:
         size = "choose a size with a GPU; `qft plan` lists them"
@@ -26,7 +27,7 @@ def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
         raise Unfit(["there is no NVIDIA card on its PCI bus"], hint=size if goal.rented else yours)
     wrong = wrong_branch(facts, goal)
     if facts.gpus and not wrong:
-        return hold_steps(facts, goal)
+        return card_steps(facts, goal) or hold_steps(facts, goal)
     if not goal.rented:
         reason = facts.smi_message or "there is no `nvidia-smi`"
         raise Unfit(
@@ -40,6 +41,27 @@ def driver_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
     if goal.driver is DriverKind.GRID:
         return grid_steps(facts, goal)
     return datacenter_steps(facts)
+
+
+def card_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
+    """Plan a reboot of a rented machine whose driver shows too few cards; empty if it shows enough.
+
+    Raises `Unfit` if that cannot help: there are too few on the bus, or it is the user's machine.
+    """
+    seen = len(facts.gpus)
+    if seen >= goal.gpu_count:
+        return []
+    if goal.rented and facts.pci_gpus >= goal.gpu_count:
+        why = f"`nvidia-smi` shows {seen} of its {facts.pci_gpus} cards"
+        return [reboot_step("wake the other cards by a reboot", why)]
+    names = ", ".join(one.name for one in facts.gpus)
+    plural = "card" if seen == 1 else "cards"
+    fewer = f"`vm.gpus: {seen}`" if seen > 1 else "no `vm.gpus`"
+    raise Unfit(
+        [f"{goal.gpu_count} cards are wanted, and `nvidia-smi` shows {seen} {plural}: {names}"],
+        hint=f"write {fewer} into run.yaml; the result is the same, bit for bit"
+        + ("" if goal.rented else ", or name a machine with more cards"),
+    )
 
 
 def image_driver_steps(facts: Facts, wrong: str) -> list[Step]:

@@ -216,12 +216,19 @@ def gpu_steps(facts: Facts, goal: SetupGoal) -> list[Step]:
         Step(
             name="put a tensor on the GPU",
             command=f"{PRIVATE_UMASK}{CLEAR_VARIABLES}{shlex.quote(python)} -c"
-            " 'import torch; torch.zeros(1).cuda()'"
+            f" {shlex.quote(tensor_program(goal.gpu_count))}"
             f" && mkdir -p {folder} && printf %s {shlex.quote(seen)} > {folder}/.cuda",
             why="drivers that answer can still fail here, and training must not be the test",
             timeout_s=300,
         )
     ]
+
+
+def tensor_program(gpu_count: int) -> str:
+    """Return the Python that puts a tensor on the first cards; it fails if there are fewer."""
+    if gpu_count == 1:
+        return "import torch; torch.zeros(1).cuda()"
+    return f"import torch; [torch.zeros(1).cuda(card) for card in range({gpu_count})]"
 
 
 def fit_python(facts: Facts) -> PythonInterpreter:

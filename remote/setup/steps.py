@@ -38,6 +38,8 @@ class SetupGoal:
     """What a machine is to be set up for."""
 
     driver: DriverKind = DriverKind.NONE
+    gpu_count: int = 1
+    """How many cards the driver must show, where it is to show any."""
     cuda_max: str = ""
     """Newest CUDA that the size's driver admits, such as `12.8`; empty if there is no limit."""
     cuda: str = "auto"

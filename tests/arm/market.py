@@ -55,6 +55,15 @@ SIZES = {
             on_demand_usd_per_h=1.204,
         ),
         Size(
+            name="Standard_NC64as_T4_v3",
+            family="standardNCASv3_T4Family",
+            vcpus=64,
+            gpus=4,
+            memory_gb=440,
+            spot_usd_per_h=1.3056,
+            on_demand_usd_per_h=4.352,
+        ),
+        Size(
             name="Standard_NV36ads_A10_v5",
             family="StandardNVADSA10v5Family",
             vcpus=36,

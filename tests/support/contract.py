@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from infra.card_count import card_count
 from infra.errors import Gone, NoCapacity, PriceAboveCap
 from infra.provider import Observation, PowerState, Provider, StopReason, Vm, VmSpec, Want
 
@@ -69,12 +70,13 @@ def make_spec(
     *,
     region: str,
     generation: int = 1,
+    gpu_count: int = 1,
     max_price_usd_per_h: float | None = 5.0,
 ) -> VmSpec:
-    """A request for the cheapest T4 of the region."""
+    """A request for the cheapest T4 of the region, or for the cheapest machine with several."""
     (offer, *_) = [
         offer
-        for offer in provider.offers(Want(gpu="T4", regions=[region]))
+        for offer in provider.offers(Want(gpu="T4", gpu_count=gpu_count, regions=[region]))
         if not offer.blocked_by or max_price_usd_per_h is not None
     ]
     host_private, host_public = openssh_keys()
@@ -366,6 +368,41 @@ class RentingContract(ProviderContract):
         end = wait_for(harness, vm, PowerState.DEALLOCATED, PowerState.GONE)
 
         assert end.stop_reason in {StopReason.PRICE, StopReason.EVICTED}
+
+    def test_several_cards_are_one_machine(self, harness: Harness) -> None:
+        """Four cards are offered, made and listed as one machine with the memory of all."""
+        provider, region = harness.provider(), harness.regions[0]
+        one = make_spec(provider, region=region).offer
+        spec = make_spec(provider, region=region, gpu_count=4)
+
+        vm = provider.create(spec)
+        wait_for(harness, vm, PowerState.RUNNING)
+
+        four = spec.offer
+        assert (four.gpu, four.gpu_count, four.blocked_by) == ("T4", 4, "")
+        assert (one.gpu, one.gpu_count) == ("T4", 1)
+        assert four.gpu_memory_gb == 4 * one.gpu_memory_gb
+        (listed,) = harness.provider().list_all()
+        assert (listed.id, listed.size) == (vm.id, four.size)
+        assert (card_count(listed), card_count(vm)) == (4, 4)
+
+    def test_cap_and_price_are_those_of_all_cards_together(self, harness: Harness) -> None:
+        """A cap that would do for one card blocks a machine with four, and refuses to make it."""
+        provider, region = harness.provider(), harness.regions[0]
+        spec = make_spec(provider, region=region, gpu_count=4)
+        price = spec.offer.spot_usd_per_h
+        cap = round(0.9 * price, 5)
+
+        capped = provider.offers(
+            Want(gpu="T4", gpu_count=4, regions=[region], max_price_usd_per_h=cap)
+        )
+
+        assert make_spec(provider, region=region).offer.spot_usd_per_h < cap
+        assert all("above the cap" in offer.blocked_by for offer in capped)
+        with pytest.raises(PriceAboveCap) as caught:
+            provider.create(dataclasses.replace(spec, max_price_usd_per_h=cap))
+        assert caught.value.current_usd_per_h == pytest.approx(price)
+        assert harness.provider().list_all() == []
 
     def test_next_generation_is_another_machine(self, harness: Harness) -> None:
         """After a delete, the run gets a new machine, and the old one stays gone."""

@@ -113,6 +113,7 @@ class FakeCloud(seam.Provider):
     usd_per_h: float = 0.36
     card: str = ""
     """The GPU of every machine."""
+    card_count: int = 1
     traits: seam.Traits = field(default_factory=lambda: seam.Traits(rents=True, evicts=True))
     signed_out: bool = False
     """Whether nobody is signed in, so that every request fails."""
@@ -126,6 +127,7 @@ class FakeCloud(seam.Provider):
                 region=region,
                 size="small",
                 gpu=self.card,
+                gpu_count=self.card_count,
                 spot_usd_per_h=self.usd_per_h,
                 idle_usd_per_h=0.036,
             )
