@@ -58,14 +58,18 @@ class Sharing:
         """Return plain values."""
         return {**asdict(self), "idle": self.idle}
 
-    def to_text(self) -> str:
-        """Say that the base is sharded, and what that costs; empty if it is not."""
-        if not self.sharded:
-            return ""
-        return (
-            f"the base is sharded over {self.cards} cards: {gigabytes(self.base_bytes)} a card "
-            f"instead of {gigabytes(self.whole_base_bytes)}; each micro-batch gathers it anew"
-        )
+
+def sharing_text(found: Mapping[str, Any]) -> str:
+    """Say that the base is sharded, and what that costs; empty if it is not.
+
+    `found` is a `Sharing` as plain values.
+    """
+    if not found["sharded"]:
+        return ""
+    return (
+        f"the base is sharded over {found['cards']} cards: {gigabytes(found['base_bytes'])} a card "
+        f"instead of {gigabytes(found['whole_base_bytes'])}; each micro-batch gathers it anew"
+    )
 
 
 def rounds(portions: int, cards: int) -> int:
