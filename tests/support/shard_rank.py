@@ -69,8 +69,10 @@ def main() -> None:
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size)
+    request = json.loads(sys.argv[5])
+    act = _measure if "tokens" in request else _compare
     try:
-        found = _compare(FileRanks(rank, size), Path(sys.argv[4]), json.loads(sys.argv[5]))
+        found = act(FileRanks(rank, size), Path(sys.argv[4]), request)
     finally:
         dist.destroy_process_group()
     sys.stdout.write(json.dumps(found) + "\n")
@@ -135,6 +137,53 @@ def _compare(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, 
         "local_bytes": sharded.local_bytes,
         "scales_bytes": sum(_scales(one) for one in sharded.blocks),
         "unpackable": [unpacked, len(list(unpackable(base)))],
+    }
+
+
+def _measure(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the peak of the tensors of a pass on the sharded base, with gradients before it."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from support.measured_step import most_at_once, tensors_of
+    from trainer import model as models
+    from trainer.config import TrainTable
+    from trainer.device.precision import choose_precision
+    from trainer.group.shard import load_sharded
+    from trainer.method_table import MethodTable
+    from trainer.model import Source
+
+    method = MethodTable.model_validate(request["method"])
+    train = TrainTable(gradient_checkpointing=request.get("checkpointing", False))
+    device = torch.device("cpu")
+    precision = choose_precision(train.precision, device="cpu", capability=None, seq2seq=False)
+    source = Source(name=str(folder), revision=None, trust_remote_code=False)
+
+    def load(place: torch.device) -> Any:
+        return models.load_base(source, method, precision=precision, device=place)
+
+    if request.get("whole"):
+        base, local = load(device), 0
+    else:
+        base, sharded = load_sharded(load, method, peers, device=device)
+        local = sharded.local_bytes
+    model = models.attach_adapter(base, method, train).train()
+    trained = models.trainable(model)
+    for value in trained.values():
+        value.grad = torch.zeros_like(value)
+    ids = torch.arange(request["rows"] * request["tokens"]).reshape(request["rows"], -1) % 300
+    seen: dict[int, int] = {}
+    for tensor in tensors_of(model):
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        seen[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as passes:
+        model(input_ids=ids, labels=ids).loss.backward()
+    numbers = sum(one.numel() for one in trained.values())
+    return {
+        "static": sum(seen.values()) + 4 * numbers,  # and gradients
+        "peak": sum(seen.values()) + 4 * numbers + most_at_once(passes),
+        "trained": numbers,
+        "local_bytes": local,
     }
 
 

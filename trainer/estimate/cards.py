@@ -48,6 +48,8 @@ class Sharing:
     """Seconds in each step for exchanging gradients."""
     gather_s: float
     """Seconds in each step for gathering a sharded base."""
+    pass_s: float
+    """The same for one forward pass, as of each token of a written answer."""
 
     @property
     def idle(self) -> int:
@@ -77,6 +79,15 @@ def rounds(portions: int, cards: int) -> int:
     return -(-portions // cards)
 
 
+def even_micro_batch(batch_size: int, cards: int, *, largest: int) -> int:
+    """Return how many rows go at once so that cards share them evenly, at most `largest`.
+
+    It takes no more rounds than with the largest, and each is shorter: 16 rows on 4 cards of which
+    each holds 3 are two rounds of 2 rows, not of 3.
+    """
+    return rounds(batch_size, cards * rounds(rounds(batch_size, largest), cards))
+
+
 def extra_passes(portions: int, peers: Ranked) -> int:
     """Return how many passes of a step a rank has to make beyond its own.
 
@@ -92,7 +103,8 @@ def shards_base(
     """Decide whether the base is sharded over the cards of a machine.
 
     It is where one card cannot hold it even row by row with all that saves memory, and a part of
-    it would fit. `work` is the setup for rows as long as the config allows, so that the plan and
+    it would fit; and where the weights alone are too large, since then nothing else can help.
+    `work` is the setup for rows as long as the config allows, so that the plan and
     the trainer, which knows the rows, decide alike.
     """
     if cards < 2 or work.sharded or sharding_problem(method):
@@ -101,6 +113,8 @@ def shards_base(
     least = replace(work, micro_batch=1, checkpointing=True, cards=cards, loop=loop)
     if estimate(shape, least).need.high <= memory_bytes:
         return False
+    if base_bytes(shape, least) > memory_bytes:
+        return True
     return estimate(shape, replace(least, sharded=True)).need.high <= memory_bytes
 
 
@@ -114,7 +128,8 @@ def sharing(shape: Shape, work: TrainingSetup, *, batch_size: int, gpu: Training
     each = rounds(portions, cards)
     apart = (cards - 1) / cards
     gradient = adapter_parameters(shape, work) * GRADIENT_BYTES
-    gathered = sharded_bytes(shape, work) * apart * GATHERS * each if work.sharded else 0.0
+    gathered = sharded_bytes(shape, work) * apart if work.sharded else 0.0
+    pass_s = gathered / gpu.pcie_bytes_per_s
     return Sharing(
         cards=cards,
         portions=portions,
@@ -122,7 +137,8 @@ def sharing(shape: Shape, work: TrainingSetup, *, batch_size: int, gpu: Training
         base_bytes=base_bytes(shape, work),
         whole_base_bytes=base_bytes(shape, replace(work, sharded=False)),
         exchange_s=(each + 1) * apart * gradient / gpu.pcie_bytes_per_s if cards > 1 else 0.0,
-        gather_s=gathered / gpu.pcie_bytes_per_s,
+        gather_s=GATHERS * each * pass_s,
+        pass_s=pass_s,
     )
 
 
@@ -136,10 +152,11 @@ def idle_warning(found: Mapping[str, Any], *, batch_size: int) -> str:
         return ""
     batches = "1 micro-batch" if portions == 1 else f"{portions} micro-batches"
     larger = rounds(batch_size, portions) * cards
+    # Fewer cards may not hold a sharded base.
+    fewer = "" if found["sharded"] else f", or `vm.gpus` to {portions}"
     return (
         f"{idle} of {cards} cards {'has' if idle == 1 else 'have'} nothing to do: a step of "
-        f"{batch_size} rows is {batches}; set `train.batch_size` to {larger}, or `vm.gpus` to "
-        f"{portions}"
+        f"{batch_size} rows is {batches}; set `train.batch_size` to {larger}{fewer}"
     )
 
 

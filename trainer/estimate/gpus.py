@@ -42,6 +42,8 @@ class TrainingGpu:
     """Of its memory; infinite where that is part of `flops`, as on a CPU."""
     pcie_bytes_per_s: float = float("inf")
     """Between this card and the others of its machine, in one direction."""
+    gather_s: float = 0.0
+    """Seconds more for each pass without a backward pass, if a sharded base is gathered for it."""
     launch_s: float = 0.0
     """Seconds that the start of a kernel takes on the processor beside it."""
     factor: float = FEW_FACTOR

@@ -70,10 +70,10 @@ def scoring_seconds(
         return 0.0
     batch = prompt_work(shape, replace(work, micro_batch=at_once))
     batch += generation_work(shape, work, rows=at_once) * generated
-    return rows / at_once * work_seconds(batch, gpu)
+    return rows / at_once * (work_seconds(batch, gpu) + gpu.gather_s * (1 + generated))
 
 
 def reading_seconds(shape: Shape, work: TrainingSetup, *, gpu: TrainingGpu, rows: int) -> float:
     """Return about how long a forward pass over `rows` rows takes, as for a held-out loss."""
     each = prompt_work(shape, work)
-    return rows / work.micro_batch * work_seconds(each, gpu)
+    return rows / work.micro_batch * (work_seconds(each, gpu) + gpu.gather_s)

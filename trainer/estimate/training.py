@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape, read_shape
-from trainer.estimate.cards import rounds, shards_base, sharing
+from trainer.estimate.cards import even_micro_batch, rounds, shards_base, sharing
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.memory import estimate, largest_micro_batch
 from trainer.estimate.setup import TrainingSetup
@@ -93,6 +93,8 @@ def estimate_rows(  # noqa: PLR0913 - what is trained, where, and by how many ca
         shape, work, memory_bytes=gpu.memory_bytes, batch_size=rounds(train.batch_size, cards)
     )
     wanted = fitting if train.micro_batch == "auto" else train.micro_batch
+    if cards > 1 and fitting is not None and train.micro_batch == "auto":
+        wanted = even_micro_batch(train.batch_size, cards, largest=fitting)
     peak = estimate(shape, replace(work, micro_batch=wanted or 1))
     usual = usual_setup(config, gpu.precision, rows, micro_batch=wanted or 1)
     usual = replace(usual, cards=work.cards, sharded=work.sharded)

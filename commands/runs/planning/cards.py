@@ -22,7 +22,9 @@ def cards_fact(job: JobEstimate | None) -> str:
     text += f"{portions} micro-batch{'es' * (portions != 1)} of a step"
     if job.step_s:
         sent_s = found["exchange_s"] + found["gather_s"]
-        text += f"; what they send each other takes {PERCENT * sent_s / job.step_s:.0f} % of it"
+        share = PERCENT * sent_s / job.step_s
+        amount = f"{share:.0f}" if share >= 1 else "under 1"
+        text += f"; what they send each other takes {amount} % of it"
     sharded = sharing_text(found)
     return f"{text}; {sharded}" if sharded else text
 

@@ -321,6 +321,8 @@ def estimate_job(  # noqa: PLR0913 - a job, where it is done, and what is known 
         inputs = with_hub(inputs, hub)
     machine = machine_of(loaded, offer, here=here)
     shared = found.get("sharing")
+    if shared:
+        gpu = replace(gpu, gather_s=shared["pass_s"])
     parts = job_parts(replace(inputs, tables=tables), found, gpu, machine)
     steps = found["steps"]
     tokens = None
