@@ -86,7 +86,7 @@ def _compare(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, 
     from trainer.device.activations import offloaded
     from trainer.device.precision import choose_precision
     from trainer.device.unpacked import unpackable
-    from trainer.group.shard import load_sharded
+    from trainer.group.shard import await_all, load_sharded
     from trainer.kernels.fewer_copies import use_fewer_copies
     from trainer.method_table import MethodTable
     from trainer.model import Source
@@ -108,26 +108,37 @@ def _compare(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, 
         use_fewer_copies(model)
         return model
 
+    def written_by(model: Any) -> Any:
+        model.eval()
+        return model.generate(input_ids=ids[:1, :6], max_new_tokens=4, do_sample=False)
+
     def outcome(base: Any) -> dict[str, Any]:
         with torch.no_grad():
             before = base(input_ids=ids).logits
+        first = written_by(base)
         model = adapted(base).train()
         with offloaded(model, pinned=False) if request.get("offloading") else _nothing():
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
-        model.method = None
-        model.eval()
-        written = model.generate(input_ids=ids[:1, :6], max_new_tokens=4, do_sample=False)
+        written = written_by(model)
         gradients = {name: one.grad for name, one in models.trainable(model).items()}
-        return {"before": before, "loss": loss.detach(), "written": written, **gradients}
+        return {
+            "first": first,
+            "before": before,
+            "loss": loss.detach(),
+            "written": written,
+            **gradients,
+        }
 
     ids = torch.arange(3, 51).reshape(2, 24) + peers.rank
     whole = load(device)
     unpacked = len(list(unpackable(whole)))
     wanted = outcome(whole)
-    base, sharded = load_sharded(load, method, peers, device=device)
+    base, sharded = load_sharded(load, method, peers, device=device, wait=await_all)
+    alone = sharded.led(peers, lambda: written_by(base))
     found = outcome(base)
     return {
+        "alone": None if alone is None else torch.equal(alone, wanted["first"]),
         "gradients": len([name for name in wanted if "lora" in name]),
         "without": [name for name, value in found.items() if value is None],
         "different": [
@@ -149,7 +160,7 @@ def _measure(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, 
     from trainer import model as models
     from trainer.config import TrainTable
     from trainer.device.precision import choose_precision
-    from trainer.group.shard import load_sharded
+    from trainer.group.shard import await_all, load_sharded
     from trainer.method_table import MethodTable
     from trainer.model import Source
 
@@ -165,7 +176,7 @@ def _measure(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, 
     if request.get("whole"):
         base, local = load(device), 0
     else:
-        base, sharded = load_sharded(load, method, peers, device=device)
+        base, sharded = load_sharded(load, method, peers, device=device, wait=await_all)
         local = sharded.local_bytes
     model = models.attach_adapter(base, method, train).train()
     trained = models.trainable(model)
@@ -174,8 +185,8 @@ def _measure(peers: Any, folder: Path, request: Mapping[str, Any]) -> dict[str, 
     ids = torch.arange(request["rows"] * request["tokens"]).reshape(request["rows"], -1) % 300
     seen: dict[int, int] = {}
     for tensor in tensors_of(model):
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        seen[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+        held = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        seen[held.untyped_storage().data_ptr()] = held.untyped_storage().nbytes()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as passes:
         model(input_ids=ids, labels=ids).loss.backward()
     numbers = sum(one.numel() for one in trained.values())

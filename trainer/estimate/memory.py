@@ -40,8 +40,9 @@ SLACK_LOW, SLACK_HIGH = 1.0, 1.41
 """What is reserved over what comes and goes: up to 1.41 is reported of trainings."""
 CONTEXT_LOW, CONTEXT_HIGH = -0.15e9, 0.2e9
 """Around a loop's own figure: 0.36 to 0.65 GB are reported of one process."""
-EXCHANGE_COPIES = 3
-"""Of the adapter in float32, flat: what is sent, what arrives, and the sum (`trainer/group`)."""
+EXCHANGE_COPIES = 2
+"""Of the adapter in float32, flat: what is sent and what arrives; of the sum each card has a part
+(`trainer/group/exchange.py`)."""
 GRADIENT_BYTES = 4
 SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
 
@@ -78,7 +79,7 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     base = 0.0 if work.full else base_bytes(shape, work)
     buffers = loop.buffer_bytes
     if work.cards > 1:
-        buffers += EXCHANGE_COPIES * GRADIENT_BYTES * trained
+        buffers += (EXCHANGE_COPIES + 1 / work.cards) * GRADIENT_BYTES * trained
     adapter, moments = _trained_bytes(shape, work, trained)
     moments_of_step = [_worst_moment(shape, work)]
     step = 0.0 if _eight_bit(work) else loop.step_bytes * trained
