@@ -169,9 +169,9 @@ def _worst_moment(shape: Shape, work: TrainingSetup) -> _Moment:
         )
     ]
     gathered = 0.0
-    if work.sharded:  # a block that computes is there whole; while it is gathered, twice
+    if work.sharded:  # a block that computes is there whole; in its forward pass, twice
         gathered = max(gathered_bytes(block, work) for block in shape.blocks)
-        moments.append(_Moment(activations=kept, workspace=2 * gathered))
+        moments.append(_Moment(activations=kept, workspace=unpacked + 2 * gathered))
     for one in layers:
         # While an encoder works, what the decoder keeps is not there yet, or no longer.
         alone = shape.encoder_decoder and one is layers[0]

@@ -282,7 +282,7 @@ class Gathers:
                     return found
                 gathers.wait(
                     [
-                        dist.all_gather_into_tensor(
+                        dist.all_gather_single(
                             output_tensor, input_tensor, group=group, async_op=True
                         )
                     ]
