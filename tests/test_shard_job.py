@@ -24,7 +24,7 @@ def train(run_dir: Path, *, cards: int, card_bytes: str = "") -> str:
         cwd=tiny.ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stderr
 
 
 def test_the_adapter_of_a_shared_base_has_the_same_bits(tmp_path: Path) -> None:
