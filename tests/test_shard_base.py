@@ -61,7 +61,7 @@ def test_each_rank_holds_its_part(model: Path, tmp_path: Path, size: int) -> Non
 
 
 @pytest.mark.parametrize(("size", "tokens", "rows"), [(2, 96, 2), (3, 64, 2)])
-def test_the_forecast_is_within_a_twentieth(
+def test_the_estimate_is_within_a_twentieth(
     tmp_path: Path, size: int, tokens: int, rows: int
 ) -> None:
     """The peak of a pass on a sharded base is what the formula says, with and without its rest."""

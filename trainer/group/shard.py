@@ -169,8 +169,8 @@ def shard_base(
         # True, since each block is the root of its own tree, and those are not given back.
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
         block.set_custom_all_gather(gathers.of_block(number))
-        for layer, known in zip(layers, settings, strict=True):
-            for name, value in known.items():  # PEFT reads them where it puts an adapter
+        for layer, values in zip(layers, settings, strict=True):
+            for name, value in values.items():  # PEFT reads them where it puts an adapter
                 setattr(layer.weight, name, value)
     _bring_the_rest(base, device)
     local = sum(one.weight.to_local().nbytes for block in blocks for one in packed_layers(block))
