@@ -180,7 +180,7 @@ def test_several_cards_are_held_against_one(tmp_path: Path) -> None:
     assert "in all instead of" in text
 
 
-def test_a_base_too_large_for_one_card_is_said(tmp_path: Path) -> None:
+def test_a_base_too_large_for_one_card_is_reported(tmp_path: Path) -> None:
     """Instead of hours that would never pass."""
     loaded = project(tmp_path, base=SEVENTY, vm={"gpus": 4})
     inputs = replace(inputs_of(loaded), may_count=False)
