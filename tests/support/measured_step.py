@@ -43,6 +43,11 @@ def peak_bytes(made: Rig, *, steps: int = 2) -> int:
     static = static_bytes(made)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         made.train(until=steps)
+    return static + most_at_once(seen)
+
+
+def most_at_once(seen: Any) -> int:
+    """Return the most bytes that were there at once beside those from before, by a profile."""
     live = most = 0
     changes = [
         (event.start_ns(), event.nbytes())
@@ -52,4 +57,4 @@ def peak_bytes(made: Rig, *, steps: int = 2) -> int:
     for _, change in sorted(changes, key=lambda one: one[0]):
         live += change
         most = max(most, live)
-    return static + most
+    return most

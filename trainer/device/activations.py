@@ -91,7 +91,11 @@ def offloaded(model: Any, *, pinned: bool = True) -> Iterator[None]:
     CUDA.
     """
     moving = save_on_cpu(pin_memory=pinned)
-    own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+    own = {
+        one.untyped_storage().data_ptr()
+        for one in (*model.parameters(), *model.buffers())
+        if not hasattr(one, "to_local")  # of a sharded base, whose packed bytes are never saved
+    }
 
     def pack(tensor: torch.Tensor) -> Any:
         storage = tensor.untyped_storage()

@@ -19,6 +19,9 @@ BYTES_SHARE = 0.8
 """Of the bandwidth on the data sheet, for what norms, activations and sums read and write."""
 UNPACKED_BYTES = 7.0
 """Moved for each weight that is unpacked: 2.5 bytes, at about a third of the speed of the rest."""
+PCIE_SHARE = 0.5
+"""Of what the data sheet says of PCI Express: a machine may send from card to card by way of its
+own memory, which is there and back. Assumed; nobody has measured it for us."""
 FITTED_FACTOR = 1.5
 """Nine tenths of the published times of a fitted card lie within this factor of the estimate."""
 FEW_FACTOR = 2.0
@@ -37,6 +40,10 @@ class TrainingGpu:
     """The same of products in float32; 0 if they are as fast."""
     bytes_per_s: float = float("inf")
     """Of its memory; infinite where that is part of `flops`, as on a CPU."""
+    pcie_bytes_per_s: float = float("inf")
+    """Between this card and the others of its machine, in one direction."""
+    gather_s: float = 0.0
+    """Seconds more for each pass without a backward pass, if a sharded base is gathered for it."""
     launch_s: float = 0.0
     """Seconds that the start of a kernel takes on the processor beside it."""
     factor: float = FEW_FACTOR
@@ -61,6 +68,8 @@ class _Card:
     """Of `tensor` that published trainings reach."""
     source: str
     fitted: bool = False
+    pcie: float = 32
+    """GB/s of its PCI Express in one direction: generation 4 with 16 lanes."""
     precision: PrecisionChoice = PrecisionChoice.BF16
 
 
@@ -71,11 +80,11 @@ _CARDS = (
     _Card(
         name="T4", gib=14.75, tensor=65, float32=8.1, bandwidth=320, share=0.08,
         source="fitted on one run of transformers, 7B on Alpaca (unsloth's README, 2024-03)",
-        precision=PrecisionChoice.FP16,
+        precision=PrecisionChoice.FP16, pcie=16,
     ),
     _Card(
         name="V100", gib=15.77, tensor=112, float32=14, bandwidth=900, share=0.62,
-        source=SCALED.format("A100"), precision=PrecisionChoice.FP16,
+        source=SCALED.format("A100"), precision=PrecisionChoice.FP16, pcie=16,
     ),
     _Card(
         name="A10", gib=22.0, tensor=125, float32=31.2, bandwidth=600, share=0.28,
@@ -104,7 +113,7 @@ _CARDS = (
     # The NVL with 94 GB, which Azure rents.
     _Card(
         name="H100", gib=93.0, tensor=835, float32=60, bandwidth=3938, share=0.62,
-        source=SCALED.format("A100"),
+        source=SCALED.format("A100"), pcie=64,
     ),
 )  # fmt: skip
 
@@ -117,6 +126,7 @@ GPUS: Mapping[str, TrainingGpu] = MappingProxyType(
             flops=one.tensor * one.share * 1e12,
             float32_flops=one.float32 * one.share * 1e12,
             bytes_per_s=one.bandwidth * BYTES_SHARE * 1e9,
+            pcie_bytes_per_s=one.pcie * PCIE_SHARE * 1e9,
             launch_s=LAUNCH_S,
             factor=FITTED_FACTOR if one.fitted else FEW_FACTOR,
             source=one.source,

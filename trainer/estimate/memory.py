@@ -28,6 +28,7 @@ from trainer.estimate.weights import (
     adapter_parameters,
     adapts,
     base_bytes,
+    gathered_bytes,
     matrix_parameters,
     quantises,
 )
@@ -39,6 +40,10 @@ SLACK_LOW, SLACK_HIGH = 1.0, 1.41
 """What is reserved over what comes and goes: up to 1.41 is reported of trainings."""
 CONTEXT_LOW, CONTEXT_HIGH = -0.15e9, 0.2e9
 """Around a loop's own figure: 0.36 to 0.65 GB are reported of one process."""
+EXCHANGE_COPIES = 2
+"""Of the adapter in float32, flat: what is sent and what arrives; of the sum each card has a part
+(`trainer/group/exchange.py`)."""
+GRADIENT_BYTES = 4
 SMALL_TENSOR = 4096  # elements under which bitsandbytes keeps moments in 32 bits
 
 
@@ -72,6 +77,9 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
     shape, loop = read_shape(config), work.loop
     trained = adapter_parameters(shape, work)
     base = 0.0 if work.full else base_bytes(shape, work)
+    buffers = loop.buffer_bytes
+    if work.cards > 1:
+        buffers += (EXCHANGE_COPIES + 1 / work.cards) * GRADIENT_BYTES * trained
     adapter, moments = _trained_bytes(shape, work, trained)
     moments_of_step = [_worst_moment(shape, work)]
     step = 0.0 if _eight_bit(work) else loop.step_bytes * trained
@@ -82,14 +90,14 @@ def estimate(config: Mapping[str, Any] | Shape, work: TrainingSetup) -> Memory:
         moments_of_step.append(_last_moment(shape, work, gradients))
     moments_of_step.append(_Moment(workspace=step))  # by then everything of the passes is gone
     moment = max(moments_of_step, key=lambda one: one.bytes)
-    static = base + adapter + moments + loop.buffer_bytes
+    static = base + adapter + moments + buffers
     return Memory(
         base=base,
         adapter=adapter,
         optimizer=moments,
         activations=moment.activations,
         logits=moment.logits,
-        workspace=moment.workspace + loop.buffer_bytes,
+        workspace=moment.workspace + buffers,
         allocated=static + moment.bytes,
         reserved=static * loop.static_slack + moment.bytes * loop.slack + loop.context_bytes,
         reserved_low=static + moment.bytes * SLACK_LOW + loop.context_bytes + CONTEXT_LOW,
@@ -160,12 +168,17 @@ def _worst_moment(shape: Shape, work: TrainingSetup) -> _Moment:
             workspace=head,
         )
     ]
+    gathered = 0.0
+    if work.sharded:  # a block that computes is there whole; in its forward pass, twice
+        gathered = max(gathered_bytes(block, work) for block in shape.blocks)
+        moments.append(_Moment(activations=kept, workspace=unpacked + 2 * gathered))
     for one in layers:
         # While an encoder works, what the decoder keeps is not there yet, or no longer.
         alone = shape.encoder_decoder and one is layers[0]
         live = one.live + (shared + one.kept if alone else kept)
-        moments.append(_Moment(activations=live + one.unpacking, workspace=unpacked))
-        moments.append(_Moment(activations=live + one.casting))
+        unpacking = live + one.unpacking
+        moments.append(_Moment(activations=unpacking, workspace=unpacked + gathered))
+        moments.append(_Moment(activations=live + one.casting, workspace=gathered))
     return max(moments, key=lambda one: one.bytes)
 
 

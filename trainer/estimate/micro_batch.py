@@ -41,7 +41,7 @@ def choose_micro_batch(
     if wanted != "auto":
         chosen = MicroBatch(min(wanted, config.train.batch_size), "as configured")
     else:
-        chosen = _largest(config, model_config, examples, gpu=gpu)
+        chosen = _largest(config, model_config, examples, gpu=gpu, cards=cards)
     if chosen.size <= share:
         return chosen
     return MicroBatch(share, f"so that each of {cards} cards has its share of a step")
@@ -53,6 +53,7 @@ def _largest(
     examples: Sequence[Example],
     *,
     gpu: TrainingGpu | None,
+    cards: int,
 ) -> MicroBatch:
     batch_size = config.train.batch_size
     if gpu is None:
@@ -66,10 +67,11 @@ def _largest(
             loss_tokens=max(
                 sum(label != NOT_TRAINED for label in example.labels) for example in examples
             ),
+            cards=cards,
         )
     except UnknownShapeError as error:
         return MicroBatch(batch_size, f"whole batches until memory runs out: {error}")
-    fitting = found["largest_micro_batch"]
+    fitting = found["micro_batch"]
     if fitting is None:
         return MicroBatch(1, f"not even one sequence should fit on {gpu.name}: trying")
     return MicroBatch(fitting, f"what should fit on {gpu.name}")

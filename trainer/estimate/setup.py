@@ -41,6 +41,10 @@ class TrainingSetup:
     head: bool = False  # the head has an adapter, too
     full: bool = False  # every weight is trained, and there is no adapter
     stored_bytes: float | None = None  # of a quantised weight, where it is not stored as `quant` is
+    cards: int = 1
+    """Of the machine, which compute the micro-batches of a step between them."""
+    sharded: bool = False
+    """Whether each card holds a part of the base's 4-bit weights only (`trainer.group.shard`)."""
     loop: Loop = OURS
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.device.shapes import Shape, read_shape
+from trainer.estimate.cards import rounds, sharing
 from trainer.estimate.gpus import UNPACKED_BYTES, TrainingGpu
 from trainer.estimate.setup import TrainingSetup
 from trainer.estimate.work import (
@@ -39,9 +40,16 @@ def step_seconds(
     """Return about how long one optimizer step of `batch_size` rows takes, micro-batch by another.
 
     `work.tokens` is the length of a usual row with its padding, `work.loss_tokens` that of its
-    answer. Right within `gpu.factor`.
+    answer. Several cards share the micro-batches; what they exchange comes on top. Right within
+    `gpu.factor`.
     """
     shape = read_shape(config)
+    if work.cards > 1:
+        shared = sharing(shape, work, batch_size=batch_size, gpu=gpu)
+        each = rounds(shared.portions, work.cards)
+        passes = pass_work(shape, replace(work, micro_batch=min(work.micro_batch, batch_size)))
+        seconds = work_seconds(update_work(shape, work) + passes * each, gpu)
+        return seconds + shared.exchange_s + shared.gather_s
     whole, rest = divmod(batch_size, work.micro_batch)
     total = update_work(shape, work)
     total += pass_work(shape, work) * whole
@@ -62,10 +70,10 @@ def scoring_seconds(
         return 0.0
     batch = prompt_work(shape, replace(work, micro_batch=at_once))
     batch += generation_work(shape, work, rows=at_once) * generated
-    return rows / at_once * work_seconds(batch, gpu)
+    return rows / at_once * (work_seconds(batch, gpu) + gpu.gather_s * (1 + generated))
 
 
 def reading_seconds(shape: Shape, work: TrainingSetup, *, gpu: TrainingGpu, rows: int) -> float:
     """Return about how long a forward pass over `rows` rows takes, as for a held-out loss."""
     each = prompt_work(shape, work)
-    return rows / work.micro_batch * work_seconds(each, gpu)
+    return rows / work.micro_batch * (work_seconds(each, gpu) + gpu.gather_s)

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape, read_shape
+from trainer.estimate.cards import even_micro_batch, rounds, shards_base, sharing
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.memory import estimate, largest_micro_batch
 from trainer.estimate.setup import TrainingSetup
@@ -38,18 +39,21 @@ class RowTokens:
     """How many rows there are, by data set; None if that is unknown."""
 
 
-def estimate_training(
+def estimate_training(  # noqa: PLR0913 - as below
     config: TrainerConfig,
     model: Mapping[str, Any] | Shape,
     *,
     gpu: TrainingGpu,
     lengths: Sequence[int] | None = None,
     loss_tokens: int | None = None,
+    cards: int = 1,
+    sharded: bool | None = None,
 ) -> dict[str, Any]:
     """Return memory, micro-batch and time of a run as plain JSON, for `qft plan`.
 
     `lengths` are the token counts of the rows if they are known, else every row is taken to be
     `max_length` long; `loss_tokens` is the longest answer, else all tokens are taken to be learnt.
+    `cards` is how many the machine has, `sharded` whether they share the base, None to decide it.
     """
     longest = config.train.max_length
     rows = RowTokens(
@@ -60,24 +64,40 @@ def estimate_training(
         sample=tuple(lengths or ()),
         shares=(Share(rows=len(lengths)),) if lengths is not None else None,
     )
-    return estimate_rows(config, model, rows, gpu=gpu)
+    return estimate_rows(config, model, rows, gpu=gpu, cards=cards, sharded=sharded)
 
 
-def estimate_rows(
-    config: TrainerConfig, model: Mapping[str, Any] | Shape, rows: RowTokens, *, gpu: TrainingGpu
+def estimate_rows(  # noqa: PLR0913 - what is trained, where, and by how many cards
+    config: TrainerConfig,
+    model: Mapping[str, Any] | Shape,
+    rows: RowTokens,
+    *,
+    gpu: TrainingGpu,
+    cards: int = 1,
+    sharded: bool | None = None,
 ) -> dict[str, Any]:
-    """Return the same for rows of which only the number and some lengths are known."""
+    """Return the same for rows of which only the number and some lengths are known.
+
+    Of several cards, memory is that of each; `sharing` says how they share the work.
+    """
     train, shape = config.train, read_shape(model)
     work = with_kernels(
         setup_of(config, gpu.precision, tokens=rows.longest, loss_tokens=rows.longest_target),
         gpu.kernels,
     )
+    if cards > 1:
+        if sharded is None:
+            sharded = is_sharded(config, shape, gpu=gpu, cards=cards)
+        work = replace(work, cards=cards, sharded=sharded)
     fitting = largest_micro_batch(
-        shape, work, memory_bytes=gpu.memory_bytes, batch_size=train.batch_size
+        shape, work, memory_bytes=gpu.memory_bytes, batch_size=rounds(train.batch_size, cards)
     )
     wanted = fitting if train.micro_batch == "auto" else train.micro_batch
+    if cards > 1 and fitting is not None and train.micro_batch == "auto":
+        wanted = even_micro_batch(train.batch_size, cards, largest=fitting)
     peak = estimate(shape, replace(work, micro_batch=wanted or 1))
     usual = usual_setup(config, gpu.precision, rows, micro_batch=wanted or 1)
+    usual = replace(usual, cards=work.cards, sharded=work.sharded)
     seconds = step_seconds(shape, usual, gpu=gpu, batch_size=train.batch_size)
     steps = steps_of(config, rows.shares)
     hours = None if steps is None else steps * seconds / 3600
@@ -99,7 +119,29 @@ def estimate_rows(
         "hours_factor": gpu.factor,
         "hours_span": None if hours is None else hours_span(hours, gpu).to_json(),
         "hours_source": gpu.source,
+        **_of_cards(config, shape, usual, gpu),
     }
+
+
+def _of_cards(
+    config: TrainerConfig, shape: Shape, usual: TrainingSetup, gpu: TrainingGpu
+) -> dict[str, Any]:
+    """Return how several cards share the work; nothing of one."""
+    if usual.cards < 2:
+        return {}
+    found = sharing(shape, usual, batch_size=config.train.batch_size, gpu=gpu)
+    return {"sharing": found.to_json()}
+
+
+def is_sharded(config: TrainerConfig, shape: Shape, *, gpu: TrainingGpu, cards: int) -> bool:
+    """Decide whether the base is sharded over the cards of a machine, for plan and trainer."""
+    return shards_base(
+        shape,
+        setup_of(config, gpu.precision),
+        memory_bytes=gpu.memory_bytes,
+        cards=cards,
+        method=config.method,
+    )
 
 
 def usual_setup(

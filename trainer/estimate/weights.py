@@ -7,6 +7,9 @@ from trainer.device.shapes import Block, Experts, Linear, Shape
 from trainer.estimate.setup import BYTES, TrainingSetup
 from trainer.method_table import Quant
 
+PACKED_BYTES = 0.5
+"""Of a 4-bit weight, without its scales."""
+
 
 def base_bytes(shape: Shape, work: TrainingSetup) -> float:
     """Return the bytes of the frozen weights as they lie in the GPU's memory.
@@ -36,7 +39,23 @@ def base_bytes(shape: Shape, work: TrainingSetup) -> float:
     matrix = shape.vocabulary * shape.hidden
     head = 0.0 if shape.tied and not work.loop.untied else float(matrix)
     head *= packed if work.loop.quantised_head else other
+    if work.sharded:
+        total -= sharded_bytes(shape, work) * (1 - 1 / work.cards)
     return total + (matrix + shape.small_parameters) * other + head
+
+
+def sharded_bytes(shape: Shape, work: TrainingSetup) -> float:
+    """Return the bytes of the weights that cards share: those that are packed, without scales."""
+    return sum(block.count * gathered_bytes(block, work) for block in shape.blocks)
+
+
+def gathered_bytes(block: Block, work: TrainingSetup) -> float:
+    """Return the packed bytes of one block, which are on a card while it computes."""
+    if not work.quant.four_bit:
+        return 0.0
+    return sum(
+        PACKED_BYTES * one.weights for one in block.linears if one.name not in block.never_quantised
+    )
 
 
 def quantises(experts: Experts, work: TrainingSetup) -> bool:

@@ -43,8 +43,14 @@ def fit_memory(
     Raises:
         DoesNotFit: nothing is left that keeps the meaning of the result; says what would help.
     """
-    if job.peers.rank == 0:
+
+    def fit_here() -> None:
         _fit_here(job, prepared, context, state)
+
+    if prepared.sharded is not None:
+        prepared.sharded.led(job.peers, fit_here)
+    elif job.peers.rank == 0:
+        fit_here()
     if job.peers.size > 1:
         _compute_as_first(job, context, state)
 
@@ -186,6 +192,8 @@ def _estimator(prepared: PreparedInputs, context: TrainContext, state: TrainingS
             gpu=replace(here, kernels=(*context.kernels.facts, *([UNPACKED] if held else []))),
             lengths=[min(longest, other.train.max_length)],
             loss_tokens=min(answer, other.train.max_length),
+            cards=context.peers.size,
+            sharded=context.sharded is not None,
         )
         memory: dict[str, float] = found["memory_bytes"]
         return memory

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +34,9 @@ from trainer.rundir.layout import HASHES, resolve
 from trainer.schedule import Schedule, make_schedule, rows_per_epoch
 from trainer.training.objective import Objective, make_objective
 
+if TYPE_CHECKING:
+    from trainer.group.shard import ShardedBase
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedInputs:
@@ -50,6 +53,7 @@ class PreparedInputs:
     fingerprint: Facts
     model_config: dict[str, Any]  # the base's config.json
     parent: ParentAdapter | None  # what the training goes on from
+    sharded: ShardedBase | None = None  # what this rank holds of a base that the ranks share
 
 
 def prepare_inputs(job: JobContext) -> PreparedInputs:

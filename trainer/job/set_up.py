@@ -83,6 +83,7 @@ def set_up(
         determinism=Determinism(exact=table.exact),
         reads_late=prepared.device.type == "cuda",
         peers=job.peers,
+        sharded=prepared.sharded,
         unpacked=spare_on_cpu(adapted, prepared.device, job.on_message),
     )
     return context, state

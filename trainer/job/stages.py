@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.device.out_of_memory import return_memory_at_once
 from trainer.device.waiting import adaptive_waits
 from trainer.errors import ConfigError, PeerLost, Preempted
 from trainer.group.order import Turn, rank_0_first
+from trainer.job.base_on_cards import BasePlan, load_on_card, plan_base
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes
 from trainer.job.prepare import PreparedInputs, prepare_inputs
@@ -57,32 +59,52 @@ def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
     """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
-    turn = Turn(job.peers, all_at_once=is_at_hand(job, prepared))
+    plan = plan_base(job, prepared)
+    turn = Turn(job.peers, all_at_once=plan.sharded or is_at_hand(job, prepared))
     turn.wait()  # until the first rank has fetched the base and stored it for all
     with storing(job, prepared) as stored:
         with collection_paused():  # while the stored base is read by a thread of its own
             import_code(prepared.model_config, job.config.method)
-        _run_on_base(job, prepared, stored, turn, done=done)
+        _run_on_base(job, prepared, Loading(stored=stored, turn=turn, plan=plan), done=done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """From where the base is loaded, in which order by the ranks, and how it lies on cards."""
+
+    stored: StoredBase | None
+    turn: Turn
+    plan: BasePlan
+
+    def store(self) -> None:
+        """Store what was loaded; wait for that where other ranks are to read it."""
+        if self.stored is not None:
+            self.stored.begin_writing()
+            if self.turn.is_awaited:
+                self.stored.wait()
 
 
 def _run_on_base(
-    job: JobContext, prepared: PreparedInputs, stored: StoredBase | None, turn: Turn, *, done: bool
+    job: JobContext, prepared: PreparedInputs, loading: Loading, *, done: bool
 ) -> None:
     """Load the base, from the store of this machine if it is there, and do what is missing."""
     shares: list[QuantisedShare] = []
-    base = models.load_base(
-        prepared.source,
-        job.config.method,
-        precision=prepared.precision,
-        device=prepared.device,
-        on_share=lambda share: shares.append(report_share(job, share)),
-        stored=stored,
-    )
-    if stored is not None:
-        stored.begin_writing()
-        if turn.is_awaited:
-            stored.wait()
-    turn.end()
+
+    def load(device: torch.device) -> Any:
+        found = models.load_base(
+            prepared.source,
+            job.config.method,
+            precision=prepared.precision,
+            device=device,
+            on_share=lambda share: shares.append(report_share(job, share)),
+            stored=loading.stored,
+        )
+        loading.store()
+        return found
+
+    base, sharded = load_on_card(job, prepared, loading.plan, load)
+    prepared = replace(prepared, sharded=sharded)
+    loading.turn.end()
     require_causal(base, prepared.precision)
     job.stop_if_preempted()
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]

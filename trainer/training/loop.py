@@ -19,6 +19,7 @@ from trainer.adapters.methods import decides_on_device
 from trainer.device.device_queue import host_sync_refused, record_event
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
 from trainer.errors import CardsDisagree, Diverged, DoesNotFit, Preempted, TrainerError
+from trainer.estimate.cards import extra_passes
 from trainer.group.peers import GiveUp, StepGivenUp
 from trainer.saving.state import TrainingState
 from trainer.schedule import derive_seed, micro_batches
@@ -270,7 +271,8 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     gathered = context.peers.open_sum(summed_tensors(context, state), len(passes))
     began_s = time.perf_counter()
     mine = context.peers.mine(len(passes))
-    for done, number in enumerate(mine):
+    extra = 0 if context.sharded is None else extra_passes(len(passes), context.peers)
+    for done, number in enumerate([*mine, *[0] * extra]):
         if done and context.flag.notice is not None:
             context.launch_limit.synchronize()  # or the clock would measure launches
             per_pass_s = (time.perf_counter() - began_s) / done
@@ -288,10 +290,16 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
             )
         except MEMORY_ERRORS as error:
             reason = reason_to_give_up(context, error)
+            if reason is GiveUp.OUT_OF_MEMORY and context.sharded is not None:
+                # The others wait for a block, not for words.
+                raise DoesNotFit(
+                    f"memory ran out in a pass over a sharded base ({error})"
+                ) from error
             if reason is not GiveUp.NO:
                 gathered.give_up(reason, str(error))
             raise
-        gathered.add(number, loss)
+        if done < len(mine):  # an extra pass only takes part in gathering the base
+            gathered.add(number, loss)
     return gathered.finish()
 
 

@@ -36,7 +36,11 @@ def backward_pass(
         if state.savings.offloading
         else nullcontext()
     )
-    with context.kernels.enabled(batch):  # activations may be computed again in the backward pass
+    mended: AbstractContextManager[None] = (
+        nullcontext() if context.sharded is None else context.sharded.mended()
+    )
+    # Activations may be computed again in the backward pass.
+    with mended, context.kernels.enabled(batch):
         with context.accelerator.autocast(), moving:
             loss = context.objective.loss(context.model, batch, context.kernels)
         mean = loss / targets

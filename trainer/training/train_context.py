@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -23,6 +23,9 @@ from trainer.schedule import Schedule
 from trainer.training.objective import Objective
 from trainer.training.samples import Samples
 from trainer.training.validation import Validation
+
+if TYPE_CHECKING:
+    from trainer.group.shard import ShardedBase
 
 
 class Accelerator(Protocol):
@@ -75,5 +78,7 @@ class TrainContext:
     """Whether an operation of a step that makes the host wait for a card raises RuntimeError."""
     peers: Peers = ALONE
     """The ranks that share the micro-batches of a step."""
+    sharded: ShardedBase | None = None
+    """What this rank holds of a base that the ranks share: all have to make the same passes."""
     unpacked: UnpackedBase | None = None
     """The values of the base's 4-bit layers, where memory is plenty."""

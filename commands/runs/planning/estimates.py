@@ -25,6 +25,7 @@ from infra.provider import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape
+from trainer.estimate.cards import idle_warning, rounds
 from trainer.estimate.gpus import GPUS, TrainingGpu
 from trainer.estimate.span import Span
 from trainer.estimate.training import RowTokens, estimate_rows
@@ -50,7 +51,7 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     """
     vm = loaded.config.vm
     card = GPUS.get(resolve_gpu_at(vm.providers[0], vm.card).gpu.name) if vm.card else None
-    return None if card is None else _estimate(loaded, _tables(loaded), card)
+    return None if card is None else _estimate(loaded, _tables(loaded), card, cards=vm.gpus)
 
 
 def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
@@ -58,15 +59,38 @@ def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
 
     `gpu_bytes` is the memory that is free now. All rows of a batch are done at once here.
     """
-    return _estimate(loaded, tables_here(_tables(loaded)), computer(loaded))
+    processes = loaded.config.vm.gpus
+    tables = tables_here(_tables(loaded), processes)
+    found = _estimate(loaded, tables, computer(loaded))
+    return None if found is None else for_processes(found, processes)
 
 
-def tables_here(tables: TrainerConfig) -> TrainerConfig:
-    """Return the settings as a processor trains by them: whole batches at once."""
+def tables_here(tables: TrainerConfig, processes: int = 1) -> TrainerConfig:
+    """Return the settings as a processor trains by them: whole batches at once.
+
+    Processes that play several cards have their part of a batch each.
+    """
     if tables.train.micro_batch != "auto":
         return tables
-    train = tables.train.model_copy(update={"micro_batch": tables.train.batch_size})
+    size = rounds(tables.train.batch_size, processes)
+    train = tables.train.model_copy(update={"micro_batch": size})
     return tables.model_copy(update={"train": train})
+
+
+def for_processes(found: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return the memory of so many processes that train on one processor; hours stay as they are.
+
+    They have the same cores between them.
+    """
+    if count == 1:
+        return found
+    span = {name: count * value for name, value in found["memory_span"].items()}
+    return {
+        **found,
+        "memory_bytes": {name: count * value for name, value in found["memory_bytes"].items()},
+        "memory_span": span,
+        "fits": span["high"] <= found["gpu_bytes"],
+    }
 
 
 def computer(loaded: LoadedConfig) -> TrainingGpu:
@@ -100,6 +124,9 @@ def warn_if_too_large(loaded: LoadedConfig, on_message: Callable[[str], None]) -
     estimate = estimate_run(loaded)
     if estimate is not None and not estimate["fits"]:
         on_message(f"warning: {estimate_line(estimate)}")
+    shared = None if estimate is None else estimate.get("sharing")
+    if shared and (idle := idle_warning(shared, batch_size=loaded.config.train.batch_size)):
+        on_message(f"warning: {idle}")
 
 
 def has_card() -> bool:
@@ -161,7 +188,9 @@ def estimate_line(estimate: dict[str, Any] | None, unknown: str = "") -> str:
             )
         return f"memory: does NOT fit a {estimate['gpu']}, {memory}; {remedy}"
     rows = f"{estimate['micro_batch']} rows at once"
-    return f"memory: {memory} of a {estimate['gpu']}, {rows}{_time(estimate)}"
+    shared = estimate.get("sharing")
+    several = f" (each of {shared['cards']})" if shared else ""
+    return f"memory: {memory} of a {estimate['gpu']}{several}, {rows}{_time(estimate)}"
 
 
 def local_estimate_line(estimate: dict[str, Any] | None, *, threads: int, card: bool) -> str:
@@ -191,25 +220,34 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
 
 
 def _estimate(
-    loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu
+    loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu, *, cards: int = 1
 ) -> dict[str, Any] | None:
     inputs = job_inputs(loaded)
     if inputs.shape is None:
         return None
     rows = rows_of(tables, inputs.lengths)
-    found = rows_estimate(loaded, tables, inputs.shape, rows, gpu)
+    found = rows_estimate(loaded, tables, inputs.shape, rows, gpu, cards=cards)
     return {**found, "usual_tokens": round(rows.usual)}
 
 
-def rows_estimate(
-    loaded: LoadedConfig, tables: TrainerConfig, shape: Shape, rows: RowTokens, gpu: TrainingGpu
+def rows_estimate(  # noqa: PLR0913 - what is trained, and on what
+    loaded: LoadedConfig,
+    tables: TrainerConfig,
+    shape: Shape,
+    rows: RowTokens,
+    gpu: TrainingGpu,
+    *,
+    cards: int = 1,
 ) -> dict[str, Any]:
     """Return memory and time of the rows; memory is counted for the card that the config names.
 
-    To count takes seconds, too many for every card of a catalog.
+    To count takes seconds, too many for every card of a catalog. Of several cards the formula
+    stands: a count knows of one.
     """
-    found = estimate_rows(tables, shape, rows, gpu=gpu)
+    found = estimate_rows(tables, shape, rows, gpu=gpu, cards=cards)
     vm = loaded.config.vm
+    if cards > 1:
+        return found
     try:
         card = resolve_gpu_at(vm.providers[0], vm.card).gpu if vm.card else None
     except UnknownGpu:
@@ -245,21 +283,23 @@ def rows_of(tables: TrainerConfig, lengths: RowLengths | None) -> RowTokens:
     )
 
 
-def estimate_job(
+def estimate_job(  # noqa: PLR0913 - a job, where it is done, and what is known already
     loaded: LoadedConfig,
     card: str,
     *,
     offer: Offer | None = None,
     hub: HubAnswer | None = None,
     inputs: JobInputs | None = None,
+    cards: int | None = None,
 ) -> JobEstimate:
-    """Return what the whole job needs on one card: memory, and the hours of each part.
+    """Return what the whole job needs on its cards: memory of each, and the hours of each part.
 
     `card` is a name of the catalog, or `HERE` for this computer; `offer` says how often machines
     there are evicted, `hub` how large the base is and who fetches it. What is not known is None,
     and `problem` says what to do. Cheap when asked again for another offer; `inputs` are given
-    where they are known, as for a config that differs in little.
+    where they are known, as for a config that differs in little. `cards` are those of `vm.gpus`.
     """
+    count = loaded.config.vm.gpus if cards is None else cards
     gpu = find_gpu(loaded, card)
     if gpu is None:
         problem = f"no figures are known for the card `{card}`; name one of {', '.join(GPUS)}"
@@ -267,15 +307,22 @@ def estimate_job(
     inputs = inputs or job_inputs(loaded)
     if inputs.shape is None:
         return JobEstimate(card=gpu.name, card_bytes=gpu.memory_bytes, problem=inputs.problem)
-    tables = tables_here(inputs.tables) if card == HERE else inputs.tables
+    here = card == HERE
+    tables = tables_here(inputs.tables, count) if here else inputs.tables
     rows = rows_of(tables, inputs.lengths)
+    on_card = 1 if here else count
     if inputs.may_count:
-        found = rows_estimate(loaded, tables, inputs.shape, rows, gpu)
+        found = rows_estimate(loaded, tables, inputs.shape, rows, gpu, cards=on_card)
     else:
-        found = estimate_rows(tables, inputs.shape, rows, gpu=gpu)
+        found = estimate_rows(tables, inputs.shape, rows, gpu=gpu, cards=on_card)
+    if here:
+        found = for_processes(found, count)
     if hub is not None:
         inputs = with_hub(inputs, hub)
-    machine = machine_of(loaded, offer, here=card == HERE)
+    machine = machine_of(loaded, offer, here=here)
+    shared = found.get("sharing")
+    if shared:
+        gpu = replace(gpu, gather_s=shared["pass_s"])
     parts = job_parts(replace(inputs, tables=tables), found, gpu, machine)
     steps = found["steps"]
     tokens = None
@@ -290,6 +337,9 @@ def estimate_job(
         trained_tokens=tokens,
         parts=parts,
         problem="" if parts else NO_ROWS,
+        sharing=shared,
+        step_s=found["step_seconds"] if shared else None,
+        idle_cards=idle_warning(shared, batch_size=tables.train.batch_size) if shared else "",
         notes=(*notes_on(inputs, gpu), *_counted_note(found)),
     )
 

@@ -36,6 +36,12 @@ class JobEstimate:
     """Tokens of all steps together, prompts included."""
     parts: tuple[JobPart, ...] = ()
     problem: str = ""
+    sharing: dict[str, Any] | None = None
+    """How several cards share it (`trainer.estimate.cards.Sharing`); None of one."""
+    step_s: float | None = None
+    """Of a step of several cards; None of one."""
+    idle_cards: str = ""
+    """What to warn of where cards have nothing to do."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the figures were found, each a sentence."""
 
@@ -50,11 +56,20 @@ class JobEstimate:
         billed = [part.hours for part in self.parts if part.billed]
         return sum(billed, NOTHING) if self.parts else None
 
+    @property
+    def cards(self) -> int:
+        """How many cards do it."""
+        return 1 if self.sharing is None else int(self.sharing["cards"])
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with both sums."""
         hours, billed = self.hours, self.billed_hours
+        values = asdict(self)
+        if self.sharing is None:
+            for name in ("sharing", "step_s", "idle_cards"):
+                del values[name]
         return {
-            **asdict(self),
+            **values,
             "hours": None if hours is None else hours.to_json(),
             "billed_hours": None if billed is None else billed.to_json(),
         }

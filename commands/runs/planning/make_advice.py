@@ -88,11 +88,11 @@ def memory_estimate(loaded: LoadedConfig, job: JobEstimate, inputs: JobInputs) -
         return None
 
     def found_for(tables: TrainerConfig) -> dict[str, Any]:
-        return estimate_rows(
-            tables, shape, rows_of(tables, inputs_with(inputs, tables).lengths), gpu=gpu
-        )
+        rows = rows_of(tables, inputs_with(inputs, tables).lengths)
+        return estimate_rows(tables, shape, rows, gpu=gpu, cards=job.cards)
 
-    now = found_for(tables_here(inputs.tables) if job.card == HERE else inputs.tables)
+    processes = loaded.config.vm.gpus
+    now = found_for(tables_here(inputs.tables, processes) if job.card == HERE else inputs.tables)
     factor = job.memory_bytes.likely / now["memory_bytes"]["reserved"]
 
     def estimate(tables: TrainerConfig) -> MemoryNeed:

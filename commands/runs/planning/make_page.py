@@ -39,6 +39,7 @@ from commands.runs.planning.pricing import (
     budget_of,
     in_order_tried,
     inputs_of,
+    one_card,
     priced_offer,
     priced_offers,
     rehearsed_offer,
@@ -131,6 +132,7 @@ def plan_of(
         note="; ".join(_notes(vm, provider)) if knows_card else "",
         safeguards=safeguards,
         lacks=lacks,
+        one_card=None if inputs is None or not offers else one_card(loaded, offers[0], inputs),
         base=base,
         table_base=table_base(loaded),
         offers_at_s=time.time(),
@@ -157,7 +159,7 @@ def _cards(
     found = [
         one
         for provider in vm.providers
-        for one in reference_offers(provider, cap=vm.max_price, idle_usd_per_h=idle)
+        for one in reference_offers(provider, cap=vm.max_price, idle_usd_per_h=idle, cards=vm.gpus)
         if one.gpu not in listed
     ]
     if len(vm.providers) > 1:  # the last of a card counts

@@ -9,6 +9,7 @@ from typing import Any
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.answer import CAP_MARGIN, Answer, cheaper_card
+from commands.runs.planning.cards import against_one
 from commands.runs.planning.figures import dollars, hourly, hours_span
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.priced_change import Advice
@@ -67,6 +68,8 @@ class PlanPage:
     """What `qft run` would refuse for, such as packages that this computer lacks, with the fix."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
+    one_card: JobOffer | None = None
+    """The same job on one card of the first offer, which has several; else None."""
     base: HubAnswer | None = None
     """What the hub said of the base; None if it is a directory, or nobody answered."""
     table_base: TableBase | None = None
@@ -110,7 +113,7 @@ class PlanPage:
                 for one in self.safeguards
             ],
             "offers": [
-                asdict(one.offer) | {"price_age_s": price_age_s(one.offer, self.offers_at_s)}
+                one.offer.to_json() | {"price_age_s": price_age_s(one.offer, self.offers_at_s)}
                 for one in self.offers
             ],
             "job": None if job is None else job.to_json(),
@@ -152,9 +155,11 @@ class PlanPage:
         """Return the three lines on memory, hours and dollars, and of what the dollars are made."""
         first = self.first
         prices = price_fact(first) if first is not None else ""
+        compared = against_one(first, self.one_card)
         return [
             *three_lines(first, width, simulated=self.simulated),
             *(wrapped(INDENT + prices, width, indent=INDENT) if prices else []),
+            *(wrapped(INDENT + compared, width, indent=INDENT) if compared else []),
         ]
 
     def advice_lines(self, *, all_of_them: bool = False) -> list[str]:
@@ -216,7 +221,8 @@ class PlanPage:
         first = self.first
         cap = _cap_warning(self.offers, self.max_price_usd_per_h)
         notes = first.job.notes if first is not None and first.job is not None else ()
-        texts = (cap, self.too_long, *self.row_warnings, *self.lacks)
+        idle = first.job.idle_cards if first is not None and first.job is not None else ""
+        texts = (cap, idle, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {self.note}"] if self.note else []),
@@ -229,7 +235,8 @@ class PlanPage:
         limit = "none: set `budget.hours`"
         if self.budget.hours is not None:
             limit = _counted(self.budget.hours, "machine hour")
-        warnings = (self.too_long, *self.row_warnings, *self.lacks)
+        idle = job.idle_cards if job is not None else ""
+        warnings = (idle, self.too_long, *self.row_warnings, *self.lacks)
         texts = [
             *self._base_lines(),
             f"limit: {limit}",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from commands.runs.config import LoadedConfig
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.estimates import HERE, estimate_job
+from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.job_inputs import JobInputs, job_inputs, with_hub
 from commands.runs.planning.job_parts import Machine, machine_of
 from commands.runs.planning.ranking import (
@@ -16,11 +17,13 @@ from commands.runs.planning.ranking import (
     cheapest_first,
     in_order_of_cost,
     job_offer,
+    reference_offers,
     working_first,
 )
 from commands.ui.errors import QftError
 from infra.provider import Offer
 from infra.run.budget import Budget
+from trainer.estimate.host import PROCESS_BYTES
 
 
 def budget_of(loaded: LoadedConfig) -> Budget:
@@ -41,17 +44,52 @@ def inputs_of(loaded: LoadedConfig, hub: HubAnswer | None = None) -> JobInputs:
 
 
 def priced_offer(
-    loaded: LoadedConfig, offer: Offer, *, inputs: JobInputs | None = None
+    loaded: LoadedConfig,
+    offer: Offer,
+    *,
+    inputs: JobInputs | None = None,
+    cards: int | None = None,
 ) -> JobOffer:
-    """Put what the job needs and costs beside an offer; `inputs` are given where they are known."""
+    """Put what the job needs and costs beside an offer; `inputs` are given where they are known.
+
+    `cards` are those of `vm.gpus`, unless another number is given.
+    """
     card, inputs = offer.gpu or loaded.config.vm.card, inputs or job_inputs(loaded)
+    job = estimate_job(loaded, card, offer=offer, inputs=inputs, cards=cards)
     return job_offer(
         offer,
-        estimate_job(loaded, card, offer=offer, inputs=inputs),
+        job,
         cap=loaded.config.vm.max_price,
         budget=budget_of(loaded),
-        host_bytes=inputs.host_bytes,
+        host_bytes=_host_bytes(inputs, job),
     )
+
+
+def _host_bytes(inputs: JobInputs, job: JobEstimate | None) -> float | None:
+    """Return what a machine needs of its own memory: a process for each card, one that loads.
+
+    A sharded base is loaded there whole, by one process after the other.
+    """
+    if inputs.host_bytes is None or job is None or job.sharing is None:
+        return inputs.host_bytes
+    base = job.sharing["whole_base_bytes"] if job.sharing["sharded"] else 0.0
+    return float(inputs.host_bytes + (job.cards - 1) * PROCESS_BYTES + base)
+
+
+def one_card(loaded: LoadedConfig, several: JobOffer, inputs: JobInputs) -> JobOffer | None:
+    """Return the same job on one of the cards that an offer has several of, at dated prices.
+
+    None if the offer has one, or no catalog has a machine with one.
+    """
+    if several.job is None or several.job.cards < 2:
+        return None
+    offers = reference_offers(
+        several.offer.provider, cap=None, idle_usd_per_h=several.offer.idle_usd_per_h
+    )
+    for offer in offers:
+        if offer.gpu == several.offer.gpu:
+            return priced_offer(loaded, offer, inputs=replace(inputs, may_count=False), cards=1)
+    return None
 
 
 def priced_offers(
@@ -75,7 +113,7 @@ def priced_offers(
                 jobs[key].job,
                 cap=loaded.config.vm.max_price,
                 budget=budget_of(loaded),
-                host_bytes=inputs.host_bytes,
+                host_bytes=_host_bytes(inputs, jobs[key].job),
             )
         )
     return priced

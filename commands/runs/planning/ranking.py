@@ -164,8 +164,10 @@ def as_tried(ordered: Sequence[JobOffer]) -> list[Offer]:
     ]
 
 
-def reference_offers(provider: str, *, cap: float | None, idle_usd_per_h: float) -> list[Offer]:
-    """Return the cheapest size of each card in a provider's catalog, at its dated prices.
+def reference_offers(
+    provider: str, *, cap: float | None, idle_usd_per_h: float, cards: int = 1
+) -> list[Offer]:
+    """Return the cheapest size with so many of each card in a catalog, at its dated prices.
 
     For cards that nobody asked the provider about. A provider without a catalog, such as the
     simulated one, gets the sizes of all catalogs.
@@ -175,7 +177,8 @@ def reference_offers(provider: str, *, cap: float | None, idle_usd_per_h: float)
     for catalog in catalogs:
         for size in catalog.matching():
             price = catalog.reference_spot(size)
-            if size.gpu_count == 1 and price < cheapest.get(size.gpu, (math.inf,))[0]:
+            enough = size.gpu_count == cards or size.gpu_count > cards > 1
+            if enough and price < cheapest.get(size.gpu, (math.inf,))[0]:
                 cheapest[size.gpu] = (price, catalog, size)
     return [
         _reference_offer(catalog, size, cap=cap, idle_usd_per_h=idle_usd_per_h)
@@ -194,6 +197,7 @@ def _reference_offer(
         region=catalog.spot_region,
         size=size.size,
         gpu=size.gpu,
+        gpu_count=max(1, int(size.gpu_count)),
         gpu_memory_gb=size.gpu_memory_gb,
         spot_usd_per_h=price,
         on_demand_usd_per_h=min(size.on_demand_usd_per_h.values(), default=None),

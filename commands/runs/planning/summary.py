@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from commands.runs.planning.cards import cards_fact
 from commands.runs.planning.costs import TRAIN, Cost
 from commands.runs.planning.figures import (
     dollars,
@@ -32,7 +33,12 @@ def three_lines(priced: JobOffer | None, width: int, *, simulated: bool = False)
 def job_lines(job: JobEstimate | None, width: int) -> list[str]:
     """Return the lines on memory and hours alone, for a machine that costs nothing."""
     memory_line = _line("memory", memory_fact(job), width)
-    return [*memory_line, *_line("hours", hours_fact(job), width)]
+    cards = cards_fact(job)
+    return [
+        *memory_line,
+        *(_line("cards", cards, width) if cards else []),
+        *_line("hours", hours_fact(job), width),
+    ]
 
 
 def _line(word: str, fact: str, width: int) -> list[str]:
