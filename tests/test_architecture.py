@@ -137,6 +137,49 @@ def test_scripts_for_the_machine_stand_alone(path: Path) -> None:
     assert {name.split(".")[0] for name in imported(path)} <= set(sys.stdlib_module_names)
 
 
+def importers_of(paths: list[Path], module: str) -> list[str]:
+    """The files among these that import a module or something in it, by any way of writing it."""
+    parent, _, name = module.rpartition(".")
+    found = []
+    for path in paths:
+        named = [
+            f"{node.module}.{alias.name}"
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.ImportFrom) and node.module == parent
+            for alias in node.names
+        ]
+        if any(f"{one}.".startswith(f"{parent}.{name}.") for one in (*imported(path), *named)):
+            found.append(path.name)
+    return found
+
+
+def test_only_the_group_imports_what_joins_processes() -> None:
+    """Nothing else may depend on torch.distributed, which one process alone never needs."""
+    others = [path for path in sources() if path.parent != ROOT / "trainer" / "group"]
+
+    assert importers_of(others, "torch.distributed") == []
+    assert "joined.py" in importers_of(sources("trainer/group"), "torch.distributed")
+
+
+def test_an_import_of_what_joins_processes_would_be_noticed(tmp_path: Path) -> None:
+    """The check above knows all ways to import it."""
+    found = []
+    for at, line in enumerate(
+        (
+            "import torch.distributed as dist",
+            "from torch import distributed",
+            "from torch.distributed import TCPStore",
+            "from torch.distributed.fsdp import fully_shard",
+            "import torch",
+        )
+    ):
+        path = tmp_path / f"bad{at}.py"
+        path.write_text(f"def act():\n    {line}\n")
+        found += importers_of([path], "torch.distributed")
+
+    assert found == ["bad0.py", "bad1.py", "bad2.py", "bad3.py"]
+
+
 def arrows(room: str, *, folders: bool) -> dict[str, set[str]]:
     """Who imports whom inside a room: files, or the folders (and single files) at its top."""
 
