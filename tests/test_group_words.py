@@ -40,7 +40,7 @@ def words(*digests: int, step: int = 7) -> list[StepWord]:
         ((9, 5, 8, 5, 5), "cards 0 and 2 computed other bits at step 7"),
     ],
 )
-def test_a_majority_tells_which_card_is_at_fault(digests: tuple[int, ...], beginning: str) -> None:
+def test_a_majority_shows_which_card_is_wrong(digests: tuple[int, ...], beginning: str) -> None:
     """Without more than half of the cards alike, all are named; the exit code is that of a bug."""
     with pytest.raises(CardsDisagree, match=beginning) as caught:
         require_same(words(*digests))
@@ -48,7 +48,7 @@ def test_a_majority_tells_which_card_is_at_fault(digests: tuple[int, ...], begin
     assert caught.value.exit_code == ExitCode.BUG
 
 
-def test_cards_with_the_same_digest_agree_and_other_steps_are_said() -> None:
+def test_cards_with_the_same_digest_agree_and_other_steps_are_named() -> None:
     """The step is compared first: after different steps other bits are no wonder."""
     require_same(words(-3, -3, -3))
 

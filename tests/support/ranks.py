@@ -44,7 +44,7 @@ TRAIN = {"steps": STEPS, "batch_size": 7, "micro_batch": 2, "lr": 1e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fault:
+class Failure:
     """Something that happens on one rank before a backward pass, once."""
 
     kind: str
@@ -64,7 +64,7 @@ class Story:
 
     run_dirs: tuple[Path, ...]
     until: int
-    faults: tuple[Fault, ...] = ()
+    failures: tuple[Failure, ...] = ()
     flips: tuple[tuple[int, int, str], ...] = ()
     """Rank, step, and what has one bit flipped after it: `parameter`, `moment` or `sum`."""
     scaled: bool = False
@@ -87,7 +87,7 @@ class Report:
     error: str = ""
     text: str = ""
     seconds: float = 0.0
-    """From the first step, or from the last fault of any rank if that is known here."""
+    """From the first step, or from the last failure of any rank if that is known here."""
     grads: int = 0
     messages: list[str] = field(default_factory=list)
     sent_bytes: int = 0
@@ -167,9 +167,9 @@ def by_one_process(run_dir: Path, story: Story, *, short_after: int | None = Non
 
 
 @contextlib.contextmanager
-def faults_of(story: Story, made: Rig, flag: PreemptionFlag, peers: Peers) -> Iterator[None]:
-    """Let the faults of this rank happen while inside."""
-    left = {(one.step, one.number): one for one in story.faults if one.rank == peers.rank}
+def failures_of(story: Story, made: Rig, flag: PreemptionFlag, peers: Peers) -> Iterator[None]:
+    """Let the failures of this rank happen while inside."""
+    left = {(one.step, one.number): one for one in story.failures if one.rank == peers.rank}
     real_pass, real_update = backward_pass, loop.whole_update
     numbers: list[int] = []
     steps = [-1]
@@ -181,9 +181,9 @@ def faults_of(story: Story, made: Rig, flag: PreemptionFlag, peers: Peers) -> It
             numbers[:] = []
         number = peers.rank + peers.size * len(numbers)
         numbers.append(number)
-        fault = left.pop((step, number), None)
-        if fault is not None:
-            happen(fault, flag)
+        failure = left.pop((step, number), None)
+        if failure is not None:
+            happen(failure, flag)
         return real_pass(*arguments, **words)
 
     def flipping_update(*arguments: Any, **words: Any) -> Any:
@@ -213,20 +213,20 @@ def flip(value: torch.Tensor) -> None:
     bits ^= 1 << 20
 
 
-def happen(fault: Fault, flag: PreemptionFlag) -> None:
-    """Let a fault happen to this process."""
-    if fault.kind == "kill":
+def happen(failure: Failure, flag: PreemptionFlag) -> None:
+    """Let a failure happen to this process."""
+    if failure.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if fault.kind == "stop":
+    if failure.kind == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    if fault.kind == "notice":
-        flag.set(seconds_left=fault.seconds, reason="test")
-    if fault.kind == "memory":
+    if failure.kind == "notice":
+        flag.set(seconds_left=failure.seconds, reason="test")
+    if failure.kind == "memory":
         raise MemoryError("out of memory by order of a test")
-    if fault.kind == "order":
+    if failure.kind == "order":
         raise RuntimeError("this has no deterministic form, says a test")
-    if fault.kind == "bug":
-        raise KeyError("a fault of the program")
+    if failure.kind == "bug":
+        raise KeyError("a failure of the program")
 
 
 def run_rank(  # noqa: PLR0917 - what a process is given
@@ -271,7 +271,7 @@ def do_story(peers: Peers, story: Story, flag: PreemptionFlag, report: Report) -
     peers.gather("ready")  # so that loading is not measured
     began = time.monotonic()
     try:
-        with faults_of(story, made, flag, peers):
+        with failures_of(story, made, flag, peers):
             train(made.context, made.state, logger, until=story.until)
     finally:
         seconds = time.monotonic() - began

@@ -176,12 +176,12 @@ class Waiter:
             for work in works:
                 work.wait()
         except RuntimeError as error:
-            self._await_news()
+            self._await_reason()
             self.check()
             what = " ".join(str(error).split())[-160:]
             raise PeerLost(f"the process of another card has ended ({what})") from error
 
-    def _await_news(self) -> None:
+    def _await_reason(self) -> None:
         """Let the watch look once more: a rank that leaves says why before its sockets close."""
         target, deadline = self._watch.polls + 2, self._clock() + 4 * BEAT_S
         while self._watch.polls < target and not self._watch.error and self._clock() < deadline:

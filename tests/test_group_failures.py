@@ -1,4 +1,4 @@
-"""Ranks of one training notice faults of each other, and end with the state of a whole step."""
+"""Ranks of one training notice failures of each other, and end with the state of a whole step."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.ranks import STEPS, Fault, Report, Story, by_one_process, ranks, run_dirs, together
+from support.ranks import STEPS, Failure, Report, Story, by_one_process, ranks, run_dirs, together
 
 QLORA = {"method": {"kind": "qlora"}}
+WHOLE = {"method": {"kind": "lora"}}
+"""Without a base that is kept unpacked, whose values are what memory is saved on first."""
 
 
-def story(directory: Path, size: int, *faults: Fault, **fields: Any) -> Story:
+def story(directory: Path, size: int, *failures: Failure, **fields: Any) -> Story:
     """Return a training by so many ranks, with a directory more for one process alone."""
+    tables = fields.pop("tables", QLORA)
     return Story(
-        run_dirs=run_dirs(directory, size + 1, **QLORA), until=STEPS, faults=faults, **fields
+        run_dirs=run_dirs(directory, size + 1, **tables), until=STEPS, failures=failures, **fields
     )
 
 
 def alone(plot: Story, until: int) -> Report:
     """Return what one process has after so many steps, in the directory that is left over."""
-    return by_one_process(plot.run_dirs[-1], replace(plot, until=until, faults=()))
+    return by_one_process(plot.run_dirs[-1], replace(plot, until=until, failures=()))
 
 
 def assert_whole_at(report: Report, plot: Story, step: int) -> None:
@@ -41,7 +44,7 @@ def test_survivors_of_a_killed_rank_leave_at_once_with_the_last_whole_step(
     tmp_path: Path, rank: int
 ) -> None:
     """Whether it hosted the store or not: nobody hangs, neither in a wait nor at its exit."""
-    plot = story(tmp_path, 3, Fault(kind="kill", rank=rank, step=2, number=rank))
+    plot = story(tmp_path, 3, Failure(kind="kill", rank=rank, step=2, number=rank))
     with ranks(3, plot) as started:
         survivors = [one for one in range(3) if one != rank]
         started.processes[rank].join(240)
@@ -58,7 +61,7 @@ def test_survivors_of_a_killed_rank_leave_at_once_with_the_last_whole_step(
 @pytest.mark.parametrize("rank", [0, 1])
 def test_survivors_of_a_stopped_rank_leave_after_its_silence(tmp_path: Path, rank: int) -> None:
     """A rank that gives no sign of life for so long counts as lost, the host of the store, too."""
-    plot = story(tmp_path, 3, Fault(kind="stop", rank=rank, step=1, number=rank), silent_s=4.0)
+    plot = story(tmp_path, 3, Failure(kind="stop", rank=rank, step=1, number=rank), silent_s=4.0)
     with ranks(3, plot) as started:
         reports = [started.report(one) for one in range(3) if one != rank]
 
@@ -68,15 +71,15 @@ def test_survivors_of_a_stopped_rank_leave_after_its_silence(tmp_path: Path, ran
     assert_whole_at(reports[0], plot, 1)
 
 
-def test_a_survivor_that_is_told_to_leave_does_not_wait_out_the_silence(tmp_path: Path) -> None:
+def test_a_survivor_that_has_to_leave_does_not_wait_out_the_silence(tmp_path: Path) -> None:
     """With a signal to end, a stopped rank is waited for a few seconds only."""
-    plot = story(tmp_path, 2, Fault(kind="stop", rank=1, step=1, number=1))
+    plot = story(tmp_path, 2, Failure(kind="stop", rank=1, step=1, number=1))
     with ranks(2, plot) as started:
         wait_for_stop(started.pid(1))
         os.kill(started.pid(0), signal.SIGTERM)
-        asked = time.monotonic()
+        began = time.monotonic()
         report = started.report(0)
-        ended_s = time.monotonic() - asked
+        ended_s = time.monotonic() - began
 
     assert report.error in {"PeerLost", "Preempted"}, report.text
     assert ended_s < 15
@@ -96,7 +99,7 @@ def wait_for_stop(pid: int) -> None:
 
 def test_a_notice_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
     """It was heard in the middle of a step; that step is ended by all, and no other begun."""
-    plot = story(tmp_path, 3, Fault(kind="notice", rank=1, step=2, number=1, seconds=600))
+    plot = story(tmp_path, 3, Failure(kind="notice", rank=1, step=2, number=1, seconds=600))
     reports = together(3, plot)
 
     assert [one.error for one in reports] == ["Preempted"] * 3
@@ -106,7 +109,7 @@ def test_a_notice_to_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> N
 
 def test_a_notice_without_time_for_the_step_gives_it_up_on_all_ranks(tmp_path: Path) -> None:
     """The others hear of it within the step, and have the state of the one before."""
-    plot = story(tmp_path, 2, Fault(kind="notice", rank=1, step=2, number=1, seconds=0.0))
+    plot = story(tmp_path, 2, Failure(kind="notice", rank=1, step=2, number=1, seconds=0.0))
     reports = together(2, plot)
 
     assert {one.error for one in reports} == {"Preempted"}, [one.text for one in reports]
@@ -119,7 +122,8 @@ def test_a_rank_without_memory_lets_all_halve_the_micro_batch(
     tmp_path: Path, rank: int, number: int
 ) -> None:
     """All give the step up and do it again with the next saving, as one process does."""
-    plot = story(tmp_path, 2, Fault(kind="memory", rank=rank, step=2, number=number))
+    failure = Failure(kind="memory", rank=rank, step=2, number=number)
+    plot = story(tmp_path, 2, failure, tables=WHOLE)
     reports = together(2, plot)
 
     assert [one.error for one in reports] == ["", ""], [one.text for one in reports]
@@ -157,7 +161,7 @@ def test_a_flipped_bit_stops_the_training_at_once_and_names_the_card(
 
 
 def test_of_two_cards_that_differ_both_are_named(tmp_path: Path) -> None:
-    """It cannot be told which of them is at fault."""
+    """It cannot be told which of them is at failure."""
     reports = together(2, story(tmp_path, 2, flips=((0, 1, "moment"),)))
 
     assert reports[0].text.startswith("cards 0 and 1 computed different bits at step 1, and it")
@@ -185,9 +189,9 @@ def test_ranks_go_on_from_what_another_number_of_ranks_saved(tmp_path: Path) -> 
     assert reports[0].adapter == alone(plot, 4).adapter
 
 
-def test_a_fault_of_the_program_on_one_rank_ends_all(tmp_path: Path) -> None:
+def test_an_error_of_the_program_on_one_rank_ends_all(tmp_path: Path) -> None:
     """The others learn why that card has left."""
-    reports = together(2, story(tmp_path, 2, Fault(kind="bug", rank=0, step=1, number=0)))
+    reports = together(2, story(tmp_path, 2, Failure(kind="bug", rank=0, step=1, number=0)))
 
     assert [one.error for one in reports] == ["KeyError", "PeerLost"]
     assert "KeyError" in reports[1].text or "has ended" in reports[1].text
