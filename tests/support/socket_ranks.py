@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trainer.errors import PeerLost
+from trainer.eviction import PreemptionFlag
 from trainer.group.peers import OrderedSum, Peers
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ class SocketPeers:
             self._send(at, f"[{','.join(lines)}]")
         return [json.loads(line) for line in lines]
 
-    def open_sum(self, parameters: Mapping[str, torch.nn.Parameter]) -> OrderedSum:
+    def compare(self, step: int, *, flag: PreemptionFlag, digest: Callable[[], int]) -> bool:
+        """Refuse: these ranks share no steps."""
+        raise TypeError(f"nothing to compare over sockets after step {step}: {digest()}, {flag}")
+
+    def open_sum(self, tensors: Mapping[str, torch.Tensor], count: int) -> OrderedSum:
         """Refuse: these ranks share no gradients."""
-        raise TypeError(f"no sum of {len(parameters)} gradients over sockets")
+        raise TypeError(f"no sum of {len(tensors)} gradients of {count} parts over sockets")
 
     def leave(self) -> None:
         """Close the sockets, as the end of a process does."""
