@@ -203,7 +203,7 @@ def test_the_status_says_why_another_rank_failed(tmp_path: Path) -> None:
     assert found["error"] == "card 1: ValueError: *** is odd"
     assert report(("", ""), 70, 76)["error"] == "card 1: ValueError: *** is odd"
     status.unlink()
-    assert report(("", ""), 137, 76)["error"] == "card 0: was killed by SIGKILL"
+    assert report(("loading", ""), 137, 76)["error"] == "card 0: was killed by SIGKILL"
     assert messages == ["card 1: ValueError: *** is odd", "card 0: was killed by SIGKILL"]
 
 

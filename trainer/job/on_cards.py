@@ -15,7 +15,7 @@ from trainer.estimate.share import describe_split
 from trainer.eviction import PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.group.launch import Ended, Launch, interpreter_command, run_ranks
-from trainer.group.rank_exit import choose, culprit, describe
+from trainer.group.rank_exit import SIGNALLED, choose, culprit, describe
 from trainer.job.context import JobOptions
 from trainer.job.missing import find_missing, open_status, reported
 from trainer.job.writers import EVERYTHING
@@ -85,7 +85,9 @@ def report_failure(
     path = options.run_dir / STATUS
     if rank is None or (rank == 0 and read_table(path).get("phase") == Phase.FAILED):
         return
-    error = f"card {rank}: {ended.errors[rank] or describe(ended.ends[rank])}"
+    end = ended.ends[rank]
+    words = ended.errors[rank] if end.code < SIGNALLED else ""  # one that was killed says nothing
+    error = f"card {rank}: {words or describe(end)}"
     error = options.token.hide_in(error) if options.token else error
     on_message(error)
     write_failure(path, error, disk=RealDisk(), now=now)

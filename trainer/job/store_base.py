@@ -26,15 +26,14 @@ COMPUTES = ("device", "gpu", "cuda", "cpu")
 """Of the hardware: quantisers differ by it, and nobody proved that their bits are the same."""
 
 
-def machine_folder(*, writable: bool = True) -> BaseFolder:
-    """Return the folder of this machine, on its real disk; nothing is added unless `writable`."""
-    folder = BaseFolder(
+def machine_folder() -> BaseFolder:
+    """Return the folder of this machine, on its real disk."""
+    return BaseFolder(
         root=store_folder(os.environ),
         disk=RealDisk(),
         free_bytes=lambda path: shutil.disk_usage(path).free,
         memory_bytes=_free_memory_bytes,
     )
-    return folder if writable else replace(folder, size_least=sys.maxsize)
 
 
 def is_at_hand(job: JobContext, prepared: PreparedInputs, folder: BaseFolder | None = None) -> bool:
@@ -67,8 +66,9 @@ def storing(
     if facts is None:
         yield None
         return
+    place = folder or machine_folder()
     stored = StoredBase(
-        folder=folder or machine_folder(writable=job.writers.write),
+        folder=place if job.writers.write else replace(place, size_least=sys.maxsize),
         name=folder_name(Path(prepared.source.name).name, facts),
         on_message=job.on_message,
     )
