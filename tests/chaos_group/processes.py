@@ -1,0 +1,94 @@
+"""Starts the trainer with several ranks, finds its processes by a mark, and kills them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from support import tiny
+
+MARK = "CHAOS_GROUP"  # a variable of the environment that all processes of a start inherit
+LOOK_S = 0.01
+
+
+class Group:
+    """One start of a training: the process that was started, and the ranks that it starts."""
+
+    def __init__(self, run: Path, *, world: int) -> None:
+        self.mark = uuid.uuid4().hex
+        self.world = world
+        cards = ("--cards", str(world)) if world > 1 else ()
+        with (run / "log").open("ab") as log:
+            self.parent = subprocess.Popen(
+                tiny.trainer_command("train", run, *cards),
+                cwd=tiny.ROOT,
+                env={**tiny.quiet_environment(), MARK: self.mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the process that was started has ended."""
+        return self.parent.poll() is not None
+
+    def pids(self) -> list[int]:
+        """Return all living processes of this start, whoever their parent is by now."""
+        return [pid for pid, variables in environments() if variables.get(MARK) == self.mark]
+
+    def ranks(self) -> dict[int, int]:
+        """Return the process of each rank."""
+        if self.world == 1:
+            return {} if self.has_ended else {0: self.parent.pid}
+        return {
+            int(variables["RANK"]): pid
+            for pid, variables in environments()
+            if variables.get(MARK) == self.mark and "RANK" in variables
+        }
+
+    def survivors(self, *, without: int) -> list[int]:
+        """Return the living ranks but for one process."""
+        return [pid for pid in self.ranks().values() if pid != without]
+
+    def kill_all(self) -> list[int]:
+        """End whatever is left; return what that was."""
+        left = self.pids()
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        self.parent.wait()
+        return left
+
+
+def environments() -> list[tuple[int, Mapping[str, str]]]:
+    """Return the environment of every living process that we may read."""
+    found: list[tuple[int, Mapping[str, str]]] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it has ended meanwhile, or is another user's
+                text = (entry / "environ").read_bytes().decode(errors="replace")
+                pairs = (part.partition("=") for part in text.split("\0"))
+                found.append((int(entry.name), {name: value for name, _, value in pairs}))
+    return found
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process, which may have ended."""
+    with suppress(ProcessLookupError):  # then it is as it should be
+        os.kill(pid, number)
+
+
+def await_true(is_true: Callable[[], bool], *, limit_s: float) -> bool:
+    """Wait until something holds; return whether it does before the time is over."""
+    deadline_s = time.monotonic() + limit_s
+    while time.monotonic() < deadline_s:
+        if is_true():
+            return True
+        time.sleep(LOOK_S)
+    return is_true()
