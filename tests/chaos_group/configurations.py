@@ -18,7 +18,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "qdora": {"kind": "qdora", "quant": "nf4"},
         "qdylora": {"kind": "qdylora", "quant": "nf4"},
         "nola": {"kind": "nola", "bases": 16},
-        "encoder-decoder": {"kind": "qlora", "quant": "nf4"},
+        "encoder-decoder": {"kind": "qlora", "quant": "nf4", "partly_quantised": True},
         "8-bit optimizer": {"kind": "qlora", "quant": "nf4", "optimizer": "adamw8bit"},
     }
 )

@@ -47,15 +47,8 @@ class Group:
         """Return the process of each rank."""
         if self.world == 1:
             return {} if self.has_ended else {0: self.parent.pid}
-        return {
-            int(variables["RANK"]): pid
-            for pid, variables in environments()
-            if variables.get(MARK) == self.mark and "RANK" in variables
-        }
-
-    def survivors(self, *, without: int) -> list[int]:
-        """Return the living ranks but for one process."""
-        return [pid for pid in self.ranks().values() if pid != without]
+        numbers = {pid: rank_of(pid) for pid in self.pids()}
+        return {rank: pid for pid, rank in numbers.items() if rank is not None}
 
     def kill_all(self) -> list[int]:
         """End whatever is left; return what that was."""
@@ -76,6 +69,15 @@ def environments() -> list[tuple[int, Mapping[str, str]]]:
                 pairs = (part.partition("=") for part in text.split("\0"))
                 found.append((int(entry.name), {name: value for name, _, value in pairs}))
     return found
+
+
+def rank_of(pid: int) -> int | None:
+    """Return which rank a process was started as; None if it is no rank."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
+    except OSError:  # it has ended meanwhile
+        return None
+    return int(words[words.index("--rank") + 1]) if "--rank" in words else None
 
 
 def send(pid: int, number: signal.Signals) -> None:
