@@ -216,6 +216,15 @@ def run_chaos(*arguments: str, timeout_s: float) -> str:
     return ended.stdout
 
 
+@pytest.mark.timeout(1800)  # a minute alone, minutes on a busy machine
+def test_a_few_kills_of_groups_change_nothing() -> None:
+    """A run killed with one, three and two ranks has every bit of a calm one by one process."""
+    messages = run_chaos("--kills", "3", "--only", "qlora", timeout_s=1700)
+
+    assert re.search(r"^qlora .* 1 2 3 .* yes$", messages, re.MULTILINE)
+    assert "PROBLEM" not in messages
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(14400)
 def test_fifty_kills_of_groups_change_nothing() -> None:

@@ -92,7 +92,9 @@ def adapter_numbers(folder: Path) -> int:
     with (folder / "adapter_model.safetensors").open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    ends: list[int] = [one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"]
+    ends: list[int] = [
+        one["data_offsets"][1] for name, one in header.items() if name != "__metadata__"
+    ]
     return max(ends) // 4  # they are in float32
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Group:
 
     def pids(self) -> list[int]:
         """Return all living processes of this start, whoever their parent is by now."""
-        return [pid for pid, variables in environments() if variables.get(MARK) == self.mark]
+        return marked(self.mark)
 
     def ranks(self) -> dict[int, int]:
         """Return the process of each rank."""
@@ -59,15 +59,15 @@ class Group:
         return left
 
 
-def environments() -> list[tuple[int, Mapping[str, str]]]:
-    """Return the environment of every living process that we may read."""
-    found: list[tuple[int, Mapping[str, str]]] = []
+def marked(mark: str) -> list[int]:
+    """Return the living processes that inherited a mark in their environment."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with suppress(OSError):  # it has ended meanwhile, or is another user's
-                text = (entry / "environ").read_bytes().decode(errors="replace")
-                pairs = (part.partition("=") for part in text.split("\0"))
-                found.append((int(entry.name), {name: value for name, _, value in pairs}))
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
     return found
 
 
