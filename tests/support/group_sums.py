@@ -5,20 +5,23 @@ python -m support.group_sums RANK SIZE HOST:PORT LISTEN_FD NUMBERS MICRO_BATCHES
 NUMBERS is how many numbers a gradient has. LISTEN_FD is a listening socket of rank 0 for that
 address, or - where a rank has none. Prints a line of JSON: the median seconds of a sum, and a
 digest of the last one. With `wait` it says `ready` before the sums and reads a line from stdin
-before and after them, so that whoever counts bytes can do so at both moments.
+before and after them, so that whoever counts bytes can do so at both moments. Ranks on hosts of
+their own name the interface of each in GLOO_SOCKET_IFNAME: a real group has one machine, and takes
+the interface that the store's address belongs to.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 
 import torch
-from trainer.group.joined import join
+from trainer.group import joined
 
 from trainer.eviction import PreemptionFlag
 from trainer.group.peers import Peers
@@ -28,7 +31,9 @@ def main(words: Sequence[str]) -> None:
     """Join the other ranks, add, and print."""
     rank, size, address, listen_fd, numbers, micro_batches, sums = words[:7]
     torch.set_num_threads(1)
-    with join(
+    if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
+        joined.interface_of = lambda _host: interface
+    with joined.join(
         rank=int(rank),
         size=int(size),
         address=address,
@@ -58,7 +63,7 @@ def add_up(peers: Peers, parameter: torch.nn.Parameter, micro_batches: int) -> f
     """Add the gradients of one step; return how long the sum itself took."""
     spent_s = 0.0
     began_s = time.perf_counter()
-    gathered = peers.open_sum({"weight": parameter})
+    gathered = peers.open_sum({"weight": parameter}, micro_batches)
     spent_s += time.perf_counter() - began_s
     for number in peers.mine(micro_batches):
         made = torch.Generator().manual_seed(number)
