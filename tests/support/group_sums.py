@@ -21,9 +21,9 @@ import time
 from collections.abc import Sequence
 
 import torch
-from trainer.group import joined
 
 from trainer.eviction import PreemptionFlag
+from trainer.group import joined
 from trainer.group.peers import Peers
 
 
