@@ -1,9 +1,11 @@
 """The errors that end a command of the trainer, each with its exit code.
 
 Preempted          the machine goes away; the state is saved, start again elsewhere
+└── PeerLost       another rank of this training is gone or silent; start all of them again
 OSError            the disk or the network failed; whole checkpoints stand
 TrainerError
 ├── Busy           another trainer works here
+├── CardsDisagree  the cards of one training have computed other bits; one of them is at fault
 ├── DataError      rows must change
 └── ConfigError    settings must change
     ├── NoSandbox    answers that are code cannot be held here; they are not run
@@ -56,6 +58,20 @@ class ConfigError(TrainerError):
 
 class Preempted(Exception):  # noqa: N818 - an order from outside, not an error
     """The machine goes away: the state is whole and saved, or about to be."""
+
+
+class PeerLost(Preempted):
+    """Another rank is gone, silent or has left; the state of the last whole step stands.
+
+    Whoever can leave at a notice can leave at this: the same command goes on.
+    """
+
+
+class CardsDisagree(TrainerError):  # noqa: N818 - says what is the case
+    """The ranks of one training no longer have the same state, which only a fault explains."""
+
+    exit_code = ExitCode.BUG
+    heading = "the cards do not agree"
 
 
 class Busy(TrainerError):  # noqa: N818 - says what is the case

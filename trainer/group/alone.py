@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from trainer.eviction import PreemptionFlag
+from trainer.group.peers import GiveUp
 
 if TYPE_CHECKING:
     import torch
 
 
 class Alone:
-    """A group of one: it waits for nobody, and copies nothing."""
+    """A group of one: it waits for nobody, compares nothing, and copies nothing."""
 
     rank = 0
     size = 1
@@ -23,9 +26,23 @@ class Alone:
         """Return the one value."""
         return [value]
 
-    def open_sum(self, parameters: Mapping[str, torch.nn.Parameter]) -> SumByAutograd:
-        """Begin a sum on the device of the parameters."""
-        return SumByAutograd(next(iter(parameters.values())).device)
+    def compare(
+        self,
+        step: int,  # noqa: ARG002 - the seam
+        *,
+        flag: PreemptionFlag,
+        digest: Callable[[], int],  # noqa: ARG002 - the seam
+    ) -> bool:
+        """Tell whether a notice has come; there is nothing to compare with."""
+        return flag.notice is not None
+
+    def open_sum(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        count: int,  # noqa: ARG002 - the seam
+    ) -> SumByAutograd:
+        """Begin a sum on the device of the tensors."""
+        return SumByAutograd(next(iter(tensors.values())).device)
 
 
 class SumByAutograd:
@@ -39,6 +56,9 @@ class SumByAutograd:
     def add(self, number: int, loss: torch.Tensor) -> None:  # noqa: ARG002 - the seam
         """Add the loss; the gradients are added already."""
         self._loss_sum += loss
+
+    def give_up(self, reason: GiveUp, text: str) -> None:
+        """Return: nobody else has to know."""
 
     def finish(self) -> torch.Tensor:
         """Return the sum of the losses."""

@@ -7,11 +7,33 @@ may do that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer.eviction import PreemptionFlag
 
 if TYPE_CHECKING:
     import torch
+
+
+class GiveUp(IntEnum):
+    """Why the passes of a step are given up by all ranks; of several reasons the highest counts."""
+
+    NO = 0
+    NO_FIXED_ORDER = 1
+    """An operation has no deterministic form: it has to be allowed."""
+    OUT_OF_MEMORY = 2
+    NOTICE = 3
+    """The machine goes away before the step would end."""
+
+
+class StepGivenUp(Exception):  # noqa: N818 - says what was done, which is no fault
+    """All ranks have given up the passes of a step, after the same round; nothing has changed."""
+
+    def __init__(self, reason: GiveUp, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class Peers(Protocol):
@@ -35,8 +57,18 @@ class Peers(Protocol):
         """Return the values of all ranks, by rank; a value is what JSON can hold."""
         ...
 
-    def open_sum(self, parameters: Mapping[str, torch.nn.Parameter]) -> OrderedSum:
-        """Begin to add up the gradients of a step's micro-batches."""
+    def compare(self, step: int, *, flag: PreemptionFlag, digest: Callable[[], int]) -> bool:
+        """Compare the states after `step` steps; tell whether a notice has come to any rank.
+
+        All ranks are told the same, and the flag of each is then up.
+
+        Raises:
+            CardsDisagree: the digests are not the same.
+        """
+        ...
+
+    def open_sum(self, tensors: Mapping[str, torch.Tensor], count: int) -> OrderedSum:
+        """Begin to add up the gradients of a step's `count` micro-batches."""
         ...
 
 
@@ -50,9 +82,24 @@ class OrderedSum(Protocol):
         """Take the gradients that the backward pass of a micro-batch has left, and its loss.
 
         The micro-batches of a rank are those of `Peers.mine`, in rising order.
+
+        Raises:
+            StepGivenUp: another rank cannot go on with the step.
+        """
+        ...
+
+    def give_up(self, reason: GiveUp, text: str) -> None:
+        """Let all ranks give up the step, since this one cannot do its next micro-batch.
+
+        Raises:
+            StepGivenUp: all of them know; one process alone just returns.
         """
         ...
 
     def finish(self) -> torch.Tensor:
-        """Leave the sums as gradients of the parameters; return the sum of the losses, float64."""
+        """Leave the sums as gradients of the tensors; return the sum of the losses, float64.
+
+        Raises:
+            StepGivenUp: another rank cannot go on with the step.
+        """
         ...

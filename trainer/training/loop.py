@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,11 +18,18 @@ from torch.nn.utils import clip_grad_norm_
 from trainer.adapters.methods import decides_on_device
 from trainer.device.device_queue import host_sync_refused, record_event
 from trainer.device.out_of_memory import MEMORY_ERRORS, give_memory_back, is_out_of_memory
-from trainer.errors import Diverged, DoesNotFit, Preempted, TrainerError
+from trainer.errors import CardsDisagree, Diverged, DoesNotFit, Preempted, TrainerError
+from trainer.group.peers import GiveUp, StepGivenUp
 from trainer.saving.state import TrainingState
 from trainer.schedule import derive_seed, micro_batches
 from trainer.text import inexact
-from trainer.training.fit import apply_setup, available, current_setup
+from trainer.training.common_state import (
+    apply_common_setup,
+    common_setup,
+    state_digest,
+    summed_tensors,
+)
+from trainer.training.fit import apply_setup, available
 from trainer.training.launched_step import LaunchedStep, note_launched
 from trainer.training.passes import backward_pass
 from trainer.training.saving_order import next_saving
@@ -49,7 +57,7 @@ def train(
     """
     validation = context.validation
     context.model.train()
-    apply_setup(context, state, current_setup(context, state))
+    apply_common_setup(context, state)
     if context.samples is not None:
         context.samples.begin(state)
     if validation is not None and validation.was_interrupted(state):
@@ -58,6 +66,8 @@ def train(
     steps = _Steps(context, state, callback, until=until)
     try:
         steps.do_all()
+    except CardsDisagree:
+        raise  # the last step may be the one that went wrong: it is not logged, and not saved
     except (Preempted, TrainerError):
         steps.read_unread()  # it is done, so it is logged and counted
         raise
@@ -74,20 +84,41 @@ class _Steps:
         self._callback = callback
         self._until = until
         self._unread: LaunchedStep | None = None
+        self._compared = False
+        self._noticed = False
 
     def do_all(self) -> None:
-        """Do what is left; raise `Preempted` when the flag is up."""
+        """Do what is left; raise `Preempted` when the flag is up, of any rank."""
         state, validation = self._state, self._context.validation
         while state.counters.step < self._until:
             if validation is not None and validation.should_stop(state):
                 break
-            if self._context.flag.notice is not None:
+            if self._context.peers.size == 1 or not self._compared:
+                self._compare()
+            if self._noticed:
                 raise Preempted
             self.do_next()
 
+    def _compare(self) -> None:
+        """Compare the state with those of the other ranks, and hear of their notices."""
+        context, state = self._context, self._state
+        self._noticed = context.peers.compare(
+            state.counters.step, flag=context.flag, digest=partial(state_digest, state)
+        )
+        self._compared = True
+
     def do_next(self) -> None:
-        """Launch a step; read the numbers of the one before once its passes are launched."""
-        self._unread = whole_step(self._context, self._state, before_update=self.read_unread)
+        """Launch a step; read the numbers of the one before once its passes are launched.
+
+        With other ranks, the states are compared before it is logged, and so before it is saved.
+        """
+        context, state = self._context, self._state
+        self._unread = whole_step(context, state, before_update=self.read_unread)
+        if context.peers.size > 1:
+            self._compare()
+            # A notice that comes while held-out rows are read is to be heard before the next step.
+            validation = context.validation
+            self._compared = validation is None or not validation.is_due(state.counters.step)
         if not self._context.reads_late or self._is_awaited():
             self.read_unread()
 
@@ -160,7 +191,7 @@ def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     """Do the passes of a step; if memory runs out, save some (`saving_order`) and do all again.
 
     Likewise without the demand for fixed bits, if this base has a part that cannot meet it.
-    Nothing has changed by then.
+    Nothing has changed by then. What one rank has to do again, all do.
     """
     while True:
         try:
@@ -174,6 +205,18 @@ def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
                 note_inexact(context, state, error)
             else:
                 raise
+        except Preempted:  # a rank is lost, or a notice leaves no time
+            state.optimizer.zero_grad(set_to_none=True)
+            raise
+        except StepGivenUp as given_up:
+            state.optimizer.zero_grad(set_to_none=True)
+            if given_up.reason is GiveUp.NOTICE:
+                raise Preempted from given_up
+            if given_up.reason is GiveUp.OUT_OF_MEMORY:
+                save_more(context, state, given_up)
+            else:
+                context.determinism.strict = False
+                note_inexact(context, state, given_up)
         give_memory_back()
 
 
@@ -192,7 +235,7 @@ def whole_update(context: TrainContext, state: TrainingState) -> torch.Tensor:
 
 def save_more(context: TrainContext, state: TrainingState, error: BaseException) -> None:
     """Save memory in the next way there is; raise `DoesNotFit` if there is none left."""
-    following = next_saving(current_setup(context, state), available(context, state))
+    following = next_saving(common_setup(context, state), available(context, state))
     if following is None:
         raise DoesNotFit(
             "one sequence does not fit into the memory of the device; lower "
@@ -203,7 +246,7 @@ def save_more(context: TrainContext, state: TrainingState, error: BaseException)
     context.on_saving(f"out of memory in step {state.counters.step + 1}: {words}")
 
 
-def note_inexact(context: TrainContext, state: TrainingState, refusal: RuntimeError) -> None:
+def note_inexact(context: TrainContext, state: TrainingState, refusal: Exception) -> None:
     """Report, and keep for status and receipt, that bits may differ from the present step on."""
     counters = state.counters
     if counters.inexact_from is None:
@@ -223,25 +266,41 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     context.method.before_step(step)
     rows = context.schedule.batch(step)
     targets = sum(context.examples[row].targets for row in rows)
-    gathered = context.peers.open_sum(state.parameters)
-    began_s = time.perf_counter()
     passes = micro_batches(rows, state.counters.micro_batch)
-    for number in context.peers.mine(len(passes)):
-        if number and context.flag.notice is not None:
+    gathered = context.peers.open_sum(summed_tensors(context, state), len(passes))
+    began_s = time.perf_counter()
+    mine = context.peers.mine(len(passes))
+    for done, number in enumerate(mine):
+        if done and context.flag.notice is not None:
             context.launch_limit.synchronize()  # or the clock would measure launches
-            per_pass_s = (time.perf_counter() - began_s) / number
-            if context.flag.seconds_left < 3 * per_pass_s * (len(passes) - number):
+            per_pass_s = (time.perf_counter() - began_s) / done
+            if context.flag.seconds_left < 3 * per_pass_s * (len(mine) - done):
+                gathered.give_up(GiveUp.NOTICE, "a notice leaves no time for the step")
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
-        loss = backward_pass(
-            context,
-            state,
-            [context.examples[row] for row in passes[number]],
-            targets=targets,
-            seed=derive_seed(context.seed, "dropout", step, number),
-        )
+        try:
+            loss = backward_pass(
+                context,
+                state,
+                [context.examples[row] for row in passes[number]],
+                targets=targets,
+                seed=derive_seed(context.seed, "dropout", step, number),
+            )
+        except MEMORY_ERRORS as error:
+            reason = reason_to_give_up(context, error)
+            if reason is not GiveUp.NO:
+                gathered.give_up(reason, str(error))
+            raise
         gathered.add(number, loss)
     return gathered.finish()
+
+
+def reason_to_give_up(context: TrainContext, error: BaseException) -> GiveUp:
+    """Return why a pass that raised `error` can be done again in another way, if it can."""
+    if is_out_of_memory(error):
+        return GiveUp.OUT_OF_MEMORY
+    refused = context.determinism.strict and "deterministic" in str(error)
+    return GiveUp.NO_FIXED_ORDER if refused else GiveUp.NO
 
 
 def update(context: TrainContext, state: TrainingState) -> torch.Tensor:
