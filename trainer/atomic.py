@@ -83,6 +83,36 @@ class RealDisk:
             path.unlink()
 
 
+class NoDisk:
+    """Takes every write and does nothing, for a process whose files another one writes."""
+
+    def make_directory(self, path: Path) -> None:
+        """Make nothing."""
+
+    def create(self, path: Path) -> int:  # noqa: ARG002 - the seam
+        """Return a descriptor of nothing."""
+        return -1
+
+    def write(self, descriptor: int, data: memoryview) -> int:  # noqa: ARG002 - the seam
+        """Take all of it."""
+        return len(data)
+
+    def sync(self, descriptor: int) -> None:
+        """Bring nothing to the medium."""
+
+    def close(self, descriptor: int) -> None:
+        """Close nothing."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename nothing."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Bring nothing to the medium."""
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove nothing."""
+
+
 def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
     """Write every byte of `data`, in chunks so that other threads get their turn."""
     chunk = 4 << 20

@@ -8,12 +8,13 @@ better; only if it would refuse, they keep to one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from trainer.config import TrainTable
+from trainer.device.waiting import cores
 
 
 def make_deterministic() -> None:
@@ -33,10 +34,15 @@ def _set_mode(*, exact: bool = True, strict: bool = False) -> None:
     torch.set_deterministic_debug_mode("error" if exact and strict else otherwise)
 
 
-def set_threads(train: TrainTable) -> int:
-    """Apply the configured number of CPU threads and return the number in use."""
+def set_threads(train: TrainTable, *, ranks: int = 1, cores: Callable[[], int] = cores) -> int:
+    """Apply the configured number of CPU threads and return the number in use.
+
+    Several ranks that are to choose by themselves share the cores of their machine.
+    """
     if train.threads != "auto":
         torch.set_num_threads(train.threads)
+    elif ranks > 1:
+        torch.set_num_threads(max(1, cores() // ranks))
     return torch.get_num_threads()
 
 

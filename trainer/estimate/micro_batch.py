@@ -11,6 +11,7 @@ from trainer.data.codec import NOT_TRAINED, Example
 from trainer.device.count import find_shape
 from trainer.device.shapes import UnknownShapeError
 from trainer.estimate.gpus import TrainingGpu
+from trainer.estimate.share import share_of_card
 from trainer.estimate.training import estimate_training
 
 
@@ -28,15 +29,32 @@ def choose_micro_batch(
     examples: Sequence[Example],
     *,
     gpu: TrainingGpu | None,
+    cards: int = 1,
 ) -> MicroBatch:
     """Return the configured micro-batch, or for `auto` the largest that fits (all on a CPU).
 
-    The estimate takes the longest row, since a step that does not fit costs a retry.
-    `model_config` is the base's `config.json`, `gpu` the one at hand or None.
+    With several configured cards it is at most the share of one of them. The estimate takes the
+    longest row, since a step that does not fit costs a retry. `model_config` is the base's
+    `config.json`, `gpu` the one at hand or None.
     """
-    batch_size, wanted = config.train.batch_size, config.train.micro_batch
+    share, wanted = share_of_card(config.train.batch_size, cards), config.train.micro_batch
     if wanted != "auto":
-        return MicroBatch(min(wanted, batch_size), "as configured")
+        chosen = MicroBatch(min(wanted, config.train.batch_size), "as configured")
+    else:
+        chosen = _largest(config, model_config, examples, gpu=gpu)
+    if chosen.size <= share:
+        return chosen
+    return MicroBatch(share, f"so that each of {cards} cards has its share of a step")
+
+
+def _largest(
+    config: TrainerConfig,
+    model_config: Mapping[str, Any],
+    examples: Sequence[Example],
+    *,
+    gpu: TrainingGpu | None,
+) -> MicroBatch:
+    batch_size = config.train.batch_size
     if gpu is None:
         return MicroBatch(batch_size, "whole batches, as far as memory suffices")
     try:

@@ -11,7 +11,9 @@ from trainer.config import EvictionBand, TrainerConfig
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
 from trainer.group.alone import ALONE
+from trainer.group.launch import RankPlace
 from trainer.group.peers import Peers
+from trainer.job.writers import EVERYTHING, Writers
 from trainer.rundir.fingerprint import (
     Facts,
 )
@@ -30,6 +32,10 @@ class JobOptions:
     allow_change: tuple[str, ...] = ()
     band: EvictionBand | None = None
     price_usd_per_h: float = 0.0
+    cards: int = 1
+    """How many cards the run is configured for; there may be fewer here."""
+    place: RankPlace | None = None
+    """Which of several ranks this process is; None if it does the job alone."""
     token: Secret | None = field(default=None, repr=False)
     """For a hub, to fetch a base that not everybody may have; kept in memory only."""
 
@@ -46,6 +52,8 @@ class JobContext:
     on_message: Callable[[str], None]
     peers: Peers = ALONE
     """The ranks that do this job together."""
+    writers: Writers = EVERYTHING
+    """What this rank writes."""
 
     @property
     def run_dir(self) -> Path:

@@ -26,6 +26,7 @@ from trainer.saving.state import TrainingState
 from trainer.text import gigabytes
 from trainer.training.fit import Fitted, apply_setup, current_setup, fit
 from trainer.training.measure import Shortage, device_limit
+from trainer.training.saving_order import MemorySetup
 from trainer.training.train_context import TrainContext
 
 KEYED = ("config", "data", "tokens", "base", "hardware", "versions")
@@ -37,9 +38,39 @@ def fit_memory(
 ) -> None:
     """Measure the longest batch and save memory until it fits, or take up what was found before.
 
+    Of several ranks the first does, and all compute as it found.
+
     Raises:
         DoesNotFit: nothing is left that keeps the meaning of the result; says what would help.
     """
+    if job.peers.rank == 0:
+        _fit_here(job, prepared, context, state)
+    if job.peers.size > 1:
+        _compute_as_first(job, context, state)
+
+
+def _compute_as_first(job: JobContext, context: TrainContext, state: TrainingState) -> None:
+    """Take over how the first rank computes; the cards are of one kind."""
+    own = current_setup(context, state)
+    found = job.peers.gather(
+        {
+            "micro_batch": own.micro_batch,
+            "savings": own.savings.to_json(),
+            "unpacked": own.unpacked,
+        }
+    )[0]
+    setup = MemorySetup(
+        micro_batch=found["micro_batch"],
+        savings=read_savings(found["savings"]),
+        unpacked=own.unpacked and found["unpacked"],
+    )
+    if setup != own:
+        apply_setup(context, state, setup)
+
+
+def _fit_here(
+    job: JobContext, prepared: PreparedInputs, context: TrainContext, state: TrainingState
+) -> None:
     key = _key(prepared)
     stored = read_memory_record(job.run_dir)
     usable = stored is not None and stored.key == key and _holds(stored, context)
@@ -78,7 +109,7 @@ def note_saving(job: JobContext, text: str) -> None:
     """Report what was done in the middle of a training, and keep it beside the measurement."""
     _report(job, text)
     stored = read_memory_record(job.run_dir)
-    if stored is not None:
+    if stored is not None and job.writers.write:
         _keep(stored.with_step(text), job)
 
 

@@ -14,30 +14,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainer.atomic import RealDisk
-from trainer.config import EvictionBand, TrainerConfig, load_config
+from trainer.config import EvictionBand
 from trainer.device.garbage import collection_paused
 from trainer.device.host_memory import address_space
 from trainer.device.waiting import prepare_waits
-from trainer.errors import DoesNotFit, Preempted
+from trainer.errors import DoesNotFit, PeerLost
 from trainer.eviction import NOTICE_APIS, MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
-from trainer.job.context import JobContext, JobOptions, with_parent
-from trainer.rundir.fingerprint import permitted_keys
+from trainer.group.alone import ALONE
+from trainer.group.cards import assign_cards, find_cards
+from trainer.group.launch import RankPlace, end_with_parent
+from trainer.group.peers import Peers
+from trainer.group.rank_exit import PEER_LOST
+from trainer.job.context import JobContext, JobOptions
+from trainer.job.missing import MissingJob, find_missing, open_status, reported
+from trainer.job.on_cards import run_on_cards
+from trainer.job.writers import EVERYTHING, NOTHING, Writers
 from trainer.rundir.layout import (
-    ADAPTER,
-    CONFIG,
-    RECEIPT,
-    adapter_done,
     alone_in,
-    data_facts,
-    finished,
-    read_table,
     sweep,
 )
 from trainer.rundir.status import HeartbeatWriter, Phase
-from trainer.saving.run_day import fix_day
 from trainer.secret import hidden_in_output, read_secret
-from trainer.text import amount, gigabytes, print_line
+from trainer.text import amount, gigabytes, positive, print_line
 
 LIBRARIES_BYTES = 800 << 20
 """Of address space: what torch 2.13 for CPUs and its companions take at least, as measured."""
@@ -63,55 +62,89 @@ def run_job(
     flag = PreemptionFlag(time.monotonic)
     with on_signals(flag), alone_in(options.run_dir):  # a SIGTERM is heard from the first moment
         sweep(options.run_dir, disk=RealDisk())
-        heartbeat = HeartbeatWriter(options.run_dir / "status.json", disk=RealDisk(), now=now)
-        with heartbeat, polling(options, flag, on_message):
-            try:
-                config = load_config(options.run_dir / CONFIG)
-                today = now().astimezone(UTC).date()
-                config = fix_day(options.run_dir, config, today=today, disk=RealDisk())
-                _do_what_is_missing(options, config, heartbeat, flag, on_message)
-            except Preempted:
-                reason = flag.notice.reason if flag.notice else "notice"
-                heartbeat.update(phase=Phase.PREEMPTED, message=f"stopped by {reason}, state saved")
-                raise
-            except BaseException as error:
-                text = f"{type(error).__name__}: {error}"
-                text = options.token.hide_in(text) if options.token else text
-                heartbeat.update(phase=Phase.FAILED, error=text)
-                raise
-            heartbeat.update(phase=Phase.DONE, message=None, eta_s=0.0)
+        do_job(options, flag, on_message, now=now)
+
+
+def do_job(
+    options: JobOptions,
+    flag: PreemptionFlag,
+    on_message: Callable[[str], None],
+    *,
+    now: Callable[[], datetime] = lambda: datetime.now(tz=UTC),
+) -> None:
+    """Do the whole job in a run directory that is ours: alone, or as one of several ranks.
+
+    Raises as `run_job`; a rank raises `PeerLost` if another one is gone.
+    """
+    writers = writers_of(options)
+    status = open_status(options, writers, now=now)
+    with status, polling(options, flag, on_message), reported(status, options, flag):
+        missing = find_missing(options, status, on_message, disk=writers.disk, now=now)
+        if missing is not None:
+            _do_what_is_missing(options, missing, flag, on_message, status=status)
+        status.update(phase=Phase.DONE, message=None, eta_s=0.0)
 
 
 def _do_what_is_missing(
     options: JobOptions,
-    config: TrainerConfig,
-    heartbeat: HeartbeatWriter,
+    missing: MissingJob,
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
+    *,
+    status: HeartbeatWriter,
 ) -> None:
-    config = with_parent(config, options.run_dir)
-    permitted_keys(options.allow_change)  # a slip is reported now, not at the first resume
-    inputs = data_facts(config, options.run_dir)
-    if adapter_done(options.run_dir, config, inputs):
-        heartbeat.update(**read_table(options.run_dir / ADAPTER / RECEIPT).get("status", {}))
-    if finished(options.run_dir, config, inputs):
-        on_message("everything is done already: nothing to do")
-        return
     prepare_environment()
     require_address_space()
     with collection_paused():
         from trainer.job import stages  # torch takes seconds; what is done needs none of it
 
-    stages.run_stages(
-        JobContext(
-            options=options,
-            config=config,
-            inputs=inputs,
-            heartbeat=heartbeat,
-            flag=flag,
-            on_message=on_message,
+    with joined_peers(options, flag, on_message) as peers:
+        stages.run_stages(
+            JobContext(
+                options=options,
+                config=missing.config,
+                inputs=missing.inputs,
+                heartbeat=status,
+                flag=flag,
+                on_message=on_message if writers_of(options).write else silent,
+                peers=peers,
+                writers=writers_of(options),
+            )
         )
-    )
+
+
+@contextmanager
+def joined_peers(
+    options: JobOptions, flag: PreemptionFlag, on_message: Callable[[str], None]
+) -> Iterator[Peers]:
+    """Join the other ranks, if there are any; a process alone imports nothing for it."""
+    place = options.place
+    if place is None:
+        yield ALONE
+        return
+    import torch
+
+    from trainer.group.joined import join
+
+    with join(
+        rank=place.rank,
+        size=place.size,
+        address=place.address,
+        listen_fd=place.listen_fd,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        flag=flag,
+        on_message=on_message,
+    ) as peers:
+        yield peers
+
+
+def writers_of(options: JobOptions) -> Writers:
+    """Return what this process writes: all, unless it is a rank that is not the first."""
+    return EVERYTHING if options.place is None or options.place.rank == 0 else NOTHING
+
+
+def silent(_text: str) -> None:
+    """Say nothing: the first rank says the same."""
 
 
 def require_address_space() -> None:
@@ -148,8 +181,8 @@ def polling(
     options: JobOptions, flag: PreemptionFlag, on_message: Callable[[str], None]
 ) -> Iterator[None]:
     """Ask the metadata service for notices while inside; without a URL, ask nobody."""
-    if options.metadata_url is None:
-        yield
+    if options.metadata_url is None or (options.place is not None and options.place.rank):
+        yield  # or the first rank asks for all, and tells them
         return
     poll = MetadataPoll(
         url=options.metadata_url,
@@ -193,10 +226,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-stdin", action="store_true",
         help="read a hub's token from stdin; it is kept in memory only",
     )  # fmt: skip
+    parser.add_argument(
+        "--cards", type=positive, default=1, metavar="N",
+        help="use so many cards, each by a process of its own; the bits are those of one",
+    )  # fmt: skip
+    for name in ("--rank", "--ranks", "--listen-fd", "--launcher"):  # how ranks are started
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the whole job."""
+    """Do the whole job: in this process, as one of several ranks, or by starting those."""
+    if args.launcher is not None:
+        end_with_parent(args.launcher)
     token = read_secret() if args.token_stdin else None
     options = JobOptions(
         run_dir=args.run_dir.resolve(),
@@ -205,8 +247,41 @@ def run(args: argparse.Namespace) -> int:
         allow_change=tuple(args.allow_change),
         band=args.eviction_band,
         price_usd_per_h=args.price_usd_per_h,
+        cards=args.cards,
+        place=place_of(args),
         token=token,
     )
     with hidden_in_output(token):
-        run_job(options, print_line)
+        return run_here(options, print_line)
+
+
+def place_of(args: argparse.Namespace) -> RankPlace | None:
+    """Return which rank the arguments name; None if this process was started by nobody of ours."""
+    if args.rank is None:
+        return None
+    return RankPlace(rank=args.rank, size=args.ranks, address=args.store, listen_fd=args.listen_fd)
+
+
+def run_here(options: JobOptions, on_message: Callable[[str], None]) -> int:
+    """Choose who does the job by how many cards it is for, and return the exit code."""
+    if options.place is not None:
+        flag = PreemptionFlag(time.monotonic)
+        with on_signals(flag):
+            try:
+                do_job(options, flag, on_message)
+            except PeerLost as error:
+                on_message(f"another rank was lost: {error}")
+                return PEER_LOST
+        return ExitCode.DONE
+    if options.cards > 1:
+        found = find_cards(os.environ)
+        cards = assign_cards(options.cards, found)
+        if len(cards) < options.cards:
+            on_message(
+                f"warning: the run is for {options.cards} cards, and this machine has "
+                f"{len(found)}: it goes on with {len(cards)}, slower and with the same bits"
+            )
+        if len(cards) > 1:
+            return run_on_cards(options, cards, on_message)
+    run_job(options, on_message)
     return ExitCode.DONE

@@ -38,7 +38,7 @@ def make_samples(
         flag=job.flag,
         on_message=job.on_message,
         on_status=lambda text: job.heartbeat.update(message=text),
-        path=job.run_dir / SAMPLES,
+        path=job.writers.path(job.run_dir / SAMPLES),
         examples=items,
         rows=[sampled_row(item, prepared.tokenizer) for item in items],
         stop_ids=_stop_ids(job, prepared),

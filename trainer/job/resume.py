@@ -5,7 +5,9 @@ from __future__ import annotations
 from trainer.errors import ConfigError
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
+from trainer.job.same_start import find_newest, take_counts
 from trainer.rundir.fingerprint import compare
+from trainer.rundir.layout import METRICS
 from trainer.rundir.status import count_steps
 from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.manifest import Damaged
@@ -21,11 +23,9 @@ def resume(job: JobContext, prepared: PreparedInputs, store: Store, state: Train
         ConfigError: the checkpoint belongs to a run with other settings.
     """
     limit = size_limit(state)
-    lost = count_steps(state.log.path)
+    lost = count_steps(job.run_dir / METRICS)
     below: int | None = None
-    while found := store.load_newest(
-        tensor_bytes_max=limit, on_message=job.on_message, below=below
-    ):
+    while found := find_newest(job, store, tensor_bytes_max=limit, below=below):
         verdict = compare(found.fingerprint, prepared.fingerprint, allowed=job.options.allow_change)
         verdict.require()
         micro_batch = state.counters.micro_batch
@@ -52,10 +52,12 @@ def resume(job: JobContext, prepared: PreparedInputs, store: Store, state: Train
         )
     previous = job.heartbeat.previous
     if found is not None or lost:
-        state.log.sync()  # even if no step follows that would write it
         counters.resumes = max(counters.resumes, previous.resumes) + 1
         redone = max(counters.redone_steps, previous.redone_steps)
         counters.redone_steps = redone + max(0, lost - counters.step)
+    take_counts(job, prepared, state)
+    if found is not None or lost:
+        state.log.sync()  # even if no step follows that would write it
         job.on_message(f"resuming after step {counters.step} of {prepared.schedule.steps}")
     job.heartbeat.update(
         resumed_from=found.step if found else None,

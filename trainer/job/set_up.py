@@ -22,6 +22,7 @@ from trainer.job.fit_memory import note_saving
 from trainer.job.make_samples import make_samples
 from trainer.job.prepare import PreparedInputs
 from trainer.method_table import OptimizerKind
+from trainer.rundir.layout import METRICS
 from trainer.rundir.status import MetricsLog
 from trainer.saving.state import TrainingState
 from trainer.training.train_context import TrainContext
@@ -47,11 +48,15 @@ def set_up(
         parameters=parameters,
         optimizer=make_optimizer(None),
         scaler=torch.amp.GradScaler(prepared.device.type) if precision.loss_scaling else None,
-        log=MetricsLog(job.run_dir / "metrics.jsonl"),
+        log=MetricsLog(job.writers.path(job.run_dir / METRICS)),
         make_optimizer=make_optimizer,
     )
     micro_batch = choose_micro_batch(
-        job.config, prepared.model_config, prepared.rows.items, gpu=gpu_at_hand(prepared)
+        job.config,
+        prepared.model_config,
+        prepared.rows.items,
+        gpu=gpu_at_hand(prepared),
+        cards=job.options.cards,
     )
     job.on_message(
         f"{micro_batch.size} of {table.batch_size} sequences at a time: {micro_batch.reason}"

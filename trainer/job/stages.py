@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from trainer import model as models
 from trainer.adapters import dylora, methods
 from trainer.adapters.quantised_share import QuantisedShare
 from trainer.adapters.stored_base import StoredBase
-from trainer.atomic import RealDisk
 from trainer.base_family import import_code
 from trainer.causal_probe import require_causal
 from trainer.config import TrainerConfig
@@ -21,32 +19,30 @@ from trainer.device.garbage import collection_paused
 from trainer.device.host_memory import free_memory, is_tight
 from trainer.device.out_of_memory import return_memory_at_once
 from trainer.device.waiting import adaptive_waits
-from trainer.errors import ConfigError, Preempted
+from trainer.errors import ConfigError, PeerLost, Preempted
+from trainer.group.order import Turn, rank_0_first
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes
 from trainer.job.prepare import PreparedInputs, prepare_inputs
 from trainer.job.resume import resume
 from trainer.job.score_stage import score
 from trainer.job.set_up import set_up
-from trainer.job.store_base import storing
+from trainer.job.step_callback import make_step_callback, open_store
+from trainer.job.store_base import is_at_hand, storing
 from trainer.job.use_kernels import use_kernels
 from trainer.job.weight_files import require_host_memory, weight_files
 from trainer.job.write_adapter import write_adapter
 from trainer.method_table import Quant
 from trainer.rundir.layout import ADAPTER, adapter_done, resolve
 from trainer.rundir.status import Phase
-from trainer.saving.async_saver import AsyncSaver
-from trainer.saving.checkpoint import Store
-from trainer.saving.checkpointer import Checkpointer
 from trainer.saving.state import Best
-from trainer.tracking.tracker import make_tracker
 from trainer.training.loop import train
 from trainer.training.objective import mean_loss
 
 
 def run_stages(job: JobContext) -> None:
     """Do what is missing; raise `Preempted` at the first moment that suits after a notice."""
-    with collection_paused():
+    with collection_paused(), rank_0_first(job.peers):
         prepared = prepare_inputs(job)
     job.stop_if_preempted()
     with adaptive_waits(
@@ -61,14 +57,16 @@ def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
     """Do the stages that need the weights of the base: score, train, write, and score again."""
     done = adapter_done(job.run_dir, job.config, job.inputs)
     prepare_host(prepared, job.config)
+    turn = Turn(job.peers, all_at_once=is_at_hand(job, prepared))
+    turn.wait()  # until the first rank has fetched the base and stored it for all
     with storing(job, prepared) as stored:
         with collection_paused():  # while the stored base is read by a thread of its own
             import_code(prepared.model_config, job.config.method)
-        _run_on_base(job, prepared, stored, done=done)
+        _run_on_base(job, prepared, stored, turn, done=done)
 
 
 def _run_on_base(
-    job: JobContext, prepared: PreparedInputs, stored: StoredBase | None, *, done: bool
+    job: JobContext, prepared: PreparedInputs, stored: StoredBase | None, turn: Turn, *, done: bool
 ) -> None:
     """Load the base, from the store of this machine if it is there, and do what is missing."""
     shares: list[QuantisedShare] = []
@@ -82,6 +80,9 @@ def _run_on_base(
     )
     if stored is not None:
         stored.begin_writing()
+        if turn.is_awaited:
+            stored.wait()
+    turn.end()
     require_causal(base, prepared.precision)
     job.stop_if_preempted()
     rows = [*prepared.rows.items, *(prepared.held_out.items if prepared.held_out else ())]
@@ -98,7 +99,8 @@ def _run_on_base(
         )
         best = learn(job, prepared, adapted)
         select_rank(job, prepared, adapted)
-        write_adapter(job, prepared, adapted, best, share=shares[0])
+        with rank_0_first(job.peers):
+            write_adapter(job, prepared, adapted, best, share=shares[0])
     score(job, prepared, adapted, "after")
 
 
@@ -135,30 +137,20 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     """
     context, state = set_up(job, prepared, adapted)
     prepared, context = use_kernels(job, prepared, context)
-    directory, keep = job.run_dir / "checkpoints", job.config.checkpoint.keep
-    store = Store(directory, keep=keep, disk=RealDisk(), on_message=job.on_message)
+    store = open_store(job)
     store.sweep()
     resume(job, prepared, store, state)
     fit_memory(job, prepared, context, state)
-    tracker = make_tracker(
-        job.run_dir, steps_done=state.counters.step, wall_s=time.time, on_message=job.on_message
+    tracker = job.writers.tracker(
+        job.run_dir, steps_done=state.counters.step, on_message=job.on_message
     )
-    checkpointer = Checkpointer(
-        state=state,
-        saver=AsyncSaver(store, clock=time.monotonic),
-        table=job.config.checkpoint,
-        band=job.options.band,
-        fingerprint=prepared.fingerprint,
-        heartbeat=job.heartbeat,
-        tracker=tracker,
-        clock=time.monotonic,
-        on_message=job.on_message,
-        save_requested=lambda: job.flag.save_requested,
+    checkpointer = make_step_callback(
+        job, state, store, fingerprint=prepared.fingerprint, tracker=tracker
     )
     job.heartbeat.update(phase=Phase.TRAINING, step=state.counters.step, at_once=True)
     try:
         train(context, state, checkpointer, until=prepared.schedule.steps)
-    except Preempted:
+    except (Preempted, PeerLost):
         if not checkpointer.save_now():
             job.on_message(
                 "the state of this moment could not be saved; the checkpoint before it stands"
@@ -167,7 +159,7 @@ def learn(job: JobContext, prepared: PreparedInputs, adapted: Any) -> Best:
     finally:
         tracker.close()
     context.method.materialize()
-    checkpointer.save_now()
+    checkpointer.finish()
     state.log.sync()
     if context.validation is not None and context.validation.keep_best:
         state.adopt_best()

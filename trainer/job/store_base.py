@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,27 @@ COMPUTES = ("device", "gpu", "cuda", "cpu")
 """Of the hardware: quantisers differ by it, and nobody proved that their bits are the same."""
 
 
-def machine_folder() -> BaseFolder:
-    """Return the folder of this machine, on its real disk."""
-    return BaseFolder(
+def machine_folder(*, writable: bool = True) -> BaseFolder:
+    """Return the folder of this machine, on its real disk; nothing is added unless `writable`."""
+    folder = BaseFolder(
         root=store_folder(os.environ),
         disk=RealDisk(),
         free_bytes=lambda path: shutil.disk_usage(path).free,
         memory_bytes=_free_memory_bytes,
     )
+    return folder if writable else replace(folder, size_least=sys.maxsize)
+
+
+def is_at_hand(job: JobContext, prepared: PreparedInputs, folder: BaseFolder | None = None) -> bool:
+    """Tell whether the base is on this machine's disk as it is loaded: no rank waits for another.
+
+    It is stored quantised, or is read from local files every time.
+    """
+    facts = base_facts(job, prepared)
+    if facts is None:
+        return prepared.source.local
+    name = folder_name(Path(prepared.source.name).name, facts)
+    return ((folder or machine_folder()).root / name).is_dir()
 
 
 def _free_memory_bytes() -> int | None:
@@ -53,7 +68,7 @@ def storing(
         yield None
         return
     stored = StoredBase(
-        folder=folder or machine_folder(),
+        folder=folder or machine_folder(writable=job.writers.write),
         name=folder_name(Path(prepared.source.name).name, facts),
         on_message=job.on_message,
     )

@@ -27,8 +27,10 @@ def write_adapter(
 
     The receipt has the arithmetic that `train.precision: auto` became here: the base was rounded to
     it before it was quantised, which whoever quantises it again has to know. `share` is how much of
-    the base was quantised.
+    the base was quantised. Another rank than the first writes nothing.
     """
+    if not job.writers.write:
+        return
     disk = RealDisk()
     target, temporary = job.run_dir / ADAPTER, job.run_dir / ADAPTER_PARTIAL
     if temporary.exists():

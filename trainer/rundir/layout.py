@@ -27,6 +27,8 @@ ADAPTER = "adapter"
 ADAPTER_PARTIAL = ".adapter.partial"
 SCORED = ".scored.json"  # of which config and data the scores are
 HASHES = ".hashes.json"  # a cache of what the base's files hash to
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
 MEMORY = "memory.json"  # what the longest batch took, and what was done to fit it
 DAY = ".day.json"  # on which the run began, if its config does not say
 STAGES = ("before", "after")
@@ -209,8 +211,10 @@ def _is_over(scratch: Path) -> bool:
 
 
 @contextmanager
-def alone_in(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory's lock, which dies with the process.
+def alone_in(run_dir: Path) -> Iterator[int]:
+    """Hold the run directory's lock, which dies with the process and those that inherit it.
+
+    Yields its descriptor.
 
     Raises:
         Busy: it is taken.
@@ -227,6 +231,6 @@ def alone_in(run_dir: Path) -> Iterator[None]:
                 f"another trainer works in {run_dir} (its pid is in status.json); "
                 "follow that one, or stop it first"
             ) from None
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -122,10 +122,27 @@ class HeartbeatWriter:
             replace_file(self._path, text, disk=self._disk)
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object per optimizer step, in order, each step once."""
+def write_failure(path: Path, error: str, *, disk: Disk, now: Callable[[], datetime]) -> None:
+    """Make the status at `path` say that the trainer failed, for a process that no longer can.
 
-    def __init__(self, path: Path, lines: Iterable[bytes] = ()) -> None:
+    All else in it stays. Without room, so does the whole file.
+    """
+    try:
+        found = table(parse(path.read_bytes(), bytes_max=STATUS_BYTES_MAX))
+    except (OSError, NotPlain):
+        found = asdict(Status())
+    changed = {**found, "phase": Phase.FAILED, "error": error, "updated_at": _iso(now())}
+    with suppress(OSError):  # no room: the log of the job says it
+        replace_file(path, json.dumps(changed, indent=1) + "\n", disk=disk)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object per optimizer step, in order, each step once.
+
+    Without a path it is kept in memory and in checkpoints only.
+    """
+
+    def __init__(self, path: Path | None, lines: Iterable[bytes] = ()) -> None:
         self.path = path
         self._lines = list(lines)
         self._written: int | None = None  # bytes known to be in the file; None: write it anew
@@ -156,11 +173,15 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Make the file hold this log and nothing else, durably; without room it stays as it is."""
+        if self.path is None:
+            return
         with suppress(OSError):  # no room: the old file is whole
             replace_file(self.path, self.to_bytes().decode(), disk=RealDisk())
             self._written = self.path.stat().st_size
 
     def _flush(self) -> None:
+        if self.path is None:
+            return
         if self._written is None:
             with self.path.open("wb") as file:
                 file.write(self.to_bytes())

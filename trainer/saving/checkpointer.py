@@ -91,6 +91,10 @@ class Checkpointer:
             self._note_result(self.saver.collect(wait=True))
         return self._durable_step == (self.state.counters.step or None)
 
+    def finish(self) -> None:
+        """Make the state after the last step durable."""
+        self.save_now()
+
     def _start(self) -> None:
         began_s = self.clock()
         self._extra_started = self.save_requested()

@@ -56,7 +56,8 @@ class Samples:
     flag: PreemptionFlag
     on_message: Callable[[str], None]
     on_status: Callable[[str | None], None]
-    path: Path
+    path: Path | None
+    """Where they are written; None: they are kept in memory and in checkpoints only."""
     examples: Sequence[Example]
     rows: Sequence[SampledRow]
     """Of each example, what is shown."""
@@ -68,7 +69,7 @@ class Samples:
     def begin(self, state: TrainingState) -> None:
         """Make log and file those of the present state: cut back, and of no other rows."""
         state.samples = state.samples.of(self.rows)
-        if state.samples.answers or self.path.exists():
+        if self.path is not None and (state.samples.answers or self.path.exists()):
             state.samples.write(self.path)
 
     def are_missing(self, state: TrainingState, *, ended: bool) -> bool:
@@ -124,7 +125,8 @@ class Samples:
     def _record(self, state: TrainingState, answers: Sequence[SampledAnswer]) -> None:
         step = state.counters.step
         state.samples = state.samples.with_answers(step, answers)
-        state.samples.write(self.path)
+        if self.path is not None:
+            state.samples.write(self.path)
         for row, answer in zip(self.rows, answers, strict=True):
             cut = len(answer.text) > SHOWN_MAX or not answer.stopped
             shown = f"{text(answer.text, most=SHOWN_MAX)}{'…' * cut}"

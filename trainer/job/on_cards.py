@@ -1,0 +1,91 @@
+"""Does a job by several ranks: holds the run directory for them, starts them, and ends as they do.
+
+This process loads no library that computes. What is wrong with config or rows is found here, once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from trainer.atomic import RealDisk
+from trainer.estimate.share import describe_split
+from trainer.eviction import PreemptionFlag, on_signals
+from trainer.exit_codes import ExitCode
+from trainer.group.launch import Ended, Launch, interpreter_command, run_ranks
+from trainer.group.rank_exit import choose, culprit, describe
+from trainer.job.context import JobOptions
+from trainer.job.missing import find_missing, open_status, reported
+from trainer.job.writers import EVERYTHING
+from trainer.rundir.layout import STATUS, alone_in, read_table, sweep
+from trainer.rundir.status import Phase, write_failure
+
+
+def run_on_cards(
+    options: JobOptions,
+    cards: Sequence[str | None],
+    on_message: Callable[[str], None],
+    *,
+    now: Callable[[], datetime] = lambda: datetime.now(tz=UTC),
+) -> int:
+    """Do the whole job by one rank for each of `cards`; return the exit code to be acted on.
+
+    Raises as `trainer.job.job.run_job` for what is wrong before a rank is started.
+    """
+    flag = PreemptionFlag(time.monotonic)
+    with on_signals(flag), alone_in(options.run_dir) as lock:
+        sweep(options.run_dir, disk=RealDisk())
+        status = open_status(options, EVERYTHING, now=now)
+        with status, reported(status, options, flag):
+            missing = find_missing(options, status, on_message, disk=RealDisk(), now=now)
+            if missing is None:
+                status.update(phase=Phase.DONE, message=None, eta_s=0.0)
+                return ExitCode.DONE
+        on_message(describe_split(missing.config, options.cards))
+        launch = Launch(
+            command=[*interpreter_command(), *rank_arguments(options)],
+            cards=cards,
+            environ=os.environ,
+            token=options.token,
+            lock=lock,
+        )
+        ended = run_ranks(
+            launch, flag, on_message=on_message, clock=time.monotonic, sleep=time.sleep
+        )
+        code = choose(ended.ends)
+        report_failure(options, ended, on_message, now=now)
+        return code
+
+
+def rank_arguments(options: JobOptions) -> list[str]:
+    """Return the arguments of every rank: those that this process was given."""
+    words = ["train", "--run-dir", str(options.run_dir), "--cards", str(options.cards)]
+    if options.metadata_url is not None:
+        words += ["--metadata-url", options.metadata_url, "--metadata-api", options.metadata_api]
+    if options.allow_change:
+        words += ["--allow-change", *options.allow_change]
+    if options.band is not None:
+        words += ["--eviction-band", str(options.band)]
+    if options.price_usd_per_h:
+        words += ["--price-usd-per-h", repr(options.price_usd_per_h)]
+    return [*words, *(["--token-stdin"] if options.token is not None else [])]
+
+
+def report_failure(
+    options: JobOptions,
+    ended: Ended,
+    on_message: Callable[[str], None],
+    *,
+    now: Callable[[], datetime],
+) -> None:
+    """Let log and status say which rank failed and why, unless the first has said it of itself."""
+    rank = culprit(ended.ends)
+    path = options.run_dir / STATUS
+    if rank is None or (rank == 0 and read_table(path).get("phase") == Phase.FAILED):
+        return
+    error = f"card {rank}: {ended.errors[rank] or describe(ended.ends[rank])}"
+    error = options.token.hide_in(error) if options.token else error
+    on_message(error)
+    write_failure(path, error, disk=RealDisk(), now=now)

@@ -1,0 +1,74 @@
+"""Makes all ranks of a training begin with one and the same state, and finds out if they do not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainer.job.context import JobContext
+from trainer.job.prepare import PreparedInputs
+from trainer.saving.checkpoint import Snapshot, Store
+from trainer.saving.state import TrainingState, digest
+
+
+def find_newest(
+    job: JobContext, store: Store, *, tensor_bytes_max: int, below: int | None
+) -> Snapshot | None:
+    """Return the newest checkpoint that is whole for every rank, of a step under `below`."""
+    while True:
+        found = store.load_newest(
+            tensor_bytes_max=tensor_bytes_max, on_message=job.on_message, below=below
+        )
+        steps = job.peers.gather(found.step if found else 0)
+        if len(set(steps)) == 1:
+            return found
+        below = min(steps) + 1
+        job.on_message(
+            f"warning: not every rank can read the checkpoint of step {max(steps)}; all go back to "
+            f"{f'that of step {min(steps)}' if min(steps) else 'the beginning'}"
+        )
+
+
+def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState) -> None:
+    """Take over what the first rank has counted; stop if a rank would compute other bits.
+
+    Raises:
+        ConfigError: the ranks differ in card, packages or input.
+        RuntimeError: they restored different states.
+    """
+    if job.peers.size == 1:
+        return
+    counters = state.counters
+    everybody: list[dict[str, Any]] = job.peers.gather(
+        {
+            "facts": {key: _sha256(value) for key, value in prepared.fingerprint.items()},
+            "hardware": str(prepared.fingerprint["hardware"]),
+            "state": [counters.step, digest(state.parameters)],
+            "resumes": counters.resumes,
+            "redone_steps": counters.redone_steps,
+            "inexact_from": counters.inexact_from,
+        }
+    )
+    first = everybody[0]
+    for rank, other in enumerate(everybody):
+        if other["facts"] != first["facts"]:
+            keys = [key for key in first["facts"] if other["facts"].get(key) != first["facts"][key]]
+            problem = (
+                f"rank {rank} and rank 0 would compute other bits: they differ in "
+                f"{', '.join(keys)} ({other['hardware']} and {first['hardware']}); take a machine "
+                "whose cards are all of one kind"
+            )
+            raise ConfigError([problem])
+        if other["state"] != first["state"]:
+            raise RuntimeError(
+                f"rank {rank} begins with {other['state']}, rank 0 with {first['state']}"
+            )
+    counters.resumes, counters.redone_steps = first["resumes"], first["redone_steps"]
+    counters.inexact_from = first["inexact_from"]
+
+
+def _sha256(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,39 @@
+"""What a rank writes into the run directory: the first rank everything, the others nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.atomic import Disk, NoDisk, RealDisk
+from trainer.tracking.tracker import NoTracker, Tracker, make_tracker
+
+
+@dataclass(frozen=True)
+class Writers:
+    """Where the files of a job go, for code that need not know which rank it runs on."""
+
+    write: bool = True
+
+    @property
+    def disk(self) -> Disk:
+        """The disk, or one that takes everything and keeps nothing."""
+        return RealDisk() if self.write else NoDisk()
+
+    def path(self, path: Path) -> Path | None:
+        """Return where a file is written; None if this rank writes none."""
+        return path if self.write else None
+
+    def tracker(
+        self, run_dir: Path, *, steps_done: int, on_message: Callable[[str], None]
+    ) -> Tracker:
+        """Return what shows the curves of a start that goes on after `steps_done`."""
+        if not self.write:
+            return NoTracker()
+        return make_tracker(run_dir, steps_done=steps_done, wall_s=time.time, on_message=on_message)
+
+
+EVERYTHING = Writers()
+NOTHING = Writers(write=False)
