@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> None:
     rank, size, address, listen_fd, numbers, micro_batches, sums = words[:7]
     torch.set_num_threads(1)
     if interface := os.environ.get("GLOO_SOCKET_IFNAME"):
-        joined.interface_of = lambda _host: interface
+        vars(joined)["interface_of"] = lambda _host: interface
     with joined.join(
         rank=int(rank),
         size=int(size),
@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
         listen_fd=None if listen_fd == "-" else int(listen_fd),
         device=torch.device("cpu"),
         flag=PreemptionFlag(time.monotonic),
-        on_message=lambda text: sys.stderr.write(text + "\n"),
+        on_message=print_aside,
     ) as peers:
         parameter = torch.nn.Parameter(torch.zeros(int(numbers)))
         add_up(peers, parameter, int(micro_batches))  # the first one makes connections
@@ -57,6 +57,11 @@ def main(words: Sequence[str]) -> None:
         sys.stdout.flush()
         if waits:
             sys.stdin.readline()
+
+
+def print_aside(text: str) -> None:
+    """Print a line where it is no result."""
+    sys.stderr.write(text + "\n")
 
 
 def add_up(peers: Peers, parameter: torch.nn.Parameter, micro_batches: int) -> float:
