@@ -80,6 +80,7 @@ def try_all(
         except RuntimeError as error:
             tried.differences.append(f"run {number}: {error}")
         tried.runs += 1
+        on_message(f"  run {number}: {'equal' if tried.is_equal else 'DIFFERS'}")
         if not tried.problems:
             shutil.rmtree(run)
     return tried
