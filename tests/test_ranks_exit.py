@@ -47,6 +47,13 @@ def test_the_rank_that_failed_decides(codes: tuple[int, ...], wanted: int, rank:
     assert culprit(ends(*codes)) == rank
 
 
+def test_ranks_that_left_at_a_notice_were_preempted() -> None:
+    """Ranks that lose each other while they leave are no failure; a killed one stays a crash."""
+    assert choose(ends(LOST, LOST), noticed=True) == PREEMPTED
+    assert choose(ends(LOST, KILLED), noticed=True) == KILLED
+    assert choose(ends(DONE, DONE), noticed=True) == DONE
+
+
 def test_a_silent_rank_counts_as_killed_unless_another_failed() -> None:
     """A rank that the launcher had to kill is a crash; one that failed by itself comes before."""
     silent = RankEnd(code=KILLED, killed_by_launcher=True)
@@ -66,7 +73,7 @@ def test_a_rank_that_did_not_listen_yet_was_preempted() -> None:
     assert choose(ends(143, PREEMPTED)) == 143
 
 
-def test_a_death_by_signal_is_told_in_words() -> None:
+def test_a_death_by_signal_is_described_in_words() -> None:
     """`subprocess` counts signals below zero, the exit code has 128 and the signal."""
     assert exit_code_of(-9) == KILLED
     assert exit_code_of(75) == PREEMPTED
@@ -95,14 +102,14 @@ def test_ranks_take_the_cards_there_are_or_the_processor() -> None:
 
 def test_of_another_rank_warnings_are_shown_and_the_rest_if_it_fails() -> None:
     """A line with a warning or an error has its card in front; others wait for a failure."""
-    said: list[str] = []
-    output = RankOutput(1, said.append)
+    messages: list[str] = []
+    output = RankOutput(1, messages.append)
     output.read(["loading\n", "FutureWarning: old\n", "the config cannot be used:\n", "  lr: no\n"])
 
-    assert said == ["[card 1] FutureWarning: old"]
+    assert messages == ["[card 1] FutureWarning: old"]
     assert output.error == "lr: no"
     output.show_rest()
-    assert said[1:] == [
+    assert messages[1:] == [
         "[card 1] loading",
         "[card 1] the config cannot be used:",
         "[card 1]   lr: no",
@@ -110,7 +117,7 @@ def test_of_another_rank_warnings_are_shown_and_the_rest_if_it_fails() -> None:
 
 
 def test_the_error_of_a_traceback_is_its_last_line() -> None:
-    """What a rank said last is its error; one that said nothing has none."""
+    """The last line of a rank is its error; one without lines has none."""
     output = RankOutput(2, lambda _text: None)
 
     assert output.error == ""

@@ -148,7 +148,7 @@ def test_a_silent_rank_ends_the_start_and_not_the_training(
     assert_same_bits(undisturbed, run)
 
 
-def test_what_is_wrong_with_the_config_is_said_once(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_config_is_reported_once(tmp_path: Path) -> None:
     """The launcher itself refuses a config, before any rank is started."""
     run = tiny.write_config(tmp_path / "run", {"model": {"id": "absent"}, "train": {"lr": -1}})
     ended = tiny.run_trainer("train", run, "--cards", "2")

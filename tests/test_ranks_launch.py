@@ -56,8 +56,8 @@ def launch(
     token: Secret | None = None,
     leave_s: float = 30.0,
 ) -> tuple[Ended, list[str]]:
-    """Run the ranks to their end; return how they ended and what was said."""
-    said: list[str] = []
+    """Run the ranks to their end; return how they ended and all messages."""
+    messages: list[str] = []
     ended = run_ranks(
         Launch(
             command=command(folder, body),
@@ -68,11 +68,11 @@ def launch(
             leave_s=leave_s,
         ),
         flag or PreemptionFlag(time.monotonic),
-        on_message=said.append,
+        on_message=messages.append,
         clock=time.monotonic,
         sleep=time.sleep,
     )
-    return ended, said
+    return ended, messages
 
 
 def await_ranks(folder: Path, count: int) -> list[int]:
@@ -98,15 +98,15 @@ def test_every_rank_gets_its_number_card_token_and_the_store(tmp_path: Path) -> 
         "    socket.create_connection((host, int(port)), 30).close()\n"
         "words = [os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ['OMP_WAIT_POLICY'],"
         " sys.stdin.read(), str('s3cret' in ' '.join(sys.argv))]\n"
-        "(folder / f'said-{args.rank}').write_text(' '.join(map(str, words)))\n"
+        "(folder / f'found-{args.rank}').write_text(' '.join(map(str, words)))\n"
     )
-    ended, said = launch(tmp_path, body, cards=("5", "7", "2"), token=Secret("s3cret"))
+    ended, messages = launch(tmp_path, body, cards=("5", "7", "2"), token=Secret("s3cret"))
 
     assert [end.code for end in ended.ends] == [0, 0, 0]
-    assert [(tmp_path / f"said-{rank}").read_text() for rank in range(3)] == [
+    assert [(tmp_path / f"found-{rank}").read_text() for rank in range(3)] == [
         f"{card} PASSIVE s3cret False" for card in ("5", "7", "2")
     ]
-    assert said == []
+    assert messages == []
 
 
 def test_the_launchers_notice_reaches_every_rank(tmp_path: Path) -> None:
@@ -126,19 +126,19 @@ def test_the_launchers_notice_reaches_every_rank(tmp_path: Path) -> None:
     assert choose(ended.ends) == 75
 
 
-def test_after_a_crash_the_others_are_asked_to_leave(tmp_path: Path) -> None:
-    """The rank that was killed decides, the other had time to save, and what was said is there."""
+def test_after_a_crash_the_others_get_a_sigterm(tmp_path: Path) -> None:
+    """The killed rank decides, the other had time to save, and the last words are shown."""
     body = (
         "if args.rank == 1:\n"
         "    print('a last word', file=sys.stderr, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "wait()"
     )
-    ended, said = launch(tmp_path, body)
+    ended, messages = launch(tmp_path, body)
 
     assert [end.code for end in ended.ends] == [75, 137]
     assert choose(ended.ends) == 137
-    assert said == ["[card 1] a last word"]
+    assert messages == ["[card 1] a last word"]
 
 
 def test_a_rank_that_will_not_leave_is_killed(tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ def exit_code_of(returncode: int) -> int:
     return returncode if returncode >= 0 else SIGNALLED - returncode
 
 
-def choose(ends: Sequence[RankEnd]) -> int:
+def choose(ends: Sequence[RankEnd], *, noticed: bool = False) -> int:
     """Return the exit code of the whole: done only if all are, else what is to be acted on.
 
     What no further start can cure comes first, then a fault of the program, then a rank that was
     killed or had no disk, then one that was silent, then an interrupt or a notice. If ranks only
-    lost each other, what is between them failed.
+    lost each other, what is between them failed, unless they were told to leave (`noticed`).
     """
     codes = [_effective(end) for end in ends]
     own = [code for end, code in zip(ends, codes, strict=True) if not end.killed_by_launcher]
@@ -59,7 +59,9 @@ def choose(ends: Sequence[RankEnd]) -> int:
     for wanted in (ExitCode.INTERRUPTED, ExitCode.PREEMPTED):
         if wanted in own:
             return int(wanted)
-    return int(ExitCode.FAILED_IO if PEER_LOST in own else ExitCode.DONE)
+    if PEER_LOST in own:
+        return int(ExitCode.PREEMPTED if noticed else ExitCode.FAILED_IO)
+    return int(ExitCode.DONE)
 
 
 def culprit(ends: Sequence[RankEnd]) -> int | None:

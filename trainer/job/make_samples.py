@@ -48,6 +48,7 @@ def make_samples(
         ),
         interval=sampling_interval(config.train.validate_every, prepared.schedule.steps),
         last_step=prepared.schedule.steps,
+        peers=job.peers,
     )
 
 

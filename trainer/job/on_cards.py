@@ -54,7 +54,7 @@ def run_on_cards(
         ended = run_ranks(
             launch, flag, on_message=on_message, clock=time.monotonic, sleep=time.sleep
         )
-        code = choose(ended.ends)
+        code = choose(ended.ends, noticed=flag.notice is not None)
         report_failure(options, ended, on_message, now=now)
         return code
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from trainer.errors import ConfigError
+from trainer.errors import CardsDisagree, ConfigError
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
 from trainer.saving.checkpoint import Snapshot, Store
@@ -36,7 +36,7 @@ def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState)
 
     Raises:
         ConfigError: the ranks differ in card, packages or input.
-        RuntimeError: they restored different states.
+        CardsDisagree: they restored different states.
     """
     if job.peers.size == 1:
         return
@@ -62,8 +62,9 @@ def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState)
             )
             raise ConfigError([problem])
         if other["state"] != first["state"]:
-            raise RuntimeError(
-                f"rank {rank} begins with {other['state']}, rank 0 with {first['state']}"
+            raise CardsDisagree(
+                f"rank {rank} begins with the step and state {other['state']}, "
+                f"rank 0 with {first['state']}; start again"
             )
     counters.resumes, counters.redone_steps = first["resumes"], first["redone_steps"]
     counters.inexact_from = first["inexact_from"]

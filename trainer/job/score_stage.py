@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.adapters.parent import adapter_sha256
 from trainer.atomic import RealDisk, replace_file
+from trainer.group.rounds import on_first
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
 from trainer.rundir.layout import (
@@ -21,15 +22,23 @@ from trainer.rundir.layout import (
 from trainer.rundir.status import Phase
 from trainer.scoring.score_words import result_words
 
+if TYPE_CHECKING:
+    from trainer.scoring.result import EvalResult
+
 
 def score(
     job: JobContext, prepared: PreparedInputs, model: Any, stage: Literal["before", "after"]
 ) -> None:
-    """Evaluate `model` and write `eval-<stage>.json`, unless that is there or nothing is wanted."""
-    disk, scratch = RealDisk(), scoring_scratch(job.run_dir, stage)
-    if scored(job.run_dir, stage, job.config, job.inputs):
-        if scratch.exists():  # a kill came after the result and before this
-            disk.remove_tree(scratch)
+    """Evaluate `model` and write `eval-<stage>.json`, unless that is there or nothing is wanted.
+
+    All ranks do it together; rank 0 decides whether it is to be done, and writes. None goes on
+    before that is written.
+
+    Raises:
+        Preempted: a notice came, to any of the ranks; what is done is kept.
+        PeerLost: another rank is gone; what was gathered before is kept.
+    """
+    if on_first(job.peers, lambda: _is_done(job, stage)):
         return
     from trainer.scoring import evaluate
 
@@ -51,8 +60,25 @@ def score(
         prepared.tokenizer,
         stage=stage,
         on_progress=on_progress,
-        facts=facts_of_model(job, prepared, stage),
+        facts=on_first(job.peers, lambda: facts_of_model(job, prepared, stage)),
+        peers=job.peers,
     )
+    on_first(job.peers, lambda: _end(job, stage, result))
+
+
+def _is_done(job: JobContext, stage: str) -> bool:
+    """Tell whether nothing is left to be scored; what was kept meanwhile is then removed."""
+    if not scored(job.run_dir, stage, job.config, job.inputs):
+        return False
+    scratch = scoring_scratch(job.run_dir, stage)
+    if scratch.exists():  # a kill came after the result and before this
+        RealDisk().remove_tree(scratch)
+    return True
+
+
+def _end(job: JobContext, stage: str, result: EvalResult) -> None:
+    """Note that a stage is scored, and say the result."""
+    disk, scratch = RealDisk(), scoring_scratch(job.run_dir, stage)
     receipt = read_table(job.run_dir / SCORED)
     receipt[stage] = scoring_facts(stage, job.config, job.inputs)
     replace_file(job.run_dir / SCORED, json.dumps(receipt, indent=1) + "\n", disk=disk)

@@ -115,6 +115,7 @@ def _make_validation(
         last_step=prepared.schedule.steps,
         stop_after=table.stop_after,
         keep_best=table.keep_best,
+        peers=job.peers,
     )
 
 

@@ -121,6 +121,7 @@ def few_shot_baseline(
         replace(eval_set, items=prompts.items),
         kept=request.keep("few-shot-answers", prompts.items),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     answers = found.bound if table.decoding == "bound" else [one.labels for one in found.free]
     right, given = (indicator_matrix(sets, table.labels) for sets in (eval_set.references, answers))

@@ -120,6 +120,7 @@ def _measured(
         examples,
         kept=request.keep(name, examples),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     values = iter(float("nan") if one.nats is None else -one.nats for one in losses)
     return [[next(values) for _ in each.words] for each in choices.options]

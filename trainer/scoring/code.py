@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 from trainer.code_eval.libraries import libraries_in
 from trainer.code_eval.limits import PASSED, Outcome
 from trainer.code_eval.problems import Problem, clean_answer, limits_of, read_problems
-from trainer.code_eval.runner import proven_runner
+from trainer.code_eval.runner import ProgramRunner, proven_runner
 from trainer.data.codec import Example
 from trainer.data.examples import load_examples
 from trainer.data.rows import read_rows
 from trainer.errors import ConfigError, NoSandbox
 from trainer.eval_tables.code import CodeEvalTable
+from trainer.group.rounds import on_first
 from trainer.rundir.layout import CONFIG, resolve
 from trainer.scoring.chosen_rows import choose_rows
 from trainer.scoring.code_figures import Judged, code_details, pass_share
@@ -48,8 +50,9 @@ def score_code(request: ScoringRequest) -> EvalResult:
     """Let a model answer the held-out problems, run the answers, and count those that pass.
 
     Each problem's own solution runs first: where that does not pass, the problem cannot be scored
-    here. After training, answers are generated before a sandbox is asked for: if none holds, they
-    are kept in `request.scratch`, and none is run.
+    here. All ranks generate, and rank 0 alone runs programs. After training, answers are generated
+    before a sandbox is asked for: if none holds, they are kept in `request.scratch`, and none is
+    run.
 
     Raises:
         DataError: the rows cannot be read, or have no test programs.
@@ -94,23 +97,31 @@ def _judge(
     problems, limits = chosen.problems, limits_of(table)
     libraries = libraries_in(problem.tests for problem in problems)
     ours = [request.run_dir / CONFIG]
-    with proven_runner(interpreter_of(request), libraries, ours=ours) as runner:
+    with ExitStack() as stack:
+        runners: list[ProgramRunner] = []  # of rank 0 alone
+
+        def prove() -> dict[str, Any]:
+            proven = proven_runner(interpreter_of(request), libraries, ours=ours)
+            runners.append(stack.enter_context(proven))
+            return dict(runners[0].facts)
+
+        shown = on_first(request.peers, prove)
         answers = generate(request, chosen)
         codes = [clean_answer(one.text) for one in answers]
-        facts = {"limits": str(limits), "runner": str(runner.facts)}
+        facts = {"limits": str(limits), "runner": str(shown)}
         run_all = partial(
             run_programs,
             problems,
-            run=partial(runner.run, limits=limits),
+            run=lambda program: runners[0].run(program, limits=limits),
             kept=KeptRows(request.scratch / "verdicts.jsonl", facts),
             on_progress=request.on_progress,
+            peers=request.peers,
         )
         references = run_all("reference", [one.reference for one in problems])
         _require_scorable(problems, references)
         found = run_all("answer", codes)
         with_empty = request.stage == "before" and table.baselines
         empty = run_all("empty", [""] * len(codes)) if with_empty else []
-        shown = dict(runner.facts)
     judged = [
         Judged(problem=problem, item=item, answer=answer, code=code, reference=right, outcome=given)
         for problem, item, answer, code, right, given in zip(
@@ -179,6 +190,7 @@ def generate(request: ScoringRequest, chosen: ProblemSet) -> list[FreeAnswer]:
         tokens_max=chosen.tokens_max,
         kept=request.keep("answers", chosen.items, tokens_max=chosen.tokens_max),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,18 +248,39 @@ def run_in_batches(
     Raises:
         DoesNotFit: memory does not even suffice for one prompt.
     """
-    waiting = list(batches_by_length([len(prompt) for prompt in prompts]))
-    memory = BatchMemory(on_processor=not torch.cuda.is_available())
     done = 0
     on_progress(done, len(prompts))
+    lengths = [len(prompt) for prompt in prompts]
+    for part in parts_that_fit(batches_by_length(lengths), lengths, answer, memory_for_batches()):
+        done += len(part)
+        on_progress(done, len(prompts))
+
+
+def memory_for_batches() -> BatchMemory:
+    """Return what keeps the batches of one pass within memory."""
+    return BatchMemory(on_processor=not torch.cuda.is_available())
+
+
+def parts_that_fit(
+    batches: Iterable[list[int]],
+    lengths: Sequence[int],
+    answer: Callable[[list[int]], None],
+    memory: BatchMemory,
+) -> Iterator[list[int]]:
+    """Call `answer` with each batch, or part of one that memory suffices for; yield what is done.
+
+    Raises:
+        DoesNotFit: memory does not even suffice for one row.
+    """
+    waiting = list(batches)
     while waiting:
         batch = waiting.pop(0)
-        lengths = [len(prompts[at]) for at in batch]
-        if (fitting := memory.rows(lengths)) < len(batch):
+        of_batch = [lengths[at] for at in batch]
+        if (fitting := memory.rows(of_batch)) < len(batch):
             waiting = [batch[:fitting], batch[fitting:], *waiting]
             continue
         try:
-            with memory.watched(lengths):
+            with memory.watched(of_batch):
                 answer(batch)
         except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
@@ -272,7 +293,6 @@ def run_in_batches(
             middle = len(batch) // 2
             waiting = [batch[:middle], batch[middle:], *waiting]
         else:
-            done += len(batch)
-            on_progress(done, len(prompts))
+            yield batch
             continue
         give_memory_back()

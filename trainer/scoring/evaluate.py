@@ -15,6 +15,9 @@ from typing import Any, Literal
 from trainer.atomic import RealDisk, replace_file
 from trainer.config import TrainerConfig
 from trainer.errors import ConfigError, DataError
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
+from trainer.group.rounds import on_first
 from trainer.rundir.layout import scoring_scratch
 from trainer.scoring.answer_figures import gain_of_answers
 from trainer.scoring.chat import score_chat
@@ -62,14 +65,17 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
     stage: Literal["before", "after"],
     on_progress: OnProgress,
     facts: Mapping[str, Any] = MappingProxyType({}),
+    peers: Peers = ALONE,
 ) -> EvalResult:
     """Score `model` on `config.data.eval` and write `eval-<stage>.json`, whole or not at all.
 
     The model and all random states are left exactly as they were. Rows that are done are kept
     until all are: after a kill, a call with the same `facts` (what decides about the score beside
-    the rows: base, adapter, versions) goes on with the others.
+    the rows: base, adapter, versions) goes on with the others, on any number of ranks. They share
+    the batches of rows; rank 0 keeps and writes, and has written when this returns on any.
 
     Raises:
+        PeerLost: another rank is gone.
         DataError: the rows cannot be read, or their answers are not of the kind that is scored.
         ConfigError: the model or its tokenizer cannot answer in that way.
         ValueError: the config asks for no evaluation.
@@ -85,15 +91,21 @@ def run(  # noqa: PLR0913 - the seam agreed with the job's stages
         stage=stage,
         on_progress=on_progress,
         facts=facts,
+        peers=peers,
     )
     result = _score(request)
     if result.loss is None:
         result = add_loss(request, result)
     result = add_forgetting(request, result)
-    if stage == "after":
-        result = _with_gain(load_result(run_dir / "eval-before.json"), result)
-    text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
-    replace_file(run_dir / f"eval-{stage}.json", text, disk=RealDisk())
+
+    def write() -> None:
+        nonlocal result
+        if stage == "after":
+            result = _with_gain(load_result(run_dir / "eval-before.json"), result)
+        text = json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n"
+        replace_file(run_dir / f"eval-{stage}.json", text, disk=RealDisk())
+
+    on_first(peers, write)
     return result
 
 

@@ -106,6 +106,7 @@ def generate_answers(
         stop_ids=answer_set.stop_ids,
         kept=request.keep(name, items, tokens_max=tokens_max, stop_ids=stop_ids),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
 
 

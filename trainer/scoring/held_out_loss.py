@@ -16,26 +16,30 @@ import torch
 from trainer.base_limits import model_rows, require_embedded
 from trainer.data.codec import Codec, Example
 from trainer.data.examples import collate, padding_id
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.loss import target_losses
-from trainer.scoring.constrained import eval_mode, run_in_batches
+from trainer.scoring.constrained import eval_mode
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.loss_figures import RowLoss
 from trainer.scoring.predict import OnProgress
+from trainer.scoring.shared_rows import compute_rows
 from trainer.scoring.text_targets import text_targets
 
 
-def measure_rows(
+def measure_rows(  # noqa: PLR0913 - a model with all that a measurement is made of
     model: Any,
     tokenizer: Any,
     items: Sequence[Example],
     *,
     kept: KeptRows | None = None,
     on_progress: OnProgress,
+    peers: Peers = ALONE,
 ) -> list[RowLoss]:
     """Return the loss of each example, in order; nothing of the model changes.
 
     What is in `kept` is not computed again, and every batch that is done goes there, under the
-    example's place in `items`.
+    example's place in `items`. The ranks share the batches.
 
     Raises:
         DataError: an example has tokens for which the base has no embedding.
@@ -50,12 +54,8 @@ def measure_rows(
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     pad_id = padding_id(tokenizer, id_count)
     device = next(model.parameters()).device
-    before = {} if kept is None else kept.rows(len(items))
-    found = {at: RowLoss(row=items[at].row, **row) for at, row in before.items()}
 
-    def measure(batch: list[int]) -> None:
-        if all(at in found for at in batch):
-            return
+    def measure(batch: list[int]) -> dict[int, dict[str, Any]]:
         examples = [items[at] for at in batch]
         inputs = {name: one.to(device) for name, one in collate(examples, pad_id).items()}
         nats, right = (one.cpu() for one in target_losses(model, inputs))
@@ -74,14 +74,12 @@ def measure_rows(
                 "right": int(right_of_row.sum()),
                 "bytes": text.bytes,
             }
-        if kept is not None:
-            kept.add({str(at): row for at, row in new.items()})
-        found.update({at: RowLoss(row=items[at].row, **row) for at, row in new.items()})
+        return new
 
     lengths = [range(len(item.input_ids) + len(item.labels) * seq2seq) for item in items]
     with eval_mode(model):
-        run_in_batches(lengths, measure, on_progress)
-    return [found[at] for at in range(len(items))]
+        rows = compute_rows(lengths, measure, kept=kept, on_progress=on_progress, peers=peers)
+    return [RowLoss(row=item.row, **row) for item, row in zip(items, rows, strict=True)]
 
 
 def _finite(total: torch.Tensor) -> float | None:

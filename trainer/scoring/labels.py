@@ -9,10 +9,12 @@ the model knows apart from the format of its answer, with probabilities. Both ar
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.scoring import metrics
 from trainer.scoring.answers import possible_answers
 from trainer.scoring.baselines import baselines, few_shot_baseline
@@ -25,7 +27,7 @@ from trainer.scoring.eval_set import (
     load_training_texts,
 )
 from trainer.scoring.kept_rows import KeptRows
-from trainer.scoring.predict import OnProgress, predict
+from trainer.scoring.predict import OnProgress, Predictions, predict
 from trainer.scoring.result import EvalResult, ScoringRequest
 from trainer.scoring.shares import paired_change, wilson
 
@@ -54,6 +56,7 @@ def score_labels(request: ScoringRequest) -> EvalResult:
         stage=request.stage,
         kept=request.keep("answers", eval_set.items),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     if request.stage == "before":
         found = score_baselines(training, eval_set) if config.label_table.baselines else {}
@@ -72,11 +75,14 @@ def evaluate(  # noqa: PLR0913 - a model with all that a scoring is made of
     stage: str,
     kept: KeptRows | None = None,
     on_progress: OnProgress,
+    peers: Peers = ALONE,
 ) -> EvalResult:
     """Answer every example and score the answers, in the order of the examples."""
     begun = time.monotonic()
     table, items = eval_set.table, eval_set.items
-    predictions = predict(model, tokenizer, eval_set, kept=kept, on_progress=on_progress)
+    predictions = predict(
+        model, tokenizer, eval_set, kept=kept, on_progress=on_progress, peers=peers
+    )
     right = indicator_matrix(eval_set.references, table.labels)
     free = indicator_matrix([answer.labels for answer in predictions.free], table.labels)
     bound = indicator_matrix(predictions.bound, table.labels)
@@ -114,25 +120,33 @@ def evaluate(  # noqa: PLR0913 - a model with all that a scoring is made of
             "absent_labels": [
                 label for at, label in enumerate(table.labels) if not right[:, at].any()
             ],
-            "documents": [
-                {
-                    "row": item.row,
-                    "prompt": item.prompt,
-                    "gold": sorted(labels, key=table.labels.index),
-                    "bound": sorted(predictions.bound[at], key=table.labels.index),
-                    "free": predictions.texts[at],
-                    **(
-                        {"free_labels": sorted(chosen_answers[at], key=table.labels.index)}
-                        if table.decoding == "free"
-                        else {}
-                    ),
-                    "stopped": predictions.stopped[at],
-                    "score": float(chosen_answers[at] == labels),
-                }
-                for at, (item, labels) in enumerate(zip(items, eval_set.references, strict=True))
-            ],
+            "documents": _documents(eval_set, predictions, chosen_answers),
         },
     )
+
+
+def _documents(
+    eval_set: EvalSet, predictions: Predictions, chosen: Sequence[frozenset[str]]
+) -> list[dict[str, Any]]:
+    """Return what the result keeps of each example; `chosen` are the answers that are scored."""
+    table = eval_set.table
+    return [
+        {
+            "row": item.row,
+            "prompt": item.prompt,
+            "gold": sorted(labels, key=table.labels.index),
+            "bound": sorted(predictions.bound[at], key=table.labels.index),
+            "free": predictions.texts[at],
+            **(
+                {"free_labels": sorted(chosen[at], key=table.labels.index)}
+                if table.decoding == "free"
+                else {}
+            ),
+            "stopped": predictions.stopped[at],
+            "score": float(chosen[at] == labels),
+        }
+        for at, (item, labels) in enumerate(zip(eval_set.items, eval_set.references, strict=True))
+    ]
 
 
 def score_baselines(training: LabelledTexts, eval_set: EvalSet) -> dict[str, Any]:

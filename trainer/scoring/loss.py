@@ -87,6 +87,7 @@ def measure_loss(
         items,
         kept=request.keep(name, items),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     return loss_figures(rows, resamples=request.config.scored.resamples)
 

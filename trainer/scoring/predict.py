@@ -15,6 +15,8 @@ from trainer.data.examples import padding_id
 from trainer.data.template import Template
 from trainer.errors import ConfigError
 from trainer.eval_tables.labels import LabelEvalTable
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.scoring.answers import Answer, read_answer, require_apart, write_answer
 from trainer.scoring.eval_set import EvalSet, indicator_matrix
 from trainer.scoring.kept_rows import KeptRows
@@ -39,23 +41,25 @@ class Predictions:
     non_finite: int = 0
 
 
-def predict(
+def predict(  # noqa: PLR0913 - a model with all that a scoring is made of
     model: Any,
     tokenizer: Any,
     eval_set: EvalSet,
     *,
     kept: KeptRows | None = None,
     on_progress: OnProgress,
+    peers: Peers = ALONE,
 ) -> Predictions:
     """Answer every example, freely and constrained; nothing of the model changes.
 
     What is in `kept` is not answered again, and every batch that is done goes there, under the
-    example's place.
+    example's place. The ranks share the batches.
 
     Raises:
         ConfigError: the tokenizer cannot tell two answers apart, or no answer is a number.
     """
-    from trainer.scoring.constrained import Decoder, Trie, eval_mode, run_in_batches
+    from trainer.scoring.constrained import Decoder, Trie, eval_mode
+    from trainer.scoring.shared_rows import compute_rows
 
     seq2seq = bool(model.config.is_encoder_decoder)
     codec = Codec.from_tokenizer(tokenizer, max_length=2**30, seq2seq=seq2seq)
@@ -71,11 +75,8 @@ def predict(
     require_embedded(((item.row, item.prompt_ids) for item in items), id_count, tokenizer)
     pad_id = padding_id(tokenizer, id_count)
     decoder = Decoder(model, eos_ids=[codec.eos_id, *eval_set.stop_ids], pad_id=pad_id)
-    found = {} if kept is None else kept.rows(len(items))
 
-    def answer(batch: list[int]) -> None:
-        if all(at in found for at in batch):
-            return
+    def answer(batch: list[int]) -> dict[int, dict[str, Any]]:
         state = decoder.prefill([items[at].prompt_ids for at in batch])
         if any(items[at].opening for at in batch):  # the labels stand behind what opens an answer
             opened = decoder.prefill([items[at].prompt_ids + items[at].opening for at in batch])
@@ -92,13 +93,12 @@ def predict(
                 "bound": sorted(candidates[int(shares.argmax())]) if finite else None,
                 "probabilities": (shares @ members).tolist() if finite else None,
             }
-        if kept is not None:
-            kept.add({str(at): row for at, row in new.items()})
-        found.update(new)
+        return new
 
+    prompts = [item.prompt_ids for item in items]
     with eval_mode(model):
-        run_in_batches([item.prompt_ids for item in items], answer, on_progress)
-    return _gathered([found[at] for at in range(len(items))], table)
+        rows = compute_rows(prompts, answer, kept=kept, on_progress=on_progress, peers=peers)
+    return _gathered(rows, table)
 
 
 def _gathered(rows: Sequence[Mapping[str, Any]], table: LabelEvalTable) -> Predictions:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from trainer.config import TrainerConfig
 from trainer.data.codec import Example, tokens_sha256
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.predict import OnProgress
 from trainer.untrusted import NotPlain, parse
@@ -65,6 +67,8 @@ class ScoringRequest:
     on_progress: OnProgress
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What decides about the score beside rows and stage: rows kept under other facts are void."""
+    peers: Peers = ALONE
+    """The ranks that share the batches; each computes all figures from what is gathered."""
 
     def keep(self, name: str, items: Sequence[Example], **settings: object) -> KeptRows:
         """Return the file that keeps what is done of one pass over some examples.

@@ -81,6 +81,8 @@ def state_digest(state: TrainingState) -> int:
                 tensors[f"{name}/{entry}"] = _as_int32(value)
             else:
                 plain[f"{name}/{entry}"] = repr(value)
+    # Moments that were restored are in any order, another one in each process.
+    tensors = dict(sorted(tensors.items()))
     hashed = hashlib.sha256(json.dumps([plain, [*tensors]], sort_keys=True).encode())
     for kind in sorted({value.device.type for value in tensors.values()}):
         sums, order = bit_sums({k: v for k, v in tensors.items() if v.device.type == kind})

@@ -131,7 +131,7 @@ def mean_loss(
     Raises:
         DoesNotFit: memory does not even suffice for one row.
     """
-    rows = sorted(examples, key=lambda item: -len(item.input_ids) - len(item.labels))
+    rows = longest_first(examples)
     targets = sum(item.targets for item in rows)
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -148,10 +148,7 @@ def mean_loss(
             if not is_out_of_memory(error):
                 raise
             if micro_batch == 1:
-                raise DoesNotFit(
-                    "one held-out row does not fit into the memory of the device; lower "
-                    f"`train.max_length`, or rent a larger GPU ({error})"
-                ) from error
+                raise DoesNotFit(row_does_not_fit(error)) from error
             micro_batch = -(-micro_batch // 2)
         else:
             done = min(done + micro_batch, len(rows))
@@ -159,3 +156,16 @@ def mean_loss(
             continue
         give_memory_back()
     return (total / max(1, targets)).item()
+
+
+def longest_first(examples: Sequence[Example]) -> list[Example]:
+    """Return rows in the order in which their loss is computed."""
+    return sorted(examples, key=lambda item: -len(item.input_ids) - len(item.labels))
+
+
+def row_does_not_fit(error: BaseException) -> str:
+    """Say what to do if memory does not even suffice for one held-out row."""
+    return (
+        "one held-out row does not fit into the memory of the device; lower "
+        f"`train.max_length`, or rent a larger GPU ({error})"
+    )

@@ -15,8 +15,11 @@ from typing import Any
 from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.device.out_of_memory import give_memory_back
-from trainer.errors import Preempted
+from trainer.errors import PeerLost, Preempted
 from trainer.eviction import PreemptionFlag
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
+from trainer.group.rounds import on_all
 from trainer.rundir.samples import SampledAnswer, SampledRow, shortened
 from trainer.saving.state import TrainingState
 from trainer.scoring.chosen_rows import choose_rows
@@ -65,6 +68,8 @@ class Samples:
     tokens_max: int
     interval: int | None  # steps; None: only before the first one and after the last
     last_step: int
+    peers: Peers = ALONE
+    """The ranks that share the rows; the log is in the state of each."""
 
     def begin(self, state: TrainingState) -> None:
         """Make log and file those of the present state: cut back, and of no other rows."""
@@ -85,12 +90,13 @@ class Samples:
         What goes wrong is said, and costs nothing but the samples.
 
         Raises:
-            Preempted: a notice came; nothing was recorded.
+            Preempted: a notice came, to any of the ranks; nothing was recorded.
+            PeerLost: another rank is gone; nothing was recorded.
         """
         self.on_status(f"answering {len(self.rows)} held-out rows")
         try:
             answers = self._answer()
-        except Preempted:
+        except (Preempted, PeerLost):
             raise
         except Exception as error:  # noqa: BLE001 - a look at answers never ends a training; it is said
             step = state.counters.step
@@ -106,7 +112,7 @@ class Samples:
             if self.flag.notice is not None:
                 raise Preempted
 
-        self.method.materialize()
+        on_all(self.peers, self.method.materialize)
         hook = self.model.register_forward_pre_hook(on_pass)
         try:
             with eval_mode(self.model), self.autocast():
@@ -117,6 +123,7 @@ class Samples:
                     tokens_max=self.tokens_max,
                     stop_ids=self.stop_ids,
                     on_progress=lambda _done, _total: None,
+                    peers=self.peers,
                 )
         finally:
             hook.remove()

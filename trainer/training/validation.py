@@ -15,9 +15,12 @@ from trainer.adapters.adapter_method import AdapterMethod
 from trainer.data.codec import Example
 from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
 from trainer.saving.state import TrainingState, finite_or_none
 from trainer.scoring.constrained import eval_mode
-from trainer.training.objective import Objective, mean_loss
+from trainer.training.objective import Objective
+from trainer.training.shared_loss import shared_mean_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Validation:
     last_step: int  # also validated, so that the end can be the best
     stop_after: int | None  # validations without a new best
     keep_best: bool  # whether the run ends with the adapter that was best
+    peers: Peers = ALONE  # the ranks that share the rows; all of them come to the same loss
 
     def is_due(self, step: int) -> bool:
         """Tell whether the state after `step` steps is validated."""
@@ -53,7 +57,8 @@ class Validation:
         """Validate the present state, record the loss in it, and return the fields for the log.
 
         Raises:
-            Preempted: a notice came; nothing was recorded.
+            Preempted: a notice came, to any of the ranks; nothing was recorded.
+            PeerLost: another rank is gone; nothing was recorded.
         """
         loss = self._measure(state.counters.micro_batch)
         gained = state.judge(loss, keep=self.keep_best)
@@ -76,10 +81,11 @@ class Validation:
 
         self.method.materialize()
         with eval_mode(self.model), self.autocast():
-            return mean_loss(
+            return shared_mean_loss(
                 self.model,
                 self.examples,
                 objective=self.objective,
                 micro_batch=micro_batch,
                 on_progress=on_progress,
+                peers=self.peers,
             )

@@ -18,12 +18,15 @@ import torch
 from trainer.base_limits import model_rows
 from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.examples import padding_id
-from trainer.scoring.constrained import Decoder, eval_mode, run_in_batches
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
+from trainer.scoring.constrained import Decoder, eval_mode
 from trainer.scoring.forgetting.shipped import OPENINGS, openings, sha256_of
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.loss_figures import RowLoss
 from trainer.scoring.predict import OnProgress
 from trainer.scoring.resampling import Floats, resampled_interval
+from trainer.scoring.shared_rows import compute_rows
 
 TOKENS_MAX = 128
 """Of a continuation, its end token included."""
@@ -56,26 +59,22 @@ def continue_openings(  # noqa: PLR0913 - a model with all that a generation is 
     tokens_max: int,
     kept: KeptRows,
     on_progress: OnProgress,
+    peers: Peers = ALONE,
 ) -> list[tuple[int, ...]]:
     """Return the tokens that the model goes on with, drawn at temperature 1, with an end token.
 
     The random numbers of an opening are a function of its place: neither batches nor a scoring
-    that goes on after a kill change what is drawn. Nothing of the model changes.
+    that goes on after a kill change what is drawn, nor do ranks that share the batches. Nothing of
+    the model changes.
     """
     seq2seq = bool(model.config.is_encoder_decoder)
     codec = Codec.from_tokenizer(tokenizer, max_length=2**30, seq2seq=seq2seq)
     decoder = Decoder(
         model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer, model_rows(model))
     )
-    found: dict[int, tuple[int, ...]] = {}
-    for at in range(len(prompts)):
-        row = kept.get(str(at))
-        if row is not None:
-            found[at] = tuple(row["ids"])
+    found = set(kept.rows(len(prompts)))
 
-    def write(batch: list[int]) -> None:
-        if all(at in found for at in batch):
-            return
+    def write(batch: list[int]) -> dict[int, dict[str, Any]]:
         draws = np.stack([np.random.default_rng([SEED, at]).random(tokens_max) for at in batch])
         new = _sampled(
             decoder,
@@ -84,12 +83,13 @@ def continue_openings(  # noqa: PLR0913 - a model with all that a generation is 
             eos_id=codec.eos_id,
             on_turn=lambda: on_progress(len(found), len(prompts)),
         )
-        kept.add({str(at): {"ids": ids} for at, ids in zip(batch, new, strict=True)})
-        found.update(zip(batch, map(tuple, new), strict=True))
+        found.update(batch)
+        return {at: {"ids": ids} for at, ids in zip(batch, new, strict=True)}
 
+    heads = [one.prompt_ids for one in prompts]
     with eval_mode(model):
-        run_in_batches([one.prompt_ids for one in prompts], write, on_progress)
-    return [found[at] for at in range(len(prompts))]
+        rows = compute_rows(heads, write, kept=kept, on_progress=on_progress, peers=peers)
+    return [tuple(row["ids"]) for row in rows]
 
 
 def _sampled(

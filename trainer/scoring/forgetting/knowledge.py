@@ -17,12 +17,15 @@ import numpy as np
 from trainer.base_limits import model_rows
 from trainer.data.codec import NOT_TRAINED, Codec, Example
 from trainer.data.examples import padding_id
-from trainer.scoring.constrained import Decoder, Trie, eval_mode, run_in_batches
+from trainer.group.alone import ALONE
+from trainer.group.peers import Peers
+from trainer.scoring.constrained import Decoder, Trie, eval_mode
 from trainer.scoring.forgetting.shipped import LETTERS, QUESTIONS, MultipleChoice, sha256_of
 from trainer.scoring.interval import Interval
 from trainer.scoring.kept_rows import KeptRows
 from trainer.scoring.metrics import paired_difference
 from trainer.scoring.predict import OnProgress
+from trainer.scoring.shared_rows import compute_rows
 from trainer.scoring.shares import wilson
 
 CHANCE = 1 / len(LETTERS)
@@ -67,17 +70,19 @@ def _example(
     return Example((*head, *answer), labels, one.prompt, "", number, len(head))
 
 
-def ask(
+def ask(  # noqa: PLR0913 - a model with all that asking is made of
     model: Any,
     tokenizer: Any,
     examples: Sequence[Sequence[Example]],
     *,
     kept: KeptRows,
     on_progress: OnProgress,
+    peers: Peers = ALONE,
 ) -> list[list[float] | None]:
     """Return the probability of each letter, among the four, for each question; nothing changes.
 
-    None where the model gives no number. What is in `kept` is not computed again.
+    None where the model gives no number. What is in `kept` is not computed again. The ranks share
+    the batches.
 
     Raises:
         ValueError: the tokenizer writes two letters alike.
@@ -88,30 +93,23 @@ def ask(
     decoder = Decoder(
         model, eos_ids=[codec.eos_id], pad_id=padding_id(tokenizer, model_rows(model))
     )
-    found: dict[int, list[float] | None] = {}
-    for at in range(len(examples)):
-        row = kept.get(str(at))
-        if row is not None:
-            found[at] = row["probabilities"]
 
-    def answer(batch: list[int]) -> None:
-        if all(at in found for at in batch):
-            return
+    def answer(batch: list[int]) -> dict[int, dict[str, Any]]:
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for at in batch:  # one, but for tokenizers that write a letter in two ways
             groups.setdefault(tuple(_answer(one) for one in examples[at]), []).append(at)
-        new: dict[int, list[float] | None] = {}
+        new: dict[int, dict[str, Any]] = {}
         for letters, places in groups.items():
             state = decoder.prefill([examples[at][0].prompt_ids for at in places])
             shares = decoder.score_choices(state, Trie(letters, eos_id=codec.eos_id)).tolist()
             for at, row in zip(places, shares, strict=True):
-                new[at] = row if all(map(math.isfinite, row)) else None
-        kept.add({str(at): {"probabilities": row} for at, row in new.items()})
-        found.update(new)
+                new[at] = {"probabilities": row if all(map(math.isfinite, row)) else None}
+        return new
 
+    prompts = [four[0].prompt_ids for four in examples]
     with eval_mode(model):
-        run_in_batches([four[0].prompt_ids for four in examples], answer, on_progress)
-    return [found[at] for at in range(len(examples))]
+        rows = compute_rows(prompts, answer, kept=kept, on_progress=on_progress, peers=peers)
+    return [row["probabilities"] for row in rows]
 
 
 def _answer(example: Example) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.base_limits import model_rows
-from trainer.errors import Preempted
+from trainer.errors import PeerLost, Preempted
 from trainer.eval_tables.common import EvalFields
+from trainer.group.rounds import on_first
 from trainer.model import place_limit
 from trainer.rundir.layout import resolve
 from trainer.scoring.forgetting.drift import (
@@ -58,8 +59,7 @@ def add_forgetting(request: ScoringRequest, result: EvalResult) -> EvalResult:
     begun = time.monotonic()
     before: Part = {}
     if request.stage == "after":
-        earlier = load_result(request.run_dir / "eval-before.json")
-        before = table(earlier.details.get("forgetting")) if earlier else {}
+        before = on_first(request.peers, lambda: _measured_before(request))
     found: Part = {"version": 1}
     if settings.general is not None:
         found["general"] = _general(request, settings)
@@ -72,11 +72,17 @@ def add_forgetting(request: ScoringRequest, result: EvalResult) -> EvalResult:
     return replace(result, details=details, seconds=result.seconds + time.monotonic() - begun)
 
 
+def _measured_before(request: ScoringRequest) -> Part:
+    """Return what was measured before training, empty if nothing was."""
+    earlier = load_result(request.run_dir / "eval-before.json")
+    return table(earlier.details.get("forgetting")) if earlier else {}
+
+
 def _or_reason(measure: Callable[[], Part]) -> Part:
     """Return what is measured, or why it cannot be: a run that trains is not ended by this."""
     try:
         return measure()
-    except (Preempted, OSError):  # a notice, or no room: the scoring is gone on with later
+    except (Preempted, PeerLost, OSError):  # or no room: the scoring is gone on with later
         raise
     except Exception as error:  # noqa: BLE001 - whatever an architecture lacks is said in the result
         words = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error
@@ -94,6 +100,7 @@ def _knowledge(request: ScoringRequest) -> Part:
         examples,
         kept=request.keep("knowledge", [one for four in examples for one in four]),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     return knowledge_figures(items, probabilities)
 
@@ -109,6 +116,7 @@ def _drift(request: ScoringRequest, record: Part) -> Part:
             tokens_max=_room(request, max(len(one.prompt_ids) for one in prompts)),
             kept=request.keep("openings", prompts),
             on_progress=request.on_progress,
+            peers=request.peers,
         )
         heads = [one.prompt_ids for one in prompts]
         examples = continuation_examples(heads, written, seq2seq=seq2seq)
@@ -122,6 +130,7 @@ def _drift(request: ScoringRequest, record: Part) -> Part:
         examples,
         kept=request.keep("continuations", examples),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     if request.stage == "before":
         return drift_record(examples, losses)
@@ -145,6 +154,7 @@ def _general(request: ScoringRequest, settings: EvalFields) -> Part:
         items,
         kept=request.keep("general", items),
         on_progress=request.on_progress,
+        peers=request.peers,
     )
     return loss_figures(rows, resamples=settings.resamples)
 
