@@ -75,8 +75,7 @@ def state_digest(state: TrainingState) -> int:
         "scaler": state.scaler.state_dict() if state.scaler else None,
     }
     for name, parameter in state.parameters.items():
-        entries = state.optimizer.state.get(parameter, {})
-        for entry, value in sorted(entries.items()):  # a restored state has them in any order
+        for entry, value in state.optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{name}/{entry}"] = _as_int32(value)
             else:
