@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 4
 
-.PHONY: help hours pages screens demo test system check format lint types install slow chaos fuzz recipes memory trackers bench kernels gpu lock clean
+.PHONY: help hours pages screens demo test system check format lint types install slow chaos chaos-group scale fuzz recipes memory trackers bench kernels gpu lock clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -54,6 +54,9 @@ chaos: system $(STAMP)  ## a hundred kills over real trainings, twenty of qft on
 	$(BIN)/python tests/chaos.py
 	$(BIN)/python -m pytest -m chaos tests/test_azure_chaos.py
 
+chaos-group: system $(STAMP)  ## fifty kills of trainings by one to three ranks, compared bit by bit: 40 min
+	$(BIN)/python tests/chaos_group $(CHAOS_ARGS)
+
 fuzz: $(STAMP)  ## 10,000 odd status files, helper answers, manifests and values of run.yaml
 	QFT_FUZZ_EXAMPLES=10000 $(BIN)/python -m pytest --timeout 3600 tests/test_fuzz_*.py
 
@@ -62,6 +65,9 @@ recipes: $(STAMP)  ## every published experiment on a small model, each through 
 
 hours: $(STAMP)  ## how far estimated times are from published ones; writes docs/hours.md, the recipes
 	PYTHONPATH=.:tests $(BIN)/python -m support.hours_tables --write
+
+scale: $(STAMP)  ## what several cards exchange, and what that costs; writes the tables of docs/scale.md
+	PYTHONPATH=.:tests $(BIN)/python -m support.scale_tables --write
 
 memory: $(STAMP)  ## how far the memory formula is from published peaks, also with each left out
 	$(BIN)/python tests/memory.py

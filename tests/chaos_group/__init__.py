@@ -1,0 +1,1 @@
+"""Kills ranks of real trainings by several processes at random moments: no bit may differ."""
