@@ -30,7 +30,7 @@ from trainer.hub import Shards
 from trainer.kernels.kernel_set import NO_KERNELS, KernelSet
 
 STEPS = 40
-PATIENCE = {"validate_every": 1, "stop_after": 2, "lr": 0.3, "samples": 3}
+VALIDATED = {"validate_every": 1, "stop_after": 2, "lr": 0.3, "samples": 3}
 
 
 def lay_out(directory: Path) -> Path:
@@ -47,7 +47,7 @@ def lay_out(directory: Path) -> Path:
         rows=20,
         data={"eval": str(rows)},
         method={"kind": "qlora", "dropout": 0.0},
-        train={"steps": STEPS, "batch_size": 4, "micro_batch": 2, **PATIENCE},
+        train={"steps": STEPS, "batch_size": 4, "micro_batch": 2, **VALIDATED},
     )
 
 
@@ -239,7 +239,7 @@ def test_samples_that_fail_on_one_rank_are_missing_on_all(alone: Rig, tmp_path: 
     ids=lambda one: type(one).__name__,
 )
 def test_an_error_of_one_rank_is_raised_on_all(error: Exception, elsewhere: Exception) -> None:
-    """Of two ranks that met one, the lower one is heard; each keeps what it did before."""
+    """Of two ranks that met one, that of the lower one is raised; each keeps what it did before."""
 
     def act(peers: Peers) -> tuple[str, str, list[list[Any]], int]:
         def work() -> Any:
@@ -253,15 +253,15 @@ def test_an_error_of_one_rank_is_raised_on_all(error: Exception, elsewhere: Exce
         on_all(peers, lambda: None)
         return type(found.failure).__name__, str(found.failure), found.done, peers.rank
 
-    heard = all_values(on_ranks(3, act))
+    failures = all_values(on_ranks(3, act))
 
-    for kind, words, done, rank in heard:
+    for kind, words, done, rank in failures:
         expected = error if rank == 1 else elsewhere
         assert (kind, words) == (type(expected).__name__, str(expected))
         assert done == [[0], [1], [2]]
 
 
-def test_what_the_first_rank_does_all_are_told() -> None:
+def test_what_the_first_rank_does_reaches_all() -> None:
     """It acts alone; its error is that of all, and a rank that is lost is no such error."""
 
     def act(peers: Peers) -> Any:

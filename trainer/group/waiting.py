@@ -17,7 +17,7 @@ from trainer.errors import PeerLost, Preempted
 from trainer.eviction import PreemptionFlag
 
 BEAT_S = 0.25
-SILENT_S = 25.0
+SILENT_S = 15.0
 """Without a heartbeat for so long a rank counts as lost,"""
 SILENT_NOTICED_S = 3.0
 """or for so long once a notice is there: then time is short."""

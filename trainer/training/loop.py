@@ -271,6 +271,8 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
     gathered = context.peers.open_sum(summed_tensors(context, state), len(passes))
     began_s = time.perf_counter()
     mine = context.peers.mine(len(passes))
+    if state.scaler and not mine:  # its first use on a device makes the scale there
+        state.scaler.scale(torch.zeros((), device=context.accelerator.device))
     extra = 0 if context.sharded is None else extra_passes(len(passes), context.peers)
     for done, number in enumerate([*mine, *[0] * extra]):
         if done and context.flag.notice is not None:
