@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
+from trainer.device.token_rows import RowWatch, TokenRows
+
 SHARE_MAX = 0.5
 """The values may take so much of the memory that is free."""
 
@@ -24,6 +26,8 @@ class LayerValues:
         self.layer = layer
         self._packed = layer.weight
         self._kept: torch.Tensor | None = None
+        self.watch = RowWatch()
+        """Of which tokens a product suffices; it watches nothing unless it is replaced."""
 
     def keep(self) -> int:
         """Unpack the values for all uses to come, and return their bytes."""
@@ -57,10 +61,17 @@ class LayerValues:
         given = inputs.to(dtype)
         bias = None if layer.bias is None else layer.bias.to(dtype)
         if torch.is_grad_enabled() and given.requires_grad:
-            product: torch.Tensor = _FrozenLinear.apply(given, self, bias)  # type: ignore[no-untyped-call]
+            rows = self.rows_of(given)
+            product: torch.Tensor = _FrozenLinear.apply(given, self, bias, rows)  # type: ignore[no-untyped-call]
         else:
             product = _product(given, self.get(), bias)
         return product.to(inputs.dtype)
+
+    def rows_of(self, inputs: torch.Tensor) -> TokenRows | None:
+        """Return the rows of the batch that suffice, None if all are to be computed."""
+        plain = self._kept is not None and self._kept.dtype is torch.float32
+        casting = torch.is_autocast_enabled(inputs.device.type)
+        return self.watch.rows_of(inputs) if plain and not casting else None
 
 
 class UnpackedBase:
@@ -142,12 +153,22 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, values: LayerValues, bias: torch.Tensor | None
+        ctx: Any,
+        inputs: torch.Tensor,
+        values: LayerValues,
+        bias: torch.Tensor | None,
+        rows: TokenRows | None,
     ) -> torch.Tensor:
-        ctx.values = values
-        return _product(inputs, values.get(), bias)
+        ctx.values, ctx.rows = values, rows
+        if rows is None:
+            return _product(inputs, values.get(), bias)
+        found = rows.product(rows.take_shared(inputs), values.get().t(), bias)
+        return rows.put(found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        gradient = gradients[0]
-        return torch.matmul(gradient, ctx.values.get().to(gradient.dtype)), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        gradient, rows = gradients[0], ctx.rows
+        values = ctx.values.get().to(gradient.dtype)
+        if rows is None:
+            return torch.matmul(gradient, values), None, None, None
+        return rows.put(rows.product(rows.take(gradient), values)), None, None, None

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from trainer.kernels.lora_over_rows import over_rows
+
 
 def use_fewer_copies(model: Any) -> int:
     """Let every plain LoRA layer of `model` add its update in place; return how many there are."""
@@ -34,12 +36,23 @@ def _forward(layer: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any
     if name is None or args or kwargs or torch.is_autocast_enabled(inputs.device.type):
         return by_peft()
     first, second, scaling = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+    if not _drops(layer.lora_dropout[name]):
+        found = over_rows(inputs, layer.base_layer, first, second, scaling)
+        if found is not None:
+            return found
     output: torch.Tensor = layer.base_layer(inputs)
     if not output.dtype is inputs.dtype is first.weight.dtype:
         return by_peft()
     update: torch.Tensor = second(first(layer.lora_dropout[name](inputs)))
     update = update * scaling if _is_view(update) else update.mul_(scaling)
     return output + update if _is_view(output) else output.add_(update)
+
+
+def _drops(dropout: Any) -> bool:
+    """Tell whether a module may change what goes through it."""
+    usual = type(dropout) is torch.nn.Dropout
+    inert = usual and (dropout.p == 0 or not dropout.training)
+    return not (type(dropout) is torch.nn.Identity or inert)
 
 
 def _is_view(tensor: torch.Tensor) -> bool:
