@@ -22,6 +22,7 @@ from trainer.device.out_of_memory import return_memory_at_once
 from trainer.device.waiting import adaptive_waits
 from trainer.errors import ConfigError, PeerLost, Preempted
 from trainer.group.order import Turn, rank_0_first
+from trainer.group.rounds import on_all
 from trainer.job.base_on_cards import BasePlan, load_on_card, plan_base
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes
@@ -219,7 +220,12 @@ def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None
         objective=prepared.objective,
         micro_batch=config.train.batch_size,
     )
-    losses = dylora.compare_ranks(adapted, measure, on_progress=on_progress)
+    losses: dict[int, float] = {}
+
+    def compare() -> None:
+        losses.update(dylora.compare_ranks(adapted, measure, on_progress=on_progress))
+
+    on_all(job.peers, compare)  # a notice to one process ends it on all
     dylora_method.choose(losses)
     job.heartbeat.update(message=None)
     shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())
