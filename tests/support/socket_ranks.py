@@ -33,6 +33,7 @@ class SocketPeers:
     """Of rank 0 those to all others, of another the one to rank 0."""
     gathered: list[Any] = field(default_factory=list)
     """What this rank gave to be gathered."""
+    lockstep: bool = False
 
     def __post_init__(self) -> None:
         """Give up a rank that says nothing, and read lines."""

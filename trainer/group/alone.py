@@ -17,6 +17,7 @@ class Alone:
 
     rank = 0
     size = 1
+    lockstep = False
 
     def mine(self, count: int) -> range:
         """Return all pieces."""

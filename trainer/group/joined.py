@@ -48,6 +48,8 @@ POLL_S = 0.02
 class Joined:
     """One rank of several; see `Peers` for what is promised."""
 
+    lockstep = False
+
     def __init__(self, channel: Channel, watch: Watch) -> None:
         self.rank = channel.rank
         self.size = channel.size

@@ -48,6 +48,8 @@ class Peers(Protocol):
     """The number of this process, from 0. Rank 0 writes log, status and adapter."""
     size: int
     """How many there are: the world size."""
+    lockstep: bool
+    """Whether all ranks make the same passes at the same time, so that none may end one alone."""
 
     def mine(self, count: int) -> range:
         """Return which of `count` numbered pieces of work this rank does."""

@@ -72,8 +72,10 @@ def share(peers: Peers, work: Iterable[Any]) -> Round:
             done.append(one)  # noqa: PERF402 - what was yielded before an error has to stay
     except PeerLost:
         raise
-    except Exception as error:  # noqa: BLE001 - raised by `Round.require`, on every rank
-        mine = error
+    except Exception as error:
+        if peers.lockstep:  # the others are in the middle of a pass: they notice that this one goes
+            raise
+        mine = error  # raised by `Round.require`, on every rank
     words = [table(one) for one in peers.gather({"done": done, "failure": _written(mine)})]
     failed = [rank for rank, one in enumerate(words) if one.get("failure")]
     failure: Exception | None = None

@@ -11,7 +11,7 @@ from trainer.adapters import methods
 from trainer.data.chat.encoder import ChatEncoder
 from trainer.data.codec import Codec
 from trainer.job.context import JobContext
-from trainer.job.prepare import PreparedInputs
+from trainer.job.prepare import PreparedInputs, scoring_peers
 from trainer.rundir.samples import SAMPLES
 from trainer.training.samples import Samples, choose_samples, sampled_row
 from trainer.training.sampling_schedule import sampling_interval, tokens_limit, wants_samples
@@ -48,7 +48,7 @@ def make_samples(
         ),
         interval=sampling_interval(config.train.validate_every, prepared.schedule.steps),
         last_step=prepared.schedule.steps,
-        peers=job.peers,
+        peers=scoring_peers(job, prepared),
     )
 
 

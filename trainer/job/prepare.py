@@ -27,6 +27,8 @@ from trainer.data.examples import Examples
 from trainer.device.deferred_modules import defer_modules
 from trainer.device.determinism import make_deterministic, set_threads
 from trainer.device.precision import Precision
+from trainer.group.lockstep import InLockstep
+from trainer.group.peers import Peers
 from trainer.job.context import JobContext
 from trainer.pages.tokenizer_checks import check_answer_tokens
 from trainer.rundir.fingerprint import Facts, cpu_model, directory_sha256, take_fingerprint
@@ -54,6 +56,11 @@ class PreparedInputs:
     model_config: dict[str, Any]  # the base's config.json
     parent: ParentAdapter | None  # what the training goes on from
     sharded: ShardedBase | None = None  # what this rank holds of a base that the ranks share
+
+
+def scoring_peers(job: JobContext, prepared: PreparedInputs) -> Peers:
+    """Return how ranks do passes without gradients: alike if they share the base, else apart."""
+    return job.peers if prepared.sharded is None else InLockstep(job.peers)
 
 
 def prepare_inputs(job: JobContext) -> PreparedInputs:

@@ -10,7 +10,7 @@ from trainer.adapters.parent import adapter_sha256
 from trainer.atomic import RealDisk, replace_file
 from trainer.group.rounds import on_first
 from trainer.job.context import JobContext
-from trainer.job.prepare import PreparedInputs
+from trainer.job.prepare import PreparedInputs, scoring_peers
 from trainer.rundir.layout import (
     ADAPTER,
     SCORED,
@@ -61,7 +61,7 @@ def score(
         stage=stage,
         on_progress=on_progress,
         facts=on_first(job.peers, lambda: facts_of_model(job, prepared, stage)),
-        peers=job.peers,
+        peers=scoring_peers(job, prepared),
     )
     on_first(job.peers, lambda: _end(job, stage, result))
 

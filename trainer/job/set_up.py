@@ -20,7 +20,7 @@ from trainer.job.context import JobContext
 from trainer.job.faster_on_cpu import spare_on_cpu
 from trainer.job.fit_memory import note_saving
 from trainer.job.make_samples import make_samples
-from trainer.job.prepare import PreparedInputs
+from trainer.job.prepare import PreparedInputs, scoring_peers
 from trainer.method_table import OptimizerKind
 from trainer.rundir.layout import METRICS
 from trainer.rundir.status import MetricsLog
@@ -116,7 +116,7 @@ def _make_validation(
         last_step=prepared.schedule.steps,
         stop_after=table.stop_after,
         keep_best=table.keep_best,
-        peers=job.peers,
+        peers=scoring_peers(job, prepared),
     )
 
 

@@ -26,7 +26,7 @@ from trainer.group.rounds import on_all
 from trainer.job.base_on_cards import BasePlan, load_on_card, plan_base
 from trainer.job.context import JobContext
 from trainer.job.fit_memory import fit_memory, kept_bytes
-from trainer.job.prepare import PreparedInputs, prepare_inputs
+from trainer.job.prepare import PreparedInputs, prepare_inputs, scoring_peers
 from trainer.job.resume import resume
 from trainer.job.score_stage import score
 from trainer.job.set_up import set_up
@@ -225,7 +225,7 @@ def select_rank(job: JobContext, prepared: PreparedInputs, adapted: Any) -> None
     def compare() -> None:
         losses.update(dylora.compare_ranks(adapted, measure, on_progress=on_progress))
 
-    on_all(job.peers, compare)  # a notice to one process ends it on all
+    on_all(scoring_peers(job, prepared), compare)  # a notice to one process ends it on all
     dylora_method.choose(losses)
     job.heartbeat.update(message=None)
     shown = ", ".join(f"{rank}: {loss:.4f}" for rank, loss in losses.items())

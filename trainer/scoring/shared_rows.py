@@ -141,9 +141,20 @@ class _Shared:
             if not self._is_found(batch):
                 new.update(self._compute(batch))
 
-        for part in parts_that_fit(batches, self._lengths, answer, self._memory):
+        for part in self._parts(batches, answer):
             yield from ((at, new[at]) for at in part if at in new)
         self._on_progress(self._done + sum(map(len, batches)), len(self._lengths))
+
+    def _parts(
+        self, batches: Sequence[list[int]], answer: Callable[[list[int]], None]
+    ) -> Iterator[list[int]]:
+        """Call `answer` with each batch, or with the parts that fit; yield what is done."""
+        if not self._peers.lockstep:
+            yield from parts_that_fit(batches, self._lengths, answer, self._memory)
+            return
+        for batch in batches:  # no rank may cut one that the others compute whole
+            answer(batch)
+            yield batch
 
     def _is_found(self, batch: Sequence[int]) -> bool:
         return all(at in self._found for at in batch)

@@ -106,7 +106,7 @@ class _Rounds:
         except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
-            if len(rows) == 1:
+            if len(rows) == 1 or self._peers.lockstep:
                 raise DoesNotFit(row_does_not_fit(error)) from error
         give_memory_back()
         return None
