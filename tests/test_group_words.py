@@ -161,11 +161,11 @@ def test_a_wait_ends_when_another_rank_says_that_it_leaves(left: str, error: typ
     assert (flag.seconds_left == 12.0) == (error is Preempted)
 
 
-@pytest.mark.parametrize(("notices", "within_s"), [(0, 27), (1, 5)])
+@pytest.mark.parametrize(("notices", "within_s"), [(0, 17), (1, 5)])
 def test_a_silent_rank_is_waited_for_less_long_once_there_is_a_notice(
     notices: int, within_s: int
 ) -> None:
-    """Up to 25 s without, 3 s with one."""
+    """Up to 15 s without, 3 s with one."""
     now = [100.0]
     flag = PreemptionFlag(lambda: now[0])
     for _ in range(notices):
@@ -199,9 +199,10 @@ def test_one_process_alone_computes_no_digest_and_loads_nothing_of_the_exchange(
     assert ALONE.compare(1, flag=flag, digest=never) is True
     program = """
 import sys, trainer.job.stages
-print(*sorted(one for one in sys.modules if one.startswith("trainer.group.")))
+joins = ("exchange", "joined", "shard", "waiting", "words")
+print(*(one for one in joins if f"trainer.group.{one}" in sys.modules))
 """
     loaded = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert loaded.stdout.split() == ["trainer.group.alone", "trainer.group.peers"]
+    assert loaded.stdout.split() == []

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -311,7 +315,7 @@ def test_another_rank_saves_only_what_nobody_saved(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_is_never_given_back_costs_the_save_only(tmp_path: Path) -> None:
-    """A rank that was stopped while it saved holds the lock: the others leave without it."""
+    """A rank that saves for ever, and is not stopped, is not waited for."""
     ticks = iter(range(1000))
 
     def hold_again() -> None:
@@ -324,6 +328,39 @@ def test_a_lock_that_is_never_given_back_costs_the_save_only(tmp_path: Path) -> 
         hold_again()
     with saving_lock(tmp_path / ".saving.lock"):
         pass
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from trainer.saving.replica import saving_lock
+with saving_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_rank_that_was_stopped_while_it_saved_keeps_no_other_from_saving(tmp_path: Path) -> None:
+    """Its lock stays with it: the others take another one, still one at a time."""
+    lock = tmp_path / ".saving.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, lock], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            holder.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
+            ticks = iter(range(1000))
+
+            def hold_again() -> None:
+                with saving_lock(lock, clock=lambda: next(ticks), sleep=lambda _s: None):
+                    raise AssertionError("two ranks hold one lock")
+
+            with saving_lock(lock), pytest.raises(TimeoutError, match=r"saving\.lock\.next"):
+                hold_again()
+        finally:
+            holder.kill()
 
 
 @pytest.mark.parametrize(

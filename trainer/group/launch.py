@@ -22,13 +22,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trainer.device.waiting import PASSIVE, POLICY, SPIN_COUNT, are_adaptive
 from trainer.eviction import PreemptionFlag
 from trainer.group.cards import VISIBLE
 from trainer.group.rank_exit import LEFT, RankEnd, exit_code_of
 from trainer.group.rank_output import RankOutput
+from trainer.group.stopped import is_stopped
 from trainer.secret import Secret
 
 LOOPBACK = "127.0.0.1"
@@ -194,11 +194,7 @@ class _Rank:
 
     def is_stopped(self) -> bool:
         """Tell whether it was stopped by a signal, so that it can neither hear nor save."""
-        try:
-            text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return text.rpartition(")")[2].split()[:1] == ["T"]
+        return is_stopped(self._process.pid)
 
     def close(self) -> None:
         """Wait for its end and the last of its lines."""

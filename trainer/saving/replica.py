@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.group.stopped import is_stopped
 from trainer.rundir.fingerprint import Facts
 from trainer.saving.checkpoint import Snapshot, Store
 from trainer.saving.manifest import Manifest, steps_present
@@ -34,23 +35,43 @@ def saving_lock(
 ) -> Iterator[None]:
     """Hold the lock under which one rank saves; it dies with its process.
 
+    A rank that was stopped while it saved keeps its lock and will not go on: the others then lock
+    another file, and what it has half written is removed by whoever saves.
+
     Raises:
-        TimeoutError: another rank saves, or was stopped while it did.
+        TimeoutError: another rank saves.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         until_s = clock() + LOCK_S_MAX
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if clock() >= until_s:
-                    raise TimeoutError(None, "another rank holds the lock", str(path)) from None
-                sleep(LOCK_POLL_S)
+        while not _locked(descriptor):
+            if is_stopped(_holder(descriptor)):
+                with saving_lock(path.with_name(f"{path.name}.next"), clock=clock, sleep=sleep):
+                    yield
+                return
+            if clock() >= until_s:
+                raise TimeoutError(None, "another rank holds the lock", str(path))
+            sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file and note in it by whom; tell whether that was possible now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return True
+
+
+def _holder(descriptor: int) -> int:
+    """Return the process that noted itself in a lock file, 0 if none has yet."""
+    text = os.pread(descriptor, 20, 0)
+    return int(text) if text.isdigit() else 0
 
 
 class LockedStore(Store):
