@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,39 @@ def test_an_error_of_the_program_on_one_rank_ends_all(tmp_path: Path) -> None:
 
     assert [one.error for one in reports] == ["KeyError", "PeerLost"]
     assert "KeyError" in reports[1].text or "has ended" in reports[1].text
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Ranks that do not wait in the same operation."""
+
+    stuck_s: float = 2.0
+
+
+def wait_elsewhere(peers: Any, _story: Crossed, _flag: Any, _report: Report) -> None:
+    """Gather more often on rank 1, where the other has something else to gather."""
+    peers.gather("ready")
+    if peers.rank:
+        peers.channel.waiter.wait([Never()])
+    peers.gather("done")
+
+
+class Never:
+    """An operation in which no other rank takes part."""
+
+    def is_completed(self) -> bool:
+        """It does not end."""
+        return False
+
+    def wait(self) -> None:
+        """Return, which is never asked for."""
+
+
+def test_ranks_that_all_wait_leave_with_an_error_that_names_both_places() -> None:
+    """All are alive and no operation can end: that is noticed, and both places are named."""
+    reports = together(2, Crossed(), wait_elsewhere)
+
+    assert [one.error for one in reports] == ["PeerLost"] * 2
+    stuck = [one.text for one in reports if "wait for each other" in one.text]
+    assert stuck, [one.text for one in reports]
+    assert re.search(r"card 0 in wait_elsewhere .*card 1 in wait_elsewhere \(", stuck[0])

@@ -83,11 +83,11 @@ def test_a_death_by_signal_is_described_in_words() -> None:
 
 
 def test_cards_are_counted_without_asking_cuda(tmp_path: Path) -> None:
-    """Device files are the cards; `CUDA_VISIBLE_DEVICES` names those that may be used."""
-    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+    """Device files are counted, since CUDA has numbers of its own; the variable names cards."""
+    for name in ("nvidia3", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
 
-    assert find_cards({}, tmp_path) == ["0", "1", "2", "10"]
+    assert find_cards({}, tmp_path) == ["0", "1", "2"]
     assert find_cards({"CUDA_VISIBLE_DEVICES": "3, 1"}, tmp_path) == ["3", "1"]
     assert find_cards({"CUDA_VISIBLE_DEVICES": "2,-1,0"}, tmp_path) == ["2"]
     assert find_cards({"CUDA_VISIBLE_DEVICES": ""}, tmp_path) == []

@@ -30,6 +30,7 @@ from support.rig import Logger, Rig, restored, rig
 from trainer.errors import Preempted, TrainerError
 from trainer.eviction import PreemptionFlag
 from trainer.group.peers import Peers
+from trainer.group.waiting import STUCK_S
 from trainer.training import loop
 from trainer.training.loop import train
 from trainer.training.passes import backward_pass
@@ -250,6 +251,7 @@ def run_rank(  # noqa: PLR0917 - what a process is given
             flag=flag,
             on_message=messages.append,
             silent_s=getattr(story, "silent_s", 25.0),
+            stuck_s=getattr(story, "stuck_s", STUCK_S),
         ) as peers:
             act(peers, story, flag, report)
             report.sent_bytes = peers.channel.sent_bytes

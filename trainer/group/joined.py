@@ -30,6 +30,7 @@ from trainer.group.waiting import (
     NOTICE,
     PRESENT,
     SILENT_S,
+    STUCK_S,
     Waiter,
     Watch,
     beat_key,
@@ -132,6 +133,7 @@ def join(  # noqa: PLR0913 - what a launcher hands to a rank
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
     silent_s: float = SILENT_S,
+    stuck_s: float = STUCK_S,
     join_s: float = JOIN_S,
 ) -> Iterator[Joined]:
     """Be one of `size` ranks while inside; rank 0 hosts the store at `address` ("host:port").
@@ -155,7 +157,7 @@ def join(  # noqa: PLR0913 - what a launcher hands to a rank
     beats = meeting.wait()
     watch = Watch(beats, rank=rank, size=size)
     watch.start()
-    waiter = Waiter(watch, flag, silent_s=silent_s)
+    waiter = Waiter(watch, flag, silent_s=silent_s, stuck_s=stuck_s)
     channel = Channel(
         rank=rank, size=size, waiter=waiter, data=dist.group.WORLD, host=meeting.host_group
     )

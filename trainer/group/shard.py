@@ -280,13 +280,8 @@ class Gathers:
                         output_tensor, input_tensor, group, async_op
                     )
                     return found
-                gathers.wait(
-                    [
-                        dist.all_gather_single(
-                            output_tensor, input_tensor, group=group, async_op=True
-                        )
-                    ]
-                )
+                parts = [*output_tensor.chunk(dist.get_world_size(group))]
+                gathers.wait([dist.all_gather(parts, input_tensor, group=group, async_op=True)])
                 return None
 
         return BlockGather()

@@ -4,13 +4,19 @@ A thread writes a heartbeat of this rank into the store and reads those of the o
 connection of its own. So a rank in a long backward pass is alive, and one that was stopped, or
 whose machine is gone, is not. A rank that is killed is noticed sooner, since its sockets close.
 Time only counts in small pieces: a machine that sleeps for a minute has heard nobody for a second.
+
+With its heartbeat a rank says where it waits. If all of them wait and none gets on, they wait in
+different operations, for each other: then they leave, and say where each was.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.errors import PeerLost, Preempted
@@ -21,6 +27,9 @@ SILENT_S = 15.0
 """Without a heartbeat for so long a rank counts as lost,"""
 SILENT_NOTICED_S = 3.0
 """or for so long once a notice is there: then time is short."""
+STUCK_S = 900.0
+"""If all ranks wait for so long in the same waits, nothing is under way that could end them. On a
+card a wait includes the passes that were launched before it, and one pass takes minutes at most."""
 LEAVE_S = 4.0
 """With so little time left before the announced end nobody is waited for any more."""
 PIECE_S = 1.0
@@ -67,6 +76,12 @@ class Watch:
         self.size = size
         self.polls = 0
         self.silent_s: dict[int, float] = {}
+        self.waits = 0
+        """How many waits this rank has begun."""
+        self.place = ""
+        """Where in the program this rank waits; empty while it does not."""
+        self.seen: dict[int, str] = {}
+        """Of each other rank, the number of its waits and the place of the present one."""
         self.left: dict[int, str] = {}
         """Why each rank has left that has."""
         self.error = ""
@@ -90,6 +105,11 @@ class Watch:
         self._closed.set()
         self._thread.join(timeout=1.0)
 
+    def everywhere(self) -> list[str]:
+        """Return for each rank the number of its waits and where it waits, if it does."""
+        own = f"{self.waits} {self.place}"
+        return [own if one == self.rank else self.seen.get(one, "") for one in range(self.size)]
+
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
@@ -101,17 +121,31 @@ class Watch:
             self.error = " ".join(str(error).split())[:200] or type(error).__name__
 
     def _poll(self) -> None:
-        self._store.set(beat_key(self.rank), str(self.polls))
+        beat = f"{self.polls} {self.waits} {self.place}"
+        self._store.set(beat_key(self.rank), beat)
         others = [*self._silences]
         keys = [key(other) for key in (beat_key, left_key) for other in others]
         found = self._store.multi_get(keys) if keys else []
         for at, other in enumerate(others):
             self._silences[other].look(found[at])
             self.silent_s[other] = self._silences[other].seconds
+            self.seen[other] = bytes(found[at]).decode().partition(" ")[2]
             reason = bytes(found[len(others) + at]).decode()
             if reason != PRESENT:
                 self.left[other] = reason
         self.polls += 1
+
+
+def place_of_wait() -> str:
+    """Return which function outside this folder waits, and in which line."""
+    here, frame = Path(__file__).parent, inspect.currentframe()
+    inner = {str(path) for path in here.glob("*.py")} | {contextlib.__file__}
+    while frame is not None and frame.f_code.co_filename in inner:
+        frame = frame.f_back
+    if frame is None:
+        return "?"
+    code = frame.f_code
+    return f"{code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})"
 
 
 PRESENT = "-"
@@ -131,19 +165,22 @@ def left_key(rank: int) -> str:
 class Waiter:
     """Waits for collective operations as long as all ranks are alive and there is time."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - two limits, and a clock for tests
         self,
         watch: Watch,
         flag: PreemptionFlag,
         *,
         silent_s: float = SILENT_S,
+        stuck_s: float = STUCK_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._watch = watch
         self._flag = flag
         self._silent_s = silent_s
+        self._stuck_s = stuck_s
         self._store_silence = SilentTime(clock)
+        self._stillness = SilentTime(clock)
         self._clock = clock
         self._sleep = sleep
         self._failure: Preempted | None = None
@@ -154,21 +191,26 @@ class Waiter:
         """Return when all are done.
 
         Raises:
-            PeerLost: a rank is gone, or has been silent for too long.
+            PeerLost: a rank is gone, or silent for too long, or all wait for each other.
             Preempted: a rank left because of a notice, or the time of a notice is running out.
         """
         if self._failure is not None:
             raise self._failure  # nothing that was begun since can end
+        self._watch.waits += 1
         try:
             self._wait(works)
         except Preempted as error:
             self._failure = error
             raise
+        finally:
+            self._watch.place = ""
 
     def _wait(self, works: Sequence[Completable]) -> None:
         began, pause = self._clock(), PAUSE_S_MIN
         while not all(work.is_completed() for work in works):
+            self._watch.place = self._watch.place or place_of_wait()
             self.check()
+            self._require_progress()
             self._sleep(pause)
             pause = min(1.5 * pause, PAUSE_S_MAX)
         self.waited_s += self._clock() - began
@@ -180,6 +222,15 @@ class Waiter:
             self.check()
             what = " ".join(str(error).split())[-160:]
             raise PeerLost(f"the process of another card has ended ({what})") from error
+
+    def _require_progress(self) -> None:
+        """Raise `PeerLost` if all ranks wait, and have done so for too long in the same waits."""
+        everywhere = self._watch.everywhere()
+        self._stillness.look(everywhere)
+        places = [one.partition(" ")[2] for one in everywhere]
+        if all(places) and self._stillness.seconds > self._stuck_s:
+            each = ", ".join(f"card {rank} in {place}" for rank, place in enumerate(places))
+            raise PeerLost(f"the cards wait for each other, which is a fault of ours: {each}")
 
     def _await_reason(self) -> None:
         """Let the watch look once more: a rank that leaves says why before its sockets close."""

@@ -44,7 +44,8 @@ def plan_base(job: JobContext, prepared: PreparedInputs) -> BasePlan:
         shape = find_shape(prepared.model_config)
     except UnknownShapeError:
         return BasePlan()
-    if not is_sharded(job.config, shape, gpu=gpu, cards=cards):
+    wanted = job.peers.gather(is_sharded(job.config, shape, gpu=gpu, cards=cards))
+    if not any(wanted):  # a card may have a little less memory than another of its kind
         return BasePlan()
     found = estimate_training(job.config, shape, gpu=gpu, cards=cards, sharded=True)
     return BasePlan(sharded=True, text=sharing_text(found["sharing"]))

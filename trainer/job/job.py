@@ -131,7 +131,7 @@ def joined_peers(
         size=place.size,
         address=place.address,
         listen_fd=place.listen_fd,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        device=torch.device("cuda:0" if torch.cuda.is_available() else "cpu"),
         flag=flag,
         on_message=on_message,
     ) as peers:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -200,6 +200,8 @@ def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
                 return all_passes(context, state)
         except MEMORY_ERRORS as error:
             state.optimizer.zero_grad(set_to_none=True)
+            if context.peers.size > 1:  # outside the passes: the others do not know, and go on
+                leave_alone(error)
             if is_out_of_memory(error):
                 save_more(context, state, error)
             elif isinstance(error, RuntimeError) and context.determinism.relax(error):
@@ -219,6 +221,16 @@ def whole_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
                 context.determinism.strict = False
                 note_inexact(context, state, given_up)
         give_memory_back()
+
+
+def leave_alone(error: Exception) -> NoReturn:
+    """Raise what ends this rank, which has met an error that the others cannot have heard of."""
+    if not is_out_of_memory(error):
+        raise error
+    raise DoesNotFit(
+        "the exchange of gradients does not fit into the memory of the device; lower "
+        f"`train.micro_batch` or `method.r`, or rent a larger GPU ({error})"
+    ) from error
 
 
 def whole_update(context: TrainContext, state: TrainingState) -> torch.Tensor:
@@ -275,11 +287,12 @@ def all_passes(context: TrainContext, state: TrainingState) -> torch.Tensor:
         state.scaler.scale(torch.zeros((), device=context.accelerator.device))
     extra = 0 if context.sharded is None else extra_passes(len(passes), context.peers)
     for done, number in enumerate([*mine, *[0] * extra]):
-        if done and context.flag.notice is not None:
+        if 0 < done < len(mine) and context.flag.notice is not None:
             context.launch_limit.synchronize()  # or the clock would measure launches
             per_pass_s = (time.perf_counter() - began_s) / done
             if context.flag.seconds_left < 3 * per_pass_s * (len(mine) - done):
-                gathered.give_up(GiveUp.NOTICE, "a notice leaves no time for the step")
+                if context.sharded is None:  # or the others wait for a block, not for words
+                    gathered.give_up(GiveUp.NOTICE, "a notice leaves no time for the step")
                 state.optimizer.zero_grad(set_to_none=True)
                 raise Preempted
         try:
