@@ -24,6 +24,7 @@ from infra.vm_choices import (
     ANY,
     CLOUDS,
     DEFAULT_GPU,
+    GPUS_MAX,
     CloudName,
     ProviderName,
     allow_any,
@@ -66,8 +67,9 @@ class VmTable(BaseModel):
     )
     gpus: int = Field(
         default=1,
+        strict=True,  # `true` is not one card
         ge=1,
-        le=16,
+        le=GPUS_MAX,
         description="How many cards the machine is to have; their results are those of one.",
     )
     regions: list[str] = Field(

@@ -11,6 +11,8 @@ from infra.catalog.vendors import CATALOGS, resolve_gpu_at
 
 ANY = "any"
 DEFAULT_GPU = "T4"
+GPUS_MAX = 16
+"""Of one machine at most."""
 ProviderName = Literal["local", "azure", "aws", "ssh"]
 CloudName = Literal["azure", "aws"]
 """The providers that rent, so that a run may take whichever is cheapest."""
@@ -88,7 +90,7 @@ def gpu_faults(vm: object) -> list[str]:
 def _gpu_count(vm: Mapping[str, Any]) -> int:
     """Return how many cards a table `vm` asks for; 1 for what the table's own check refuses."""
     count = vm.get("gpus", 1)
-    return count if isinstance(count, int) and count > 0 else 1
+    return count if type(count) is int and 0 < count <= GPUS_MAX else 1
 
 
 def region_faults(vm: object) -> list[str]:

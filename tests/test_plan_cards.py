@@ -13,8 +13,9 @@ import yaml
 from support.memory_points import llama
 
 from commands.runs.config import LoadedConfig, load
-from commands.runs.planning.cards import against_one, cards_fact
+from commands.runs.planning.cards import against_one, cards_fact, unused_warning
 from commands.runs.planning.estimates import HERE, estimate_job, estimate_run
+from commands.runs.planning.offers_table import card_lines
 from commands.runs.planning.pricing import inputs_of, one_card, priced_offer
 from commands.runs.planning.ranking import reference_offers
 from trainer.config import TrainerConfig
@@ -202,3 +203,34 @@ def test_processes_that_play_cards_share_this_computer(tmp_path: Path) -> None:
 
     assert (one.micro_batch, two.micro_batch) == (16, 8)
     assert two.memory_bytes.likely > one.memory_bytes.likely
+
+
+def test_tables_name_the_cards_of_a_machine_with_several(tmp_path: Path) -> None:
+    """Its price is that of all of them; a machine with one has the card's name alone."""
+    loaded = project(tmp_path, vm={"gpus": 4})
+    offers = {
+        count: reference_offers("azure", cap=None, idle_usd_per_h=0.0, cards=count)[0]
+        for count in (1, 4)
+    }
+    priced = {count: priced_offer(loaded, offer) for count, offer in offers.items()}
+
+    assert (offers[1].gpu, offers[4].gpu) == ("T4", "T4")
+    assert card_lines([priced[1]], 200)[1].startswith("T4  ")
+    assert card_lines([priced[4]], 200)[1].startswith("4 × T4  ")
+
+
+def test_cards_that_are_paid_for_and_not_used_are_warned_of(tmp_path: Path) -> None:
+    """Where a vendor has no machine with so few."""
+    loaded = project(tmp_path, vm={"gpus": 2})
+    (four,) = [
+        one
+        for one in reference_offers("azure", cap=None, idle_usd_per_h=0.0, cards=2)
+        if one.gpu == "T4"
+    ]
+    priced = priced_offer(loaded, four)
+
+    assert unused_warning(priced, 2) == (
+        "Standard_NC64as_T4_v3 (4 × T4) is paid for whole, and the run uses 2 of its cards: "
+        "`vm.gpus: 4` costs the same an hour"
+    )
+    assert not unused_warning(priced, 4)

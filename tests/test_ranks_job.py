@@ -366,10 +366,10 @@ def test_a_rank_that_was_stopped_while_it_saved_keeps_no_other_from_saving(tmp_p
 @pytest.mark.parametrize(
     ("train", "cards", "text"),
     [
-        ({"batch_size": 16}, 4, "a step of 16 has 4 micro-batches of at most 4 sequences for 4"),
-        ({"batch_size": 16, "micro_batch": 1}, 3, "16 micro-batches of at most 1 sequence for 3"),
-        ({"batch_size": 5}, 4, "3 micro-batches of at most 2 sequences for 4 cards: 1 card has"),
-        ({"batch_size": 2}, 8, "2 micro-batches of at most 1 sequence for 8 cards: 6 cards have"),
+        ({"batch_size": 16}, 4, "a step of 16 rows has 4 micro-batches of at most 4 rows for 4"),
+        ({"batch_size": 16, "micro_batch": 1}, 3, "16 micro-batches of at most 1 row for 3"),
+        ({"batch_size": 5}, 4, "1 of 4 cards has nothing to do: a step of 5 rows is 3 micro"),
+        ({"batch_size": 2}, 8, "6 of 8 cards have nothing to do: a step of 2 rows is 2 micro"),
     ],
 )
 def test_idle_cards_are_reported_before_anything_is_loaded(

@@ -54,11 +54,16 @@ def server(tmp_path: Path) -> Iterator[sshd.Sshd]:
 
 
 def workload(
-    server: sshd.Sshd, python: str = sys.executable, *, cards: int = 1
+    server: sshd.Sshd,
+    python: str = sys.executable,
+    *,
+    cards: int = 1,
+    gpus: int = 1,
+    messages: list[str] | None = None,
 ) -> tuple[SshWorkload, Vm]:
     """As much of a workload as it takes to start the trainer on that machine."""
     config = SimpleNamespace(
-        on_message=lambda _text: None,
+        on_message=(lambda _text: None) if messages is None else messages.append,
         helper_python="python3",
         rents=False,
         brings_home=False,
@@ -67,6 +72,7 @@ def workload(
         home=Path("/nowhere"),
         eviction_band=lambda: "",
         cards_on=lambda _vm: cards,
+        gpus=gpus,
         allow_change=(),
         make_ready=lambda connection, _vm: (connection, python),
         power_watch=PowerWatch(lambda _vm: ""),
@@ -135,6 +141,21 @@ def test_trainer_is_given_the_number_of_cards_where_there_are_several(
     work.disconnect()
 
     assert argv[1:] == ["train", "--run-dir", "../run", *extra]
+
+
+def test_a_machine_with_fewer_cards_than_wanted_is_reported(server: sshd.Sshd) -> None:
+    """It trains with what it has; `vm.gpus` was raised after it was rented."""
+    shipped(server)
+    messages: list[str] = []
+    work, vm = workload(server, cards=1, gpus=4, messages=messages)
+
+    work.launch(vm)
+    ended(work, vm)
+    work.disconnect()
+
+    assert messages == [
+        "this machine has 1 of the 4 cards of `vm.gpus`; the next one is rented with all of them"
+    ]
 
 
 def test_start_files_of_the_login_do_not_reach_the_trainer(server: sshd.Sshd) -> None:

@@ -264,6 +264,7 @@ def build_workload(
         home=request.folder.checkpoints,
         out=request.loaded.out,
         cards_on=partial(factory.cards_on, vm),
+        gpus=vm.gpus,
         make_ready=factory.make_ready(
             vm,
             on_message,

@@ -178,6 +178,11 @@ class SshWorkload:
         if cards > 1:
             argv += ["--cards", str(cards)]
             config.on_message(f"training with {cards} cards, a process for each")
+        if cards < config.gpus:
+            config.on_message(
+                f"this machine has {cards} of the {config.gpus} cards of `vm.gpus`; the next one"
+                " is rented with all of them"
+            )
         for key in config.allow_change:
             argv += ["--allow-change", key]
         account = config.account

@@ -67,6 +67,8 @@ class WorkloadConfig:
     """Evictions per hour in percent where the machine was rented, for the checkpoint interval."""
     cards_on: Callable[[Vm], int] = lambda _vm: 1
     """How many cards of a machine the trainer uses: a process for each."""
+    gpus: int = 1
+    """How many cards run.yaml asks for; a machine of before a change of it may have fewer."""
     allow_change: Sequence[str] = ()
     power_watch: PowerWatch = field(default_factory=lambda: PowerWatch(lambda _vm: ""))
     """Asks the cloud whether the machine is still there while something long is done on it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from trainer.config import TrainerConfig
+from trainer.estimate.cards import idle_warning, rounds
 
 
 def share_of_card(batch_size: int, cards: int) -> int:
     """Return how many sequences of a step one of several cards has at most."""
-    return -(-batch_size // cards)
+    return rounds(batch_size, cards)
 
 
 def describe_split(config: TrainerConfig, cards: int) -> str:
@@ -19,11 +20,10 @@ def describe_split(config: TrainerConfig, cards: int) -> str:
     size = share_of_card(rows, cards)
     if wanted != "auto":
         size = min(wanted, size)
-    parts = -(-rows // size)
-    each = f"{size} sequence{'s' * (size > 1)}"
-    text = f"a step of {rows} has {parts} micro-batches of at most {each} for {cards} cards"
-    idle = cards - parts
-    if idle <= 0:
-        return text
-    are = "1 card has" if idle == 1 else f"{idle} cards have"
-    return f"warning: {text}: {are} nothing to do; raise `train.batch_size` to {cards * size}"
+    parts = rounds(rows, size)
+    # What is sharded is known only with the base; then fewer cards may not hold it.
+    found = {"cards": cards, "portions": parts, "idle": max(0, cards - parts), "sharded": True}
+    if idle := idle_warning(found, batch_size=rows):
+        return f"warning: {idle}"
+    each = f"{size} row{'s' * (size > 1)}"
+    return f"a step of {rows} rows has {parts} micro-batches of at most {each} for {cards} cards"

@@ -29,6 +29,18 @@ def cards_fact(job: JobEstimate | None) -> str:
     return f"{text}; {sharded}" if sharded else text
 
 
+def unused_warning(priced: JobOffer | None, wanted: int) -> str:
+    """Return what to warn of where a machine has more cards than the run uses; else nothing."""
+    count = 0 if priced is None else priced.offer.gpu_count
+    if priced is None or count <= wanted:
+        return ""
+    offer = priced.offer
+    return (
+        f"{offer.machine} is paid for whole, and the run uses {wanted} of its cards: "
+        f"`vm.gpus: {count}` costs the same an hour"
+    )
+
+
 def against_one(several: JobOffer | None, one: JobOffer | None) -> str:
     """Return what the same job takes on one such card, to be held against several; or nothing."""
     if several is None or several.job is None or several.job.sharing is None or one is None:

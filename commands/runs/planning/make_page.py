@@ -132,6 +132,7 @@ def plan_of(
         note="; ".join(_notes(vm, provider)) if knows_card else "",
         safeguards=safeguards,
         lacks=lacks,
+        gpus=vm.gpus,
         one_card=None if inputs is None or not offers else one_card(loaded, offers[0], inputs),
         base=base,
         table_base=table_base(loaded),

@@ -27,6 +27,10 @@ class Column:
     right: bool = False
 
 
+def _cards(one: JobOffer) -> str:
+    return one.offer.cards or one.offer.gpu
+
+
 def _usd(one: JobOffer) -> str:
     return "" if one.cost is None else dollars(one.cost.total.likely)
 
@@ -65,7 +69,7 @@ def _score(offer: Offer) -> str:
 OFFER_COLUMNS = (
     Column(head="size", cell=lambda one: one.offer.size),
     Column(head="place", cell=lambda one: one.offer.place),
-    Column(head="card", cell=lambda one: one.offer.gpu, rank=3),
+    Column(head="card", cell=_cards, rank=3),
     Column(head="$/h", cell=lambda one: f"{one.offer.spot_usd_per_h:.4f}", right=True),
     Column(head="job", cell=_usd, rank=1, right=True),
     Column(
@@ -79,7 +83,7 @@ OFFER_COLUMNS = (
     Column(head="granted", cell=lambda one: _score(one.offer), rank=6),
 )
 CARD_COLUMNS = (
-    Column(head="card", cell=lambda one: one.offer.gpu),
+    Column(head="card", cell=_cards),
     Column(head="hours", cell=_hours, right=True),
     Column(head="job", cell=_usd, right=True),
     Column(head="$/h", cell=lambda one: f"{one.offer.spot_usd_per_h:.4f}", right=True),

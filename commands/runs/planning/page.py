@@ -9,7 +9,7 @@ from typing import Any
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.answer import CAP_MARGIN, Answer, cheaper_card
-from commands.runs.planning.cards import against_one
+from commands.runs.planning.cards import against_one, unused_warning
 from commands.runs.planning.figures import dollars, hourly, hours_span
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.priced_change import Advice
@@ -68,6 +68,8 @@ class PlanPage:
     """What `qft run` would refuse for, such as packages that this computer lacks, with the fix."""
     own: str = ""
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
+    gpus: int = 1
+    """How many cards the run uses."""
     one_card: JobOffer | None = None
     """The same job on one card of the first offer, which has several; else None."""
     base: HubAnswer | None = None
@@ -222,7 +224,8 @@ class PlanPage:
         cap = _cap_warning(self.offers, self.max_price_usd_per_h)
         notes = first.job.notes if first is not None and first.job is not None else ()
         idle = first.job.idle_cards if first is not None and first.job is not None else ""
-        texts = (cap, idle, self.too_long, *self.row_warnings, *self.lacks)
+        unused = unused_warning(first, self.gpus)
+        texts = (cap, unused, idle, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {self.note}"] if self.note else []),
