@@ -205,7 +205,7 @@ def test_a_checkpoint_arrives_as_it_was_sent_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("given", [["--nnodes", "2"], ["--nnodes", "2", "--node-rank", "2"]])
-def test_a_machine_has_to_be_told_all_of_its_place(tmp_path: Path, given: list[str]) -> None:
+def test_a_machine_needs_all_arguments_of_its_place(tmp_path: Path, given: list[str]) -> None:
     """A missing address is a mistake in the command, and said at once."""
     ended = tiny.run_trainer("train", tmp_path, *given)
 
