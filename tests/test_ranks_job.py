@@ -57,7 +57,8 @@ class InThreads:
     def rank(self, number: int) -> Peers:
         """The ranks as one of them sees them."""
         return cast("Peers", SimpleNamespace(
-            rank=number, size=self.size, gather=lambda value: self._gather(number, value)
+            rank=number, size=self.size, local_rank=number, local_size=self.size,
+            gather=lambda value: self._gather(number, value),
         ))  # fmt: skip
 
     def _gather(self, number: int, value: Any) -> list[Any]:

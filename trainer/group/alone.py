@@ -17,6 +17,8 @@ class Alone:
 
     rank = 0
     size = 1
+    local_rank = 0
+    local_size = 1
     lockstep = False
 
     def mine(self, count: int) -> range:
@@ -26,6 +28,10 @@ class Alone:
     def gather(self, value: Any) -> list[Any]:
         """Return the one value."""
         return [value]
+
+    def broadcast(self, data: bytes | None, source: int) -> bytes:  # noqa: ARG002 - the seam
+        """Return the bytes."""
+        return data or b""
 
     def compare(
         self,

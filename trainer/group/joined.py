@@ -24,6 +24,7 @@ import torch.distributed as dist
 from trainer.errors import PeerLost, Preempted
 from trainer.eviction import PreemptionFlag
 from trainer.group.exchange import Buffers, Channel, JoinedSum, buffer_key, make_buffers
+from trainer.group.machines import Machine, machine_key, names_of
 from trainer.group.waiting import (
     BEAT_S,
     LOST,
@@ -51,8 +52,10 @@ class Joined:
 
     lockstep = False
 
-    def __init__(self, channel: Channel, watch: Watch) -> None:
+    def __init__(self, channel: Channel, watch: Watch, *, local_rank: int, local_size: int) -> None:
         self.rank = channel.rank
+        self.local_rank = local_rank
+        self.local_size = local_size
         self.size = channel.size
         self.channel = channel
         self._watch = watch
@@ -74,6 +77,16 @@ class Joined:
             json.loads(bytes(one[:length].numpy()))
             for one, (length,) in zip(found, lengths, strict=True)
         ]
+
+    def broadcast(self, data: bytes | None, source: int) -> bytes:
+        """Return the bytes that one rank gives."""
+        length = self._gather_ints([len(data or b"")])[source][0]
+        sent = torch.zeros(max(1, length), dtype=torch.uint8)
+        if data:
+            sent[:length] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        work = dist.broadcast(sent, src=source, group=self.channel.host, async_op=True)
+        self.channel.waiter.wait([work])
+        return sent[:length].numpy().tobytes()
 
     def compare(self, step: int, *, flag: PreemptionFlag, digest: Callable[[], int]) -> bool:
         """Compare the states of all ranks; raise the flag here if a notice came to any of them."""
@@ -132,6 +145,7 @@ def join(  # noqa: PLR0913 - what a launcher hands to a rank
     device: torch.device | str,
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
+    machine: Machine | None = None,
     silent_s: float = SILENT_S,
     stuck_s: float = STUCK_S,
     join_s: float = JOIN_S,
@@ -139,29 +153,34 @@ def join(  # noqa: PLR0913 - what a launcher hands to a rank
     """Be one of `size` ranks while inside; rank 0 hosts the store at `address` ("host:port").
 
     `listen_fd` is a socket that listens there already, made by the parent of all ranks; without it
-    rank 0 makes one. A rank that leaves by an exception tells the others and waits for none.
+    rank 0 makes one. With a `machine`, rank and size are those on it. A rank that leaves by an
+    exception tells the others and waits for none.
 
     Raises:
         PeerLost: not all ranks have come in `join_s`, or one was lost.
         Preempted: a notice came while they were waited for.
     """
-    meeting = _Meeting(rank=rank, size=size, address=address, listen_fd=listen_fd, join_s=join_s)
+    meeting = _Meeting(
+        rank=rank, size=size, address=address, listen_fd=listen_fd, machine=machine, join_s=join_s
+    )
     meeting.start(torch.device(device))
     deadline_s = time.monotonic() + join_s
     while not meeting.is_completed():
         if flag.notice is not None:
             raise Preempted
         if time.monotonic() > deadline_s:
-            raise PeerLost(f"the {size} processes did not find each other in {join_s:.0f} s")
+            raise PeerLost(meeting.late(join_s))
         time.sleep(POLL_S)
     beats = meeting.wait()
+    local_rank, local_size = rank, size
+    rank, size = meeting.rank, meeting.size
     watch = Watch(beats, rank=rank, size=size)
     watch.start()
     waiter = Waiter(watch, flag, silent_s=silent_s, stuck_s=stuck_s)
     channel = Channel(
         rank=rank, size=size, waiter=waiter, data=dist.group.WORLD, host=meeting.host_group
     )
-    joined = Joined(channel, watch)
+    joined = Joined(channel, watch, local_rank=local_rank, local_size=local_size)
     on_message(f"card {rank} of {size} has joined")
     try:
         yield joined
@@ -181,11 +200,20 @@ def join(  # noqa: PLR0913 - what a launcher hands to a rank
 class _Meeting:
     """Finds the other ranks in a thread, so that this one can be told to leave meanwhile."""
 
-    def __init__(
-        self, *, rank: int, size: int, address: str, listen_fd: int | None, join_s: float
+    def __init__(  # noqa: PLR0913 - what a launcher hands to a rank
+        self,
+        *,
+        rank: int,
+        size: int,
+        address: str,
+        listen_fd: int | None,
+        machine: Machine | None,
+        join_s: float,
     ) -> None:
-        self._rank = rank
-        self._size = size
+        self.rank = rank
+        self.size = size
+        self._machine = machine
+        self._missing: list[int] = []
         host, _, port = address.rpartition(":")
         self._host = host
         self._port = int(port)
@@ -195,6 +223,27 @@ class _Meeting:
         self._beats: Any = None
         self._error: BaseException | None = None
         self._done = threading.Event()
+
+    def late(self, join_s: float) -> str:
+        """Return who has not come in time."""
+        if self._missing and self._machine is not None:
+            return (
+                f"{names_of(self._missing)} of {self._machine.count} did not come to the store at "
+                f"{self._machine.store} in {join_s:.0f} s; are they started, and can they reach it?"
+            )
+        return f"the {self.size} processes did not find each other in {join_s:.0f} s"
+
+    def _number_ranks(self, store: Any, machine: Machine) -> None:
+        """Wait for all machines, and number the ranks of this one after those before it."""
+        if self.rank == 0:
+            store.set(machine_key(machine.number), str(self.size))
+        self._missing = [*range(machine.count)]
+        while self._missing:
+            self._missing = [one for one in self._missing if not store.check([machine_key(one)])]
+            time.sleep(POLL_S)
+        sizes = [int(store.get(machine_key(one))) for one in range(machine.count)]
+        self.rank += sum(sizes[: machine.number])
+        self.size = sum(sizes)
 
     def start(self, device: torch.device) -> None:
         """Begin."""
@@ -223,22 +272,25 @@ class _Meeting:
 
     def _meet(self, device: torch.device) -> None:
         """Host the store or find it, await all ranks there, and connect with each."""
-        store = self._connect(hosts=self._rank == 0)
+        machine = self._machine
+        store = self._connect(hosts=self.rank == 0 and (machine is None or machine.number == 0))
         self._beats = self._connect(hosts=False)
-        store.set(beat_key(self._rank), "0")
-        store.set(left_key(self._rank), PRESENT)
+        if machine is not None:
+            self._number_ranks(store, machine)
+        store.set(beat_key(self.rank), "0")
+        store.set(left_key(self.rank), PRESENT)
         store.add("joined", 1)
-        while store.add("joined", 0) < self._size:
+        while store.add("joined", 0) < self.size:
             time.sleep(POLL_S)
-        interface = interface_of(self._host)
+        interface = interface_of(self._host if machine is None else machine.address)
         os.environ["GLOO_SOCKET_IFNAME"] = interface  # torch reads both from nowhere else
         os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"
         on_card = device.type == "cuda"
         dist.init_process_group(
             "nccl" if on_card else "gloo",
             store=store,
-            rank=self._rank,
-            world_size=self._size,
+            rank=self.rank,
+            world_size=self.size,
             timeout=timedelta(seconds=NET_S),
             device_id=device if on_card else None,
         )
@@ -252,7 +304,7 @@ class _Meeting:
         return dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it without saying so
             self._host,
             self._port,
-            self._size,
+            self.size,
             is_master=hosts,
             timeout=timedelta(seconds=self._join_s),
             wait_for_workers=False,

@@ -19,13 +19,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from trainer.device.waiting import PASSIVE, POLICY, SPIN_COUNT, are_adaptive
 from trainer.eviction import PreemptionFlag
 from trainer.group.cards import VISIBLE
+from trainer.group.machines import Machine
 from trainer.group.rank_exit import LEFT, RankEnd, exit_code_of
 from trainer.group.rank_output import RankOutput
 from trainer.group.stopped import is_stopped
@@ -38,6 +39,7 @@ CALM_S = 5.0
 LEAVE_S = 45.0
 """What a rank may take to save after it was told; less than whoever stops a training waits."""
 LAST_LINES_S = 2.0
+BACKLOG = 128
 PR_SET_PDEATHSIG = 1
 
 
@@ -70,6 +72,8 @@ class Launch:
     token: Secret | None = field(default=None, repr=False)
     lock: int | None = None
     """The descriptor of the run directory's lock, which every rank keeps open."""
+    machine: Machine | None = None
+    """Which of several machines this is; None if there is one only."""
     calm_s: float = CALM_S
     leave_s: float = LEAVE_S
 
@@ -100,6 +104,26 @@ def rank_environment(environ: Mapping[str, str], card: str | None) -> dict[str, 
     return found if card is None else {**found, VISIBLE: card}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where ranks find each other, and the socket that listens there if this machine hosts it."""
+
+    address: str
+    listen_fd: int | None
+
+
+@contextmanager
+def open_store(machine: Machine | None) -> Iterator[Store]:
+    """Listen where the store will be: on loopback, or on the first machine's private address."""
+    if machine is not None and machine.number > 0:
+        yield Store(address=machine.store, listen_fd=None)
+        return
+    host, _, port = (f"{LOOPBACK}:0" if machine is None else machine.store).rpartition(":")
+    with socket.create_server((host, int(port)), backlog=BACKLOG) as listening:
+        host, found = listening.getsockname()
+        yield Store(address=f"{host}:{found}", listen_fd=listening.fileno())
+
+
 def run_ranks(
     launch: Launch,
     flag: PreemptionFlag,
@@ -115,7 +139,7 @@ def run_ranks(
     """
     ranks: list[_Rank] = []
     try:
-        with socket.create_server((LOOPBACK, 0), backlog=len(launch.cards)) as store:
+        with open_store(launch.machine) as store:
             for number in range(len(launch.cards)):
                 ranks.append(_Rank(launch, number, store, on_message))  # noqa: PERF401 - those that run are ended if one cannot be started
         watch = _Watch(launch, ranks, flag, clock)
@@ -138,17 +162,17 @@ class _Rank:
     """One process, with a thread that reads what it says unless it is the first."""
 
     def __init__(
-        self, launch: Launch, number: int, store: socket.socket, on_message: Callable[[str], None]
+        self, launch: Launch, number: int, store: Store, on_message: Callable[[str], None]
     ) -> None:
         self.output = RankOutput(number, on_message)
         self.killed = self.terminated = False
-        host, port = store.getsockname()
         leads = number == 0
+        listen_fd = store.listen_fd if leads else None
         place = RankPlace(
             rank=number,
             size=len(launch.cards),
-            address=f"{host}:{port}",
-            listen_fd=store.fileno() if leads else None,
+            address=store.address,
+            listen_fd=listen_fd,
         )
         inherited = [launch.lock] if launch.lock is not None else []
         self._process = subprocess.Popen(
@@ -157,7 +181,7 @@ class _Rank:
             stdin=subprocess.DEVNULL if launch.token is None else subprocess.PIPE,
             stdout=None if leads else subprocess.PIPE,
             stderr=None if leads else subprocess.STDOUT,
-            pass_fds=[*inherited, *([store.fileno()] if leads else [])],
+            pass_fds=[*inherited, *([listen_fd] if listen_fd is not None else [])],
             encoding="utf-8",
             errors="replace",
         )

@@ -29,6 +29,8 @@ class InLockstep:
         self._peers = peers
         self.rank = peers.rank
         self.size = peers.size
+        self.local_rank = peers.local_rank
+        self.local_size = peers.local_size
 
     def mine(self, count: int) -> range:
         """Return all pieces."""
@@ -37,6 +39,10 @@ class InLockstep:
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, by rank."""
         return self._peers.gather(value)
+
+    def broadcast(self, data: bytes | None, source: int) -> bytes:
+        """Return the bytes that one rank gives."""
+        return self._peers.broadcast(data, source)
 
     def compare(self, step: int, *, flag: PreemptionFlag, digest: Callable[[], int]) -> bool:
         """Compare the states of all ranks."""

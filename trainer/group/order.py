@@ -1,4 +1,4 @@
-"""Lets the first rank do something before the others, which then find its result on the disk."""
+"""Lets the first rank of a machine go before the others, which find its result on their disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.group.peers import Peers
 
 @contextmanager
 def rank_0_first(peers: Peers) -> Iterator[None]:
-    """Let the other ranks enter once rank 0 has left; if it fails, they never enter."""
+    """Let others enter once the first rank of each machine has left; never, if one fails."""
     turn = Turn(peers)
     turn.wait()
     yield
@@ -22,19 +22,20 @@ class Turn:
 
     def __init__(self, peers: Peers, *, all_at_once: bool = False) -> None:
         self._peers = peers
-        self._in_order = not peers.gather(all_at_once)[0]  # by what rank 0 sees
+        seen = peers.gather([peers.local_rank, all_at_once])
+        self._in_order = not all(free for rank, free in seen if rank == 0)  # as the first ones see
 
     @property
     def is_awaited(self) -> bool:
         """Whether others wait for this rank."""
-        return self._in_order and self._peers.rank == 0 and self._peers.size > 1
+        return self._in_order and self._peers.local_rank == 0 and self._peers.size > 1
 
     def wait(self) -> None:
-        """Wait until rank 0 is done; rank 0 itself goes on."""
-        if self._in_order and self._peers.rank:
+        """Wait until the first of each machine is done; those go on."""
+        if self._in_order and self._peers.local_rank:
             self._peers.gather(None)
 
     def end(self) -> None:
-        """Let the others go on, if this is rank 0."""
-        if self._in_order and not self._peers.rank:
+        """Let the others go on, if this is the first of its machine."""
+        if self._in_order and not self._peers.local_rank:
             self._peers.gather(None)

@@ -48,6 +48,10 @@ class Peers(Protocol):
     """The number of this process, from 0. Rank 0 writes log, status and adapter."""
     size: int
     """How many there are: the world size."""
+    local_rank: int
+    """Its number among those of its machine; 0 writes the checkpoints there."""
+    local_size: int
+    """How many there are on its machine."""
     lockstep: bool
     """Whether all ranks make the same passes at the same time, so that none may end one alone."""
 
@@ -57,6 +61,10 @@ class Peers(Protocol):
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, by rank; a value is what JSON can hold."""
+        ...
+
+    def broadcast(self, data: bytes | None, source: int) -> bytes:
+        """Return to all ranks the bytes that `source` gives; the others give None."""
         ...
 
     def compare(self, step: int, *, flag: PreemptionFlag, digest: Callable[[], int]) -> bool:

@@ -38,6 +38,8 @@ class BasePlan:
 def plan_base(job: JobContext, prepared: PreparedInputs) -> BasePlan:
     """Decide whether the ranks share the base, as `qft plan` does; all of them decide alike."""
     gpu, cards = gpu_at_hand(prepared) or played_card(prepared, os.environ), job.peers.size
+    if cards > job.peers.local_size:  # a base is sharded within a machine only
+        return BasePlan()
     if gpu is None or cards < 2:
         return BasePlan()
     try:

@@ -12,6 +12,7 @@ from trainer.errors import Preempted
 from trainer.eviction import PreemptionFlag
 from trainer.group.alone import ALONE
 from trainer.group.launch import RankPlace
+from trainer.group.machines import Machine
 from trainer.group.peers import Peers
 from trainer.job.writers import EVERYTHING, Writers
 from trainer.rundir.fingerprint import (
@@ -34,10 +35,17 @@ class JobOptions:
     price_usd_per_h: float = 0.0
     cards: int = 1
     """How many cards the run is configured for; there may be fewer here."""
+    machine: Machine | None = None
+    """Which of several machines this is; None if the job is done by one."""
     place: RankPlace | None = None
     """Which of several ranks this process is; None if it does the job alone."""
     token: Secret | None = field(default=None, repr=False)
     """For a hub, to fetch a base that not everybody may have; kept in memory only."""
+
+    @property
+    def all_cards(self) -> int:
+        """How many cards the run is configured for on all machines."""
+        return self.cards * (self.machine.count if self.machine else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

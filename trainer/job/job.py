@@ -18,18 +18,19 @@ from trainer.config import EvictionBand
 from trainer.device.garbage import collection_paused
 from trainer.device.host_memory import address_space
 from trainer.device.waiting import prepare_waits
-from trainer.errors import DoesNotFit, PeerLost
+from trainer.errors import ConfigError, DoesNotFit, PeerLost
 from trainer.eviction import NOTICE_APIS, MetadataPoll, PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.group.alone import ALONE
 from trainer.group.cards import assign_cards, find_cards
 from trainer.group.launch import RankPlace, end_with_parent
+from trainer.group.machines import Machine
 from trainer.group.peers import Peers
 from trainer.group.rank_exit import PEER_LOST
 from trainer.job.context import JobContext, JobOptions
 from trainer.job.missing import MissingJob, find_missing, open_status, reported
 from trainer.job.on_cards import run_on_cards
-from trainer.job.writers import EVERYTHING, NOTHING, Writers
+from trainer.job.writers import EVERYTHING, NOTHING, OWN_STATE, Writers
 from trainer.rundir.layout import (
     alone_in,
     sweep,
@@ -38,6 +39,15 @@ from trainer.rundir.status import HeartbeatWriter, Phase
 from trainer.secret import hidden_in_output, read_secret
 from trainer.text import amount, gigabytes, positive, print_line
 
+MACHINE_NUMBERS = {
+    "--nnodes": "how many machines do the training together, each with a run directory of its own",
+    "--node-rank": "the number of this machine, from 0",
+    "--master-port": "the port on which machine 0 lets the others find it",
+}
+MACHINE_ADDRESSES = {
+    "--master-addr": "the address of machine 0 on the private network of the machines",
+    "--interface-address": "this machine's own address there; nothing listens on another one",
+}
 LIBRARIES_BYTES = 800 << 20
 """Of address space: what torch 2.13 for CPUs and its companions take at least, as measured."""
 
@@ -80,14 +90,14 @@ def do_job(
     status = open_status(options, writers, now=now)
     with status, polling(options, flag, on_message), reported(status, options, flag):
         missing = find_missing(options, status, on_message, disk=writers.disk, now=now)
-        if missing is not None:
+        if missing is not None or options.machine is not None:
             _do_what_is_missing(options, missing, flag, on_message, status=status)
         status.update(phase=Phase.DONE, message=None, eta_s=0.0)
 
 
 def _do_what_is_missing(
     options: JobOptions,
-    missing: MissingJob,
+    missing: MissingJob | None,
     flag: PreemptionFlag,
     on_message: Callable[[str], None],
     *,
@@ -99,6 +109,10 @@ def _do_what_is_missing(
         from trainer.job import stages  # torch takes seconds; what is done needs none of it
 
     with joined_peers(options, flag, on_message) as peers:
+        finished = [at for at, one in enumerate(peers.gather(missing is None)) if one]
+        if missing is None or finished:
+            on_message(f"everything is done already, where rank {finished[0]} is: nothing to do")
+            return
         stages.run_stages(
             JobContext(
                 options=options,
@@ -106,7 +120,7 @@ def _do_what_is_missing(
                 inputs=missing.inputs,
                 heartbeat=status,
                 flag=flag,
-                on_message=on_message if writers_of(options).write else silent,
+                on_message=on_message if writers_of(options).save else silent,
                 peers=peers,
                 writers=writers_of(options),
             )
@@ -134,13 +148,17 @@ def joined_peers(
         device=torch.device("cuda:0" if torch.cuda.is_available() else "cpu"),
         flag=flag,
         on_message=on_message,
+        machine=options.machine,
     ) as peers:
         yield peers
 
 
 def writers_of(options: JobOptions) -> Writers:
-    """Return what this process writes: all, unless it is a rank that is not the first."""
-    return EVERYTHING if options.place is None or options.place.rank == 0 else NOTHING
+    """Return what this process writes: all, unless it is a rank that is not the very first."""
+    if options.place is not None and options.place.rank > 0:
+        return NOTHING
+    further = options.place is not None and options.machine is not None and options.machine.number
+    return OWN_STATE if further else EVERYTHING
 
 
 def silent(_text: str) -> None:
@@ -230,6 +248,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cards", type=positive, default=1, metavar="N",
         help="use so many cards, each by a process of its own; the bits are those of one",
     )  # fmt: skip
+    for name, what in MACHINE_NUMBERS.items():
+        parser.add_argument(name, type=int, metavar="N", help=what)
+    for name, what in MACHINE_ADDRESSES.items():
+        parser.add_argument(name, metavar="ADDRESS", help=what)
     for name in ("--rank", "--ranks", "--listen-fd", "--launcher"):  # how ranks are started
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -248,6 +270,7 @@ def run(args: argparse.Namespace) -> int:
         band=args.eviction_band,
         price_usd_per_h=args.price_usd_per_h,
         cards=args.cards,
+        machine=machine_of(args),
         place=place_of(args),
         token=token,
     )
@@ -262,6 +285,26 @@ def place_of(args: argparse.Namespace) -> RankPlace | None:
     return RankPlace(rank=args.rank, size=args.ranks, address=args.store, listen_fd=args.listen_fd)
 
 
+def machine_of(args: argparse.Namespace) -> Machine | None:
+    """Return which of several machines the arguments name; None if there is one only.
+
+    Raises:
+        ConfigError: one of these arguments is missing, or a number is out of range.
+    """
+    if args.nnodes is None or args.nnodes == 1:
+        return None
+    given = (args.node_rank, args.master_addr, args.master_port, args.interface_address)
+    if None in given or not 0 <= args.node_rank < args.nnodes:
+        names = ", ".join(name for name in (*MACHINE_NUMBERS, *MACHINE_ADDRESSES))
+        raise ConfigError([f"{names}: give all of them, and a --node-rank under --nnodes"])
+    return Machine(
+        number=args.node_rank,
+        count=args.nnodes,
+        store=f"{args.master_addr}:{args.master_port}",
+        address=args.interface_address,
+    )
+
+
 def run_here(options: JobOptions, on_message: Callable[[str], None]) -> int:
     """Choose who does the job by how many cards it is for, and return the exit code."""
     if options.place is not None:
@@ -273,7 +316,7 @@ def run_here(options: JobOptions, on_message: Callable[[str], None]) -> int:
                 on_message(f"another rank was lost: {error}")
                 return PEER_LOST
         return ExitCode.DONE
-    if options.cards > 1:
+    if options.cards > 1 or options.machine is not None:
         found = find_cards(os.environ)
         cards = assign_cards(options.cards, found)
         if len(cards) < options.cards:
@@ -281,7 +324,7 @@ def run_here(options: JobOptions, on_message: Callable[[str], None]) -> int:
                 f"warning: the run is for {options.cards} cards, and this machine has "
                 f"{len(found)}: it goes on with {len(cards)}, slower and with the same bits"
             )
-        if len(cards) > 1:
+        if len(cards) > 1 or options.machine is not None:
             return run_on_cards(options, cards, on_message)
     run_job(options, on_message)
     return ExitCode.DONE

@@ -15,7 +15,7 @@ from trainer.estimate.share import describe_split
 from trainer.eviction import PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.group.launch import Ended, Launch, interpreter_command, run_ranks
-from trainer.group.rank_exit import SIGNALLED, choose, culprit, describe
+from trainer.group.rank_exit import PEER_LOST, SIGNALLED, choose, culprit, describe
 from trainer.job.context import JobOptions
 from trainer.job.missing import find_missing, open_status, reported
 from trainer.job.writers import EVERYTHING
@@ -40,21 +40,25 @@ def run_on_cards(
         status = open_status(options, EVERYTHING, now=now)
         with status, reported(status, options, flag):
             missing = find_missing(options, status, on_message, disk=RealDisk(), now=now)
-            if missing is None:
+            if missing is None and options.machine is None:
                 status.update(phase=Phase.DONE, message=None, eta_s=0.0)
                 return ExitCode.DONE
-        on_message(describe_split(missing.config, options.cards))
+        if missing is not None:
+            on_message(describe_split(missing.config, options.all_cards))
         launch = Launch(
             command=[*interpreter_command(), *rank_arguments(options)],
             cards=cards,
             environ=os.environ,
             token=options.token,
             lock=lock,
+            machine=options.machine,
         )
         ended = run_ranks(
             launch, flag, on_message=on_message, clock=time.monotonic, sleep=time.sleep
         )
         code = choose(ended.ends, noticed=flag.notice is not None)
+        if options.machine is not None and all(one.code == PEER_LOST for one in ended.ends):
+            return PEER_LOST  # all is well here: another machine was lost
         report_failure(options, ended, on_message, now=now)
         return code
 
@@ -70,6 +74,8 @@ def rank_arguments(options: JobOptions) -> list[str]:
         words += ["--eviction-band", str(options.band)]
     if options.price_usd_per_h:
         words += ["--price-usd-per-h", repr(options.price_usd_per_h)]
+    if options.machine is not None:
+        words += options.machine.to_arguments()
     return [*words, *(["--token-stdin"] if options.token is not None else [])]
 
 

@@ -68,7 +68,7 @@ def prepare_inputs(job: JobContext) -> PreparedInputs:
     config, run_dir = job.config, job.run_dir
     defer_modules()
     make_deterministic()
-    threads = set_threads(config.train, ranks=job.peers.size)
+    threads = set_threads(config.train, ranks=job.peers.local_size)
     source = models.find_source(config.model, run_dir, job.options.token)
     tokenizer = models.load_tokenizer(source)
     model_config = models.load_config(source)

@@ -10,6 +10,7 @@ from trainer.errors import CardsDisagree, ConfigError
 from trainer.job.context import JobContext
 from trainer.job.prepare import PreparedInputs
 from trainer.saving.checkpoint import Snapshot, Store
+from trainer.saving.packed import pack, unpack
 from trainer.saving.state import TrainingState, digest
 
 
@@ -17,6 +18,8 @@ def find_newest(
     job: JobContext, store: Store, *, tensor_bytes_max: int, below: int | None
 ) -> Snapshot | None:
     """Return the newest checkpoint that is whole for every rank, of a step under `below`."""
+    if job.peers.local_size < job.peers.size:
+        return find_anywhere(job, store, tensor_bytes_max=tensor_bytes_max, below=below)
     while True:
         found = store.load_newest(
             tensor_bytes_max=tensor_bytes_max, on_message=job.on_message, below=below
@@ -29,6 +32,33 @@ def find_newest(
             f"warning: not every rank can read the checkpoint of step {max(steps)}; all go back to "
             f"{f'that of step {min(steps)}' if min(steps) else 'the beginning'}"
         )
+
+
+def find_anywhere(
+    job: JobContext, store: Store, *, tensor_bytes_max: int, below: int | None
+) -> Snapshot | None:
+    """Return the newest checkpoint that is whole on any machine; each then has it on its disk.
+
+    Raises:
+        CardsDisagree: what arrived is not what was sent.
+    """
+    peers = job.peers
+    found = store.load_newest(
+        tensor_bytes_max=tensor_bytes_max, on_message=job.on_message, below=below
+    )
+    steps = peers.gather(found.step if found else 0)
+    if len(set(steps)) == 1:
+        return found
+    source = steps.index(max(steps))
+    job.on_message(f"the newest checkpoint is that of step {max(steps)}, of rank {source}")
+    packed = pack(found) if found is not None and peers.rank == source else None
+    received = peers.broadcast(packed, source)
+    if len(set(peers.gather(hashlib.sha256(received).hexdigest()))) > 1:
+        raise CardsDisagree("a checkpoint did not arrive as it was sent; start again")
+    snapshot = unpack(received)
+    if job.writers.save and steps[peers.rank] < max(steps):
+        store.save(snapshot)
+    return snapshot
 
 
 def take_counts(job: JobContext, prepared: PreparedInputs, state: TrainingState) -> None:

@@ -56,7 +56,7 @@ def set_up(
         prepared.model_config,
         prepared.rows.items,
         gpu=gpu_at_hand(prepared),
-        cards=job.options.cards,
+        cards=job.options.all_cards,
     )
     job.on_message(
         f"{micro_batch.size} of {table.batch_size} sequences at a time: {micro_batch.reason}"

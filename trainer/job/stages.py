@@ -58,7 +58,8 @@ def run_stages(job: JobContext) -> None:
 
 def compute_stages(job: JobContext, prepared: PreparedInputs) -> None:
     """Do the stages that need the weights of the base: score, train, write, and score again."""
-    done = adapter_done(job.run_dir, job.config, job.inputs)
+    # Where a machine has no adapter yet, its ranks make it anew from the last checkpoint.
+    done = all(job.peers.gather(adapter_done(job.run_dir, job.config, job.inputs)))
     prepare_host(prepared, job.config)
     plan = plan_base(job, prepared)
     turn = Turn(job.peers, all_at_once=plan.sharded or is_at_hand(job, prepared))

@@ -42,7 +42,7 @@ def make_step_callback(
     job: JobContext, state: TrainingState, store: Store, *, fingerprint: Facts, tracker: Tracker
 ) -> SavingCallback:
     """Return what follows the steps of this rank: the first logs and saves, the others stand by."""
-    if not job.writers.write:
+    if not job.writers.save:
         return ReplicaCheckpointer(
             state=state, store=store, fingerprint=fingerprint, on_message=job.on_message
         )

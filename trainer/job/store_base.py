@@ -68,7 +68,7 @@ def storing(
         return
     place = folder or machine_folder()
     stored = StoredBase(
-        folder=place if job.writers.write else replace(place, size_least=sys.maxsize),
+        folder=place if job.writers.save else replace(place, size_least=sys.maxsize),
         name=folder_name(Path(prepared.source.name).name, facts),
         on_message=job.on_message,
     )

@@ -1,4 +1,7 @@
-"""What a rank writes into the run directory: the first rank everything, the others nothing."""
+"""What a rank writes into the run directory: the first everything, most nothing.
+
+The first rank of each further machine writes checkpoints and status into the directory there.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ class Writers:
     """Where the files of a job go, for code that need not know which rank it runs on."""
 
     write: bool = True
+    save: bool = True
+    """Whether it writes what every machine has of its own: checkpoints, status, stored base."""
 
     @property
     def disk(self) -> Disk:
         """The disk, or one that takes everything and keeps nothing."""
-        return RealDisk() if self.write else NoDisk()
+        return RealDisk() if self.save else NoDisk()
 
     def path(self, path: Path) -> Path | None:
         """Return where a file is written; None if this rank writes none."""
@@ -36,4 +41,5 @@ class Writers:
 
 
 EVERYTHING = Writers()
-NOTHING = Writers(write=False)
+OWN_STATE = Writers(write=False)
+NOTHING = Writers(write=False, save=False)
