@@ -179,6 +179,10 @@ def test_several_cards_are_held_against_one(tmp_path: Path) -> None:
 
     assert text.startswith("an A10G alone would train ")
     assert "in all instead of" in text
+    assert one.job is not None
+    assert several.job is not None
+    as_long = replace(one, job=replace(one.job, parts=several.job.parts))
+    assert against_one(several, as_long).startswith("an A10G alone would train no longer, and cost")
 
 
 def test_a_base_too_large_for_one_card_is_reported(tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ def against_one(several: JobOffer | None, one: JobOffer | None) -> str:
     }
     if several.cost is None or one.cost is None or len(train) < 2:
         return ""
+    alone, together = hours(train[1]), hours(train[several.job.cards])
+    longer = "no longer" if alone == together else f"{alone} instead of {together}"
     return (
-        f"{a_card(card)} alone would train {hours(train[1])} instead of "
-        f"{hours(train[several.job.cards])}, and cost {dollars(one.likely_usd)} in all instead of "
-        f"{dollars(several.likely_usd)} ({one.offer.size}, {one.offer.price_source})"
+        f"{a_card(card)} alone would train {longer}, and cost {dollars(one.likely_usd)} in all "
+        f"instead of {dollars(several.likely_usd)} ({one.offer.size}, {one.offer.price_source})"
     )
