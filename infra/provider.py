@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from infra.catalog.gpus import several_cards
 from infra.errors import ProviderError
+from infra.offer import Offer, Want
 
 OnMessage = Callable[[str], None]
 """Takes one line for people about something that lasts."""
@@ -44,7 +44,7 @@ class Provider(ABC):
 
     @abstractmethod
     def create(self, spec: VmSpec) -> Vm:
-        """Ask for the machine of `spec.run_id`, or return the one that already exists for it.
+        """Ask for machine `spec.node` of `spec.run_id`, or return the one that already exists.
 
         Returns as soon as the provider has accepted, often before the machine has an address, and
         tags everything it makes with the run id before anything bills. A create that fails leaves
@@ -100,6 +100,14 @@ class Provider(ABC):
         """Return for how long a place without capacity is passed over, by provider that says so."""
         ttl_s = self.traits.capacity_ttl_s
         return {} if ttl_s is None else {self.name: ttl_s}
+
+    def remove(self, vm: Vm, on_message: OnMessage = ignore_message) -> list[Removed]:
+        """Remove one machine with its disk and address, and leave the others of its run alone.
+
+        Silent (an empty list) if nothing of it is left. What the machines of a run share, such as
+        their network, stays until `delete`. Right as it is where a run has one machine at most.
+        """
+        return self.delete(vm.run_id, on_message)
 
     def list_run(self, run_id: str) -> list[Vm]:
         """List what there is of one run, as `list_all` would."""
@@ -222,100 +230,8 @@ class Traits:
     """Whether the provider starts a machine again by itself after it has taken it away."""
     capacity_ttl_s: float | None = None
     """For how long a place without capacity is passed over; None leaves it to the policy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Want:
-    """What the user asked for: the question that `offers` answers."""
-
-    gpu: str = ""
-    """A name from the catalog (`T4`, `A10`, …); empty means any."""
-    gpus: Sequence[str] = field(default=(), repr=False)
-    """Names of which any will do, where more than one is named; `gpu` is empty then."""
-    gpu_count: int = field(default=1, repr=False)
-    """How many whole cards the machine is to have at least; exactly one, if one."""
-    regions: Sequence[str] = ()
-    """In order of preference; empty means the provider's own default order."""
-    max_price_usd_per_h: float | None = None
-    """The hard cap per hour; an offer above it is listed as blocked."""
-    disk_gb: int = 128
-    """How big the disk is to be: it bills even while nothing else does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """One way to rent a machine now."""
-
-    provider: str
-    region: str
-    size: str
-    zone: str = ""
-    gpu: str = ""
-    gpu_count: int = 1
-    """Whole cards in the machine; price and memory are those of all of them."""
-    gpu_memory_gb: float = 0.0
-    """Of all its cards together."""
-    spot_usd_per_h: float
-    """Of the whole machine."""
-    on_demand_usd_per_h: float | None = None
-    idle_usd_per_h: float = 0.0
-    """What disk and address cost per hour while the machine is deallocated."""
-    address_usd_per_h: float = 0.0
-    """What the address costs per hour beside that, where it bills only while the machine runs."""
-    eviction_band: str = ""
-    """Evictions as the vendor publishes them, percent of machines such as `0-5`; empty if unknown.
-    """
-    eviction_period: str = "hour"
-    """The time that the band is about: `hour`, or `month` where the vendor counts by months."""
-    placement_score: str = ""
-    """The vendor's guess of being granted such a machine now, in its words; empty if unknown."""
-    quota_left: int | None = None
-    """How many machines of this size the spot quota still admits; None if it cannot be read."""
-    price_source: str = ""
-    """Where the price comes from, such as `retail prices api` or `catalog of 2026-09-21`."""
-    priced_at: str = ""
-    """When that price was true, ISO 8601 UTC."""
-    blocked_by: str = ""
-    """Why this offer cannot be taken now (quota, price above cap, restriction); empty if it can."""
-    clears: bool = False
-    """Whether what blocks it passes by itself, as a lack of capacity or a high price does."""
-
-    @property
-    def beside_compute_usd_per_h(self) -> float:
-        """What disk and address cost per hour while the machine runs."""
-        return self.idle_usd_per_h + self.address_usd_per_h
-
-    @property
-    def running_usd_per_h(self) -> float:
-        """What a machine costs per hour in all while it runs."""
-        return self.spot_usd_per_h + self.beside_compute_usd_per_h
-
-    @property
-    def place(self) -> str:
-        """Where it is, for people: `region`, or `region/zone`."""
-        return f"{self.region}/{self.zone}" if self.zone else self.region
-
-    @property
-    def cards(self) -> str:
-        """Its cards where it has several, for people: `4 × T4`; empty for one."""
-        return several_cards(self.gpu, self.gpu_count)
-
-    @property
-    def machine(self) -> str:
-        """Its size for people, with the cards where it has several."""
-        return f"{self.size} ({self.cards})" if self.cards else self.size
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `from_json`; what only several cards have is left out for one."""
-        values = asdict(self)
-        if self.gpu_count == 1:
-            del values["gpu_count"]
-        return values
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Offer:
-        """Rebuild an offer that `asdict` wrote; unknown keys of later versions are ignored."""
-        return cls(**{one.name: data[one.name] for one in fields(cls) if one.name in data})
+    several_machines: bool = False
+    """Whether a run can have several machines, which reach each other over a private network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +242,12 @@ class VmSpec:
     """Unique for the run, stable over its restarts; `[a-z0-9-]`, at most 40 characters."""
     generation: int
     """The number of this machine in its run, from 1; a new one gets a new host key."""
+    node: int = 0
+    """Which of the machines that the run has at a time, from 0; each has generations of its own.
+    `create` is idempotent for each of them: two specs that differ in it are two machines, in one
+    private network. Names and bodies of node 0 are those of a run with one machine."""
+    nodes: int = 1
+    """How many machines the run is to have at a time."""
     offer: Offer
     max_price_usd_per_h: float | None
     """The cap that goes to the provider; None leaves price evictions to the vendor's default."""
@@ -395,10 +317,15 @@ class Vm:
     size: str
     zone: str = ""
     generation: int = 1
+    node: int = 0
+    """Which of the machines of its run it is, from 0."""
     user: str = "qft"
     host: str = ""
     """Address for SSH; empty until the provider has assigned one."""
     port: int = 22
+    private_host: str = ""
+    """Its address in the private network of its run's machines; empty until it is known, and for
+    the machine of a run that has one only."""
     host_public_key: str = ""
     """The pinned key line it must present."""
     next_host_public_key: str = ""
@@ -429,9 +356,18 @@ class Vm:
         """The lines of the host keys that it may present, the pinned one first."""
         return [one for one in (self.host_public_key, self.next_host_public_key) if one]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `from_json`; what only one of several has is left out else."""
+        values = asdict(self)
+        if self.node == 0:
+            del values["node"]
+        if not self.private_host:
+            del values["private_host"]
+        return values
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Vm:
-        """Rebuild a machine that `asdict` wrote; unknown keys of later versions are ignored."""
+        """Rebuild a machine that `to_json` wrote; unknown keys of later versions are ignored."""
         values = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         return cls(**{**values, "power": PowerState(values.get("power", PowerState.CREATING))})
 
@@ -444,6 +380,9 @@ class Observation:
     host: str = ""
     """The address now; it may change over a restart."""
     port: int = 22
+    private_host: str = ""
+    """The address in the private network of its run's machines; empty if it is not known, and for
+    the machine of a run that has one only."""
     metadata_url: str = ""
     stop_reason: StopReason | None = None
     """Set when the machine does not run."""

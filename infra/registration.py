@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.config import VmTable
-from infra.provider import Provider, Want
+from infra.offer import Want
+from infra.provider import Provider
 from infra.renting.checks import Check
 
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from infra.catalog.vendors import CATALOGS
 from infra.errors import NotAllowed, ProviderError, Transient
+from infra.offer import Offer, Want
 from infra.provider import (
     Observation,
-    Offer,
     OnMessage,
     Provider,
     Removed,
@@ -20,7 +20,6 @@ from infra.provider import (
     Traits,
     Vm,
     VmSpec,
-    Want,
     ignore_message,
 )
 

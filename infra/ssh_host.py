@@ -9,15 +9,15 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from infra.durable import LockTimeout, locked, read_json, write_json
 from infra.errors import BadRequest, Gone, Transient
+from infra.offer import Offer, Want
 from infra.provider import (
     Observation,
-    Offer,
     OnMessage,
     PowerState,
     Provider,
@@ -26,7 +26,6 @@ from infra.provider import (
     Traits,
     Vm,
     VmSpec,
-    Want,
     ignore_message,
 )
 
@@ -195,7 +194,7 @@ class SshHostProvider(Provider):
                 before = dict(table)
                 yield table
                 if table != before:
-                    runs = {run_id: asdict(vm) for run_id, vm in table.items()}
+                    runs = {run_id: vm.to_json() for run_id, vm in table.items()}
                     write_json(self._file, {"version": 1, "runs": runs})
         except LockTimeout as error:
             raise Transient(str(error), retry_after_s=1.0) from error

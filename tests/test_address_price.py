@@ -8,7 +8,8 @@ import pytest
 
 from commands.runs.planning.costs import cost_of_job
 from commands.runs.planning.job_estimate import JobEstimate, JobPart
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.run.budget import Budget, bill
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind

@@ -11,7 +11,8 @@ from support.fakeclouds import TwoCloudStory
 
 from commands.ui.snapshot import take_snapshot
 from infra.errors import NeverStarts
-from infra.provider import Offer, Safeguard, StopReason, Traits, Vm, VmSpec, Want
+from infra.offer import Offer, Want
+from infra.provider import Safeguard, StopReason, Traits, Vm, VmSpec
 from infra.run import actions as act
 from infra.run.budget import Bill, Budget
 from infra.run.cards import with_other_cards_blocked

@@ -23,7 +23,8 @@ from infra.errors import (
     Rejected,
     SignedOut,
 )
-from infra.provider import PowerState, Want
+from infra.offer import Want
+from infra.provider import PowerState
 
 
 @pytest.fixture

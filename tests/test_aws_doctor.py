@@ -14,7 +14,7 @@ from ec2.state import ACCOUNT
 from infra.aws.errors import SPOT_QUOTA
 from infra.aws.permissions import SPOT_ROLE, role_policy, trust_policy
 from infra.aws.provider import AwsProvider
-from infra.provider import Want
+from infra.offer import Want
 from infra.renting.checks import Check
 
 REGION = "us-east-1"

@@ -15,7 +15,7 @@ from ec2.ledger import ADDRESS_USD_PER_H
 from infra.aws.errors import AwsErrorInfo, translate
 from infra.aws.quota import SpotQuota, explained, read_quota
 from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError, SignedOut
-from infra.provider import Offer, Want
+from infra.offer import Offer, Want
 
 EAST, WEST = "us-east-1", "us-west-2"
 

@@ -15,7 +15,7 @@ from support.runs import Project, make_project
 from commands.runs.config import load
 from commands.runs.planning.pricing import priced_offer, priced_offers
 from infra.config import AwsTable
-from infra.provider import Want
+from infra.offer import Want
 
 REGIONS = ["us-west-2", "us-east-1"]
 

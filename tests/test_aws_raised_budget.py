@@ -13,7 +13,8 @@ from ec2.runner import ObedientWorkload
 from ec2.state import ACCOUNT
 
 from infra.aws.permissions import role_policy, trust_policy
-from infra.provider import Offer, VmSpec, Want
+from infra.offer import Offer, Want
+from infra.provider import VmSpec
 from infra.run.budget import Budget
 from infra.run.context import RunContext
 from infra.run.fold import fold

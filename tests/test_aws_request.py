@@ -25,7 +25,8 @@ from infra.aws.request import (
 )
 from infra.aws.user_data import USER_DATA_BYTES_MAX, user_data
 from infra.errors import BadRequest
-from infra.provider import Offer, VmSpec
+from infra.offer import Offer
+from infra.provider import VmSpec
 from infra.renting.first_boot import one_file
 from infra.renting.tags import tags_of
 from infra.timestamps import parse_utc_s

@@ -19,7 +19,8 @@ from infra.aws.safeguard_times import latest_limit_s, request_expiry_s
 from infra.aws.safeguards import AwsSafeguards
 from infra.aws.schedules import ATTEMPT_PAUSE_S, ATTEMPTS
 from infra.errors import Gone, NotAllowed, ProviderError, SignedOut, Transient
-from infra.provider import Safeguard, Vm, Want
+from infra.offer import Want
+from infra.provider import Safeguard, Vm
 from infra.timestamps import format_utc, parse_utc_s
 
 HOUR_S = 3600.0

@@ -17,7 +17,7 @@ from ec2.resources import Instance
 from ec2.state import SECRET_KEY
 from support.runs import Project, json_of, make_project, wait_until
 
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.journal import Kind
 
 PACE = 30.0

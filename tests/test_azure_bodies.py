@@ -25,7 +25,7 @@ from infra.azure.naming import TAG_NAME_CHARS_MAX, Names
 from infra.azure.settings import PUBLIC_ADDRESS
 from infra.azure.vm import VmOptions, check_spec, image_for, vm_body
 from infra.errors import BadRequest, NotAllowed, ProviderError
-from infra.provider import Want
+from infra.offer import Want
 from infra.renting.caller import source_prefix
 from infra.renting.tags import tags_of
 

@@ -20,7 +20,8 @@ from commands import ls
 from commands.runs.all_providers import providers_to_ask
 from infra.azure import AzureProvider
 from infra.errors import NotAllowed, OverQuota
-from infra.provider import PowerState, Want
+from infra.offer import Want
+from infra.provider import PowerState
 
 HOUR_S = 3600.0
 OTHER = "99999999-1111-2222-3333-444444444444"

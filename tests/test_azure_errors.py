@@ -25,7 +25,7 @@ from infra.errors import (
     ProviderError,
     Transient,
 )
-from infra.provider import Want
+from infra.offer import Want
 from infra.renting.refusal_cache import RefusalCache
 
 

@@ -15,7 +15,8 @@ from arm.replies import ArmError, Reply
 from infra.azure.auto_shutdown import ACTION, next_strike_s
 from infra.azure.permissions import allowed
 from infra.errors import NotAllowed
-from infra.provider import PowerState, Safeguard, StopReason, Want
+from infra.offer import Want
+from infra.provider import PowerState, Safeguard, StopReason
 from infra.renting.safeguards import HourlyRates, worst_case
 
 HOUR_S = 3600.0

@@ -18,7 +18,7 @@ from infra.azure.offers import ZONED_PLACES_MAX
 from infra.azure.permissions import THREAD
 from infra.catalog.gpus import UnknownGpu
 from infra.errors import NoCapacity
-from infra.provider import Offer, Want
+from infra.offer import Offer, Want
 from infra.renting.gather import GATHER_THREAD
 
 

@@ -19,7 +19,8 @@ from cryptography import x509
 
 from infra.azure.permissions import allowed, granted_permissions
 from infra.errors import Transient
-from infra.provider import PowerState, StopReason, Want
+from infra.offer import Want
+from infra.provider import PowerState, StopReason
 from infra.renting.http import fetch
 
 EVICTED: dict[str, object] = {

@@ -20,7 +20,7 @@ from support.runs import Project, json_of, make_project
 
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.permissions import THREAD
-from infra.provider import Want
+from infra.offer import Want
 from infra.renting.gather import GATHER_THREAD
 
 REGIONS = ["eastus", "westus2", "westus3"]

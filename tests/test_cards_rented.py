@@ -24,7 +24,8 @@ from infra.errors import NotAllowed
 from infra.local.market import Market, RegionQuote
 from infra.local.provider import LocalProvider
 from infra.local.sizes import cards_of, size_with
-from infra.provider import Offer, PowerState, Vm, Want
+from infra.offer import Offer, Want
+from infra.provider import PowerState, Vm
 from infra.several import SeveralProviders
 from infra.vm_choices import gpu_faults
 

@@ -18,7 +18,8 @@ from commands.runs.receipt import Receipt, make_receipt
 from commands.ui.errors import UsageError
 from commands.ui.snapshot import take_snapshot
 from infra.local.provider import LocalProvider
-from infra.provider import Observation, PowerState, Vm, Want
+from infra.offer import Want
+from infra.provider import Observation, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support.fakecloud import Story, World
 
 from infra.errors import ErrorKind
-from infra.provider import Observation, Offer, PowerState, StopReason, Vm
+from infra.offer import Offer
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.run import actions as act
 from infra.run.billing_spans import Span, close_span, open_span
 from infra.run.budget import Budget, bill, renewal_age_s, seconds_left, worst_case_usd

@@ -24,7 +24,8 @@ from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
 from commands.runs.save_before_release import LastSave, SaveLimits, let_trainer_save, lost_with_disk
 from commands.runs.take_lock import lock_taker_of, take_lock
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.run.journal import Journal, Kind
 from infra.run.state import RunState
 from infra.run.workload import HostUnreachable, JobPhase, JobView

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from commands.runs.planning.job_parts import evicted_per_h
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.eviction_rate import NO_BAND, evictions_per_h, hourly_band
 
 

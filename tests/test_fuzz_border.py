@@ -27,7 +27,8 @@ from commands.ui.errors import TrainingError
 from commands.ui.snapshot import take_snapshot
 from commands.verify import read_replay
 from infra.durable import read_json
-from infra.provider import Observation, Offer, PowerState, Vm
+from infra.offer import Offer
+from infra.provider import Observation, PowerState, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport

@@ -18,7 +18,7 @@ from commands.runs.planning.estimates import HERE, estimate_job
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.job_inputs import job_inputs
 from commands.runs.upload_rate import record_upload, upload_file
-from infra.provider import Offer
+from infra.offer import Offer
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 RECIPES = sorted(

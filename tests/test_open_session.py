@@ -21,7 +21,8 @@ from commands.runs.home import RunFolder, all_runs, run_folder
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
 from commands.ui.errors import UsageError
-from infra.provider import Observation, Offer, PowerState, Vm
+from infra.offer import Offer
+from infra.provider import Observation, PowerState, Vm
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, read
 from infra.run.state import RunState

@@ -16,7 +16,7 @@ from commands.runs.planning.job_estimate import JobEstimate, JobPart
 from commands.runs.planning.priced_change import Advice, Pricing, with_overrides
 from commands.runs.planning.ranking import JobOffer, job_offer
 from infra.catalog.azure import AZURE
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.prices import price_obstacle
 from infra.run.budget import Budget
 from trainer.config import TrainerConfig

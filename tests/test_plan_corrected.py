@@ -13,7 +13,8 @@ from commands.runs.home import run_folder
 from commands.runs.planning.corrected import Corrected, corrected_hours, stage_of
 from commands.runs.planning.planned import Planned, write_planned
 from commands.status import status
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.run.fold import fold
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Kind, read

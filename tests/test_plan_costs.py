@@ -18,7 +18,7 @@ from commands.runs.planning.ranking import (
     reference_offers,
 )
 from commands.runs.planning.services import SERVICES, service_costs
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.budget import Budget
 from trainer.estimate.span import Span
 

@@ -17,7 +17,8 @@ from commands.runs.planning.ranking import JobOffer, job_offer
 from commands.runs.planning.summary import three_lines
 from commands.ui.errors import Exit
 from commands.ui.wrap import cells, output_width, wrapped
-from infra.provider import Offer, Safeguard
+from infra.offer import Offer
+from infra.provider import Safeguard
 from infra.run.budget import Budget
 from trainer.estimate.span import Span
 

@@ -18,7 +18,7 @@ from arm.runner import CliResult, CliRunner, cli_runner
 
 from commands.runs.config import load
 from commands.runs.planning.pricing import order_for
-from infra.provider import Offer
+from infra.offer import Offer
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -17,7 +17,8 @@ from commands.runs.planning.actual import PARTS, Actual, Measured, actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import Planned, write_planned
 from commands.runs.receipt import make_receipt
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read

@@ -17,7 +17,8 @@ from commands.runs.home import run_folder
 from commands.runs.planning.ranking import cheapest_first, job_offer
 from commands.ui.errors import UsageError
 from infra.config import VmTable
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.registry import registration
 from infra.run.budget import Budget
 from infra.run.journal import Event, Journal, Kind

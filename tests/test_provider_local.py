@@ -22,7 +22,8 @@ from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import SYSTEM_PATH
 from infra.local.processes import MARK
 from infra.local.provider import LocalProvider, LocalSettings
-from infra.provider import PowerState, Provider, StopReason, Want
+from infra.offer import Want
+from infra.provider import PowerState, Provider, StopReason
 
 
 class LocalHarness:

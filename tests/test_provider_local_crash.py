@@ -22,7 +22,8 @@ from infra.provider import PowerState, VmSpec
 VICTIM = """
 import json, os, pathlib, signal, sys
 from infra.local.provider import LocalProvider, LocalSettings
-from infra.provider import Offer, Vm, VmSpec
+from infra.offer import Offer
+from infra.provider import Vm, VmSpec
 
 task = json.loads(sys.argv[1])
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

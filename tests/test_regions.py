@@ -13,7 +13,7 @@ from arm.replies import Reply
 from commands.runs.config import check, load
 from commands.ui.errors import UsageError
 from infra.catalog.azure import AZURE, SIZES
-from infra.provider import Want
+from infra.offer import Want
 from infra.vm_choices import region_faults
 
 REGIONS = AZURE.region_list

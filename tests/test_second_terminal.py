@@ -15,7 +15,7 @@ from support.runs import TIMEOUT_S, Project, json_of, make_project, wait_until
 from commands.runs.home import RunFolder
 from commands.runs.receipt import make_receipt
 from infra.local.provider import LocalProvider
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.journal import Journal, Kind
 
 

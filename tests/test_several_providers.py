@@ -11,7 +11,8 @@ from support.fakecloud import FakeCloud, Killed, World, spec_of
 from support.fakeclouds import TwoCloudStory
 
 from infra.errors import NotAllowed, SignedOut, Transient
-from infra.provider import Offer, PowerState, Traits, Vm, Want
+from infra.offer import Offer, Want
+from infra.provider import PowerState, Traits, Vm
 from infra.run.fold import fold
 from infra.run.journal import Kind, Outcome, read
 from infra.run.plan import Goal, RunPlan

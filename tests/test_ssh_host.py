@@ -12,7 +12,8 @@ import pytest
 from support.contract import Harness, ProviderContract, make_spec, openssh_keys
 
 from infra.errors import BadRequest, Transient
-from infra.provider import PowerState, Provider, Want
+from infra.offer import Want
+from infra.provider import PowerState, Provider
 from infra.ssh_host import SshHostProvider, SshHostSettings
 
 

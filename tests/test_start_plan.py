@@ -22,7 +22,7 @@ from commands.runs.planning.start_plan import planned_of
 from commands.runs.request import RunRequest
 from commands.runs.session import open_session
 from infra.errors import NoCapacity
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.budget import Budget
 from infra.run.journal import Journal, Kind
 from infra.run.plan import Goal

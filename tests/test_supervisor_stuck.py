@@ -11,6 +11,7 @@ from support.fakecloud import Story
 
 from infra import errors
 from infra import provider as seam
+from infra.offer import Offer, Want
 from infra.provider import PowerState, StopReason, Vm
 from infra.run.fold import fold
 from infra.run.journal import Journal, Kind, Outcome, read
@@ -110,7 +111,7 @@ def test_waiting_for_capacity_asks_less_and_less_often(
     offers = story.cloud.offers
     story.cloud.full = {"a", "b"}
 
-    def count(want: seam.Want) -> list[seam.Offer]:
+    def count(want: Want) -> list[Offer]:
         requested.append(story.world.now_s)
         return offers(want)
 

@@ -15,7 +15,8 @@ from support.recorded import RECORDED
 
 from commands.runs.planning.actual import Measured
 from commands.runs.timeline import NEEDS_COMPUTE, TimelineSpan, timeline_of
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Event, Kind, read

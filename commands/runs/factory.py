@@ -14,7 +14,8 @@ from infra.card_count import card_count
 from infra.catalog.vendors import find_size
 from infra.config import SshTable, VmTable
 from infra.durable import write_bytes
-from infra.provider import Offer, Provider, Vm, VmSpec, Want
+from infra.offer import Offer, Want
+from infra.provider import Provider, Vm, VmSpec
 from infra.registry import registration
 from infra.run.fold import fold
 from infra.run.journal import JournalDamaged, read

@@ -18,7 +18,8 @@ from commands.runs.receipt import make_receipt
 from commands.runs.timeline import timeline_of
 from commands.ui.errors import UsageError
 from infra.durable import write_json
-from infra.provider import Offer, StopReason
+from infra.offer import Offer
+from infra.provider import StopReason
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.journal import Event, Kind, read

@@ -16,7 +16,7 @@ from commands.runs.planning.actual import actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import read_planned
 from commands.runs.score import Score, read_score, score_lines
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.budget import bill, bills_by_provider
 from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold

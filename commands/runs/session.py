@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
     if (vm.port, vm.host_public_key) == (table.port, table.host_key):
         return
     current = replace(vm, port=table.port, host_public_key=table.host_key)
-    journal.append(Kind.CREATE_ACCEPTED, vm=asdict(current))
+    journal.append(Kind.CREATE_ACCEPTED, vm=current.to_json())
 
 
 def _begins(request: RunRequest) -> bool:

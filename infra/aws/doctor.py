@@ -25,7 +25,7 @@ from infra.aws.schedules import IAM_REGION, Schedules
 from infra.catalog.aws import AWS
 from infra.catalog.vendor import GpuSize
 from infra.errors import Gone, NotAllowed, SignedOut
-from infra.provider import Want
+from infra.offer import Want
 from infra.renting.caller import source_prefix
 from infra.renting.checks import Check, checked
 from infra.untrusted import table, text

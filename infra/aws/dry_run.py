@@ -15,7 +15,8 @@ from infra.aws.request import LaunchTarget, run_instances_body
 from infra.aws.security_group import specify
 from infra.catalog.aws import AWS
 from infra.catalog.vendor import GpuSize
-from infra.provider import Offer, VmSpec
+from infra.offer import Offer
+from infra.provider import VmSpec
 from infra.renting.tags import tags_of
 from infra.timestamps import format_utc
 from infra.untrusted import table, text

@@ -15,7 +15,7 @@ from infra.aws.prices import HISTORY_SOURCE, SpotPrices
 from infra.catalog.aws import ADDRESS_USD_PER_H, AWS, ON_DEMAND_REGION, disk_usd_per_h
 from infra.catalog.vendor import GpuSize
 from infra.errors import ProviderError
-from infra.provider import Offer, Want
+from infra.offer import Offer, Want
 from infra.renting.eviction_rate import MONTH
 from infra.renting.prices import free_first, price_obstacle
 from infra.renting.refusal_cache import CachedRefusal, RefusalCache

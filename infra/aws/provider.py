@@ -21,9 +21,9 @@ from infra.aws.safeguards import AwsSafeguards
 from infra.aws.settings import AwsSettings
 from infra.aws.start_stop import PowerControl
 from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
+from infra.offer import Offer, Want
 from infra.provider import (
     Observation,
-    Offer,
     OnMessage,
     Provider,
     Removed,
@@ -31,7 +31,6 @@ from infra.provider import (
     Traits,
     Vm,
     VmSpec,
-    Want,
     ignore_message,
 )
 from infra.renting.caller import public_address

@@ -10,7 +10,7 @@ from infra.aws.context import profiles
 from infra.aws.provider import AwsProvider
 from infra.aws.settings import AwsSettings
 from infra.config import AwsTable, VmTable
-from infra.provider import Want
+from infra.offer import Want
 from infra.registration import Registration
 from infra.renting.checks import Check
 

@@ -12,7 +12,8 @@ from infra.aws.safeguard_times import ScheduleTimes, request_expiry_s, schedule_
 from infra.aws.schedules import Schedules, role_exists
 from infra.catalog.aws import AWS, disk_usd_per_h
 from infra.errors import ProviderError
-from infra.provider import Safeguard, Want
+from infra.offer import Want
+from infra.provider import Safeguard
 from infra.renting.gather import run_all
 
 NO_RUN = "-"

@@ -31,7 +31,8 @@ from infra.aws.schedules import (
 )
 from infra.catalog.aws import AWS
 from infra.errors import BadRequest, NotAllowed, ProviderError, SignedOut
-from infra.provider import Safeguard, Vm, Want
+from infra.offer import Want
+from infra.provider import Safeguard, Vm
 from infra.renting.safeguards import try_set
 from infra.timestamps import format_utc, parse_utc_s
 

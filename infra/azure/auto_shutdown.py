@@ -28,7 +28,8 @@ from infra.azure.permissions import (
 from infra.azure.vm import NO_CAP, current_cap
 from infra.catalog.azure import AZURE
 from infra.errors import BadRequest, ProviderError
-from infra.provider import Safeguard, Vm, Want
+from infra.offer import Want
+from infra.provider import Safeguard, Vm
 from infra.renting.safeguards import HourlyRates, try_set, with_worst_case
 from infra.renting.tags import RUN
 from infra.timestamps import format_utc

@@ -14,7 +14,7 @@ from infra.azure.prices import retail_quotes
 from infra.catalog.azure import AZURE, SPOT_QUOTA
 from infra.catalog.vendor import GpuSize, folded
 from infra.errors import NoCapacity, OverQuota, PriceAboveCap, ProviderError
-from infra.provider import Offer, Want
+from infra.offer import Offer, Want
 from infra.renting.gather import Findings
 from infra.renting.http import fetch_json
 from infra.renting.prices import PRICES_FRESH_S, PriceList, Quote, free_first, price_obstacle

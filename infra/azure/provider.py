@@ -28,9 +28,9 @@ from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
 from infra.errors import NotAllowed, ProviderError, SignedOut
+from infra.offer import Offer, Want
 from infra.provider import (
     Observation,
-    Offer,
     OnMessage,
     Provider,
     Removed,
@@ -38,7 +38,6 @@ from infra.provider import (
     Traits,
     Vm,
     VmSpec,
-    Want,
     ignore_message,
 )
 from infra.renting.caller import own_address, public_address

@@ -10,7 +10,7 @@ from infra.azure.context import subscriptions
 from infra.azure.provider import AzureProvider
 from infra.azure.settings import AzureSettings
 from infra.config import AzureTable, VmTable
-from infra.provider import Want
+from infra.offer import Want
 from infra.registration import Registration
 from infra.renting.checks import Check
 

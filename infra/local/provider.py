@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ from infra.local.machine import LaunchFailed, Machine, MachinePower, MachineSpec
 from infra.local.market import Market, read_market
 from infra.local.processes import StillAlive
 from infra.local.sizes import cards_of, size_with
+from infra.offer import Offer, Want
 from infra.provider import (
     Observation,
-    Offer,
     OnMessage,
     PowerState,
     Provider,
@@ -42,7 +42,6 @@ from infra.provider import (
     Traits,
     Vm,
     VmSpec,
-    Want,
     ignore_message,
 )
 
@@ -248,7 +247,7 @@ class LocalProvider(Provider):
         metadata_path = f"/{secrets.token_hex(16)}"
         record = {
             "version": 1,
-            "vm": asdict(vm),
+            "vm": vm.to_json(),
             "gpu": spec.offer.gpu or DEFAULT_GPU,
             "max_price_usd_per_h": spec.max_price_usd_per_h,
             "labels": spec.labels,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infra.catalog.vendor import VendorCatalog
 from infra.durable import read_json, write_json
-from infra.provider import Offer
+from infra.offer import Offer
 
 CACHE_VERSION = 1
 PRICES_FRESH_S = 900.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from infra.durable import read_json, write_json
 from infra.errors import OverQuota, ProviderError
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.timestamps import format_utc
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra.provider import Observation, Offer
+from infra.offer import Offer
+from infra.provider import Observation
 from infra.run.state import RunEnd
 
 

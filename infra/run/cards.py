@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from infra.catalog.gpus import UnknownGpu, resolve_gpu, with_article
-from infra.provider import Offer, Want
+from infra.offer import Offer, Want
 from infra.run.state import RunState
 
 NOT_EXACT = "not bit for bit"

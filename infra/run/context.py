@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infra.provider import Offer, Provider, VmSpec, Want
+from infra.offer import Offer, Want
+from infra.provider import Provider, VmSpec
 from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.decide import Seen

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.errors import ErrorKind, ProviderError, SignedOut, Transient
-from infra.provider import Observation, Offer, PowerState
+from infra.offer import Offer
+from infra.provider import Observation, PowerState
 from infra.run.actions import (
     AbandonBoot,
     Action,

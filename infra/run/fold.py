@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from infra.errors import ErrorKind
-from infra.provider import Offer, PowerState, StopReason, Vm
+from infra.offer import Offer
+from infra.provider import PowerState, StopReason, Vm
 from infra.run.billing_spans import (
     billed_by,
     close_span,

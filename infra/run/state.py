@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from infra.catalog.vendors import quota_covers
 from infra.errors import ErrorKind
-from infra.provider import Offer, Vm
+from infra.offer import Offer
+from infra.provider import Vm
 from infra.run.billing_spans import Span
 from infra.run.journal import Kind, Outcome
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from infra.errors import (
     PASSING,
@@ -19,7 +19,8 @@ from infra.errors import (
     SignedOut,
     Transient,
 )
-from infra.provider import Observation, Offer, PowerState, StopReason, Vm
+from infra.offer import Offer
+from infra.provider import Observation, PowerState, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
 from infra.run import stop_reasons
@@ -246,7 +247,7 @@ class Supervisor:
         except ProviderError as error:
             self._refused(Kind.CREATE_FAILED, error, passing=_passing_at_create(plan))
             return
-        self._record(Kind.CREATE_ACCEPTED, vm=asdict(vm))
+        self._record(Kind.CREATE_ACCEPTED, vm=vm.to_json())
 
     def _start(self, running_since_s: float | None) -> None:
         vm, provider = self._machine(), self._context.provider

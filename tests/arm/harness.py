@@ -17,7 +17,8 @@ from arm.market import SIZES
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.credentials import chain
 from infra.azure.sdk import Arm
-from infra.provider import Offer, VmSpec
+from infra.offer import Offer
+from infra.provider import VmSpec
 
 T4 = "Standard_NC4as_T4_v3"
 HOST_PRIVATE = (

@@ -24,7 +24,8 @@ from ec2.regions import REGIONS
 from infra.aws.provider import AwsProvider
 from infra.aws.sdk import AwsClients
 from infra.aws.settings import AwsSettings
-from infra.provider import Offer, VmSpec
+from infra.offer import Offer
+from infra.provider import VmSpec
 
 T4 = "g4dn.xlarge"
 A10G = "g5.xlarge"

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from infra.card_count import card_count
 from infra.errors import Gone, NoCapacity, PriceAboveCap
-from infra.provider import Observation, PowerState, Provider, StopReason, Vm, VmSpec, Want
+from infra.offer import Want
+from infra.provider import Observation, PowerState, Provider, StopReason, Vm, VmSpec
 
 LOOKS_MAX = 4000
 """Minutes, where looking takes real time: so many only where something is stuck."""

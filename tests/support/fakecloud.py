@@ -14,7 +14,8 @@ from pathlib import Path
 from commands.ui.snapshot import take_snapshot
 from infra import errors
 from infra import provider as seam
-from infra.provider import Observation, Offer, PowerState, StopReason, Vm, VmSpec, Want
+from infra.offer import Offer, Want
+from infra.provider import Observation, PowerState, StopReason, Vm, VmSpec
 from infra.run.context import RunContext, TurnReport
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Journal, Kind

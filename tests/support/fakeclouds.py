@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from infra.provider import Offer, Provider, Vm, Want
+from infra.offer import Offer, Want
+from infra.provider import Provider, Vm
 from infra.run.context import RunContext, TurnReport
 from infra.run.journal import Kind, read
 from infra.run.providers_used import providers_used

@@ -20,7 +20,7 @@ from commands.runs.config import LoadedConfig, load
 from commands.runs.planning import figures
 from commands.runs.planning.estimates import estimate_job
 from infra.catalog.vendors import cheapest_size
-from infra.provider import Offer
+from infra.offer import Offer
 from support.hours_points import POINTS, HoursPoint, quantile
 from trainer.estimate.gpus import FITTED_FACTOR, GPUS
 

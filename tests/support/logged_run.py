@@ -10,7 +10,8 @@ from typing import Any
 from commands.runs.config import LoadedConfig, check
 from commands.runs.home import RunFolder
 from infra.durable import write_json
-from infra.provider import Offer, StopReason, Vm
+from infra.offer import Offer
+from infra.provider import StopReason, Vm
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.fold import apply, fold
 from infra.run.journal import RELEASE_INTENTS, Event, Kind
 from infra.run.state import RunState

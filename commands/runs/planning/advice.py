@@ -26,7 +26,7 @@ from commands.runs.planning.priced_change import (
     with_overrides,
 )
 from commands.runs.planning.ranking import JobOffer
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.prices import price_obstacle
 from trainer.config import TrainerConfig
 from trainer.estimate.advice import Override, advise_memory

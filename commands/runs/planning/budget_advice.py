@@ -18,7 +18,7 @@ from commands.runs.planning.priced_change import (
 )
 from commands.runs.planning.ranking import JobOffer
 from infra.config import BudgetTable
-from infra.provider import Offer
+from infra.offer import Offer
 from trainer.config import TrainerConfig
 from trainer.estimate.advice import LENGTH_STEP, Override, Value
 from trainer.eval_tables.any_kind import NONE

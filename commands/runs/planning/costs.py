@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from commands.runs.planning.job_estimate import JobEstimate
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.budget import Budget
 from trainer.estimate.span import Span
 

@@ -21,7 +21,7 @@ from commands.runs.planning.row_lengths import RowLengths
 from commands.ui.errors import UsageError
 from infra.catalog.gpus import UnknownGpu
 from infra.catalog.vendors import resolve_gpu_at
-from infra.provider import Offer
+from infra.offer import Offer
 from trainer.base_limits import places
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape

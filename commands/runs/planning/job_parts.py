@@ -14,7 +14,7 @@ from commands.runs.planning.job_inputs import JobInputs
 from commands.runs.planning.scoring_hours import ScoringWork, seconds_of_scoring
 from infra.catalog.gpus import Driver
 from infra.catalog.vendors import find_size
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.eviction_rate import HOUR, NO_BAND, evictions_per_h, hourly_band
 from trainer.config import EvictionBand
 from trainer.estimate.gpus import TrainingGpu

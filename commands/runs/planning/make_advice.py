@@ -18,7 +18,7 @@ from commands.runs.planning.priced_change import Advice, Pricing
 from commands.runs.planning.pricing import priced_offer, rehearsed_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.row_lengths import RowLengths
-from infra.provider import Offer
+from infra.offer import Offer
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.estimate.advice import Estimate, MemoryNeed
 from trainer.estimate.common_bases import COMMON_BASES, find_common_base

@@ -54,7 +54,8 @@ from commands.ui.errors import CloudError, Exit, UsageError
 from commands.ui.output import log
 from infra.config import VmTable
 from infra.errors import ProviderError
-from infra.provider import Offer, Provider, Safeguard, Want
+from infra.offer import Offer, Want
+from infra.provider import Provider, Safeguard
 from infra.run.budget import Budget, budget_end_s, worst_case_usd
 from infra.run.state import RunState
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from commands.runs.planning.figures import dollars, hours
 from commands.runs.planning.ranking import GUESSED, JobOffer
 from commands.ui.wrap import cells, padded, wrapped
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.eviction_rate import HOUR
 from infra.timestamps import parse_utc_s
 

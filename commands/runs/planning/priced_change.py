@@ -13,7 +13,7 @@ from commands.runs.config import LoadedConfig, RunConfig
 from commands.runs.planning.figures import dollars, hourly
 from commands.runs.planning.job_estimate import JobEstimate
 from commands.runs.planning.ranking import JobOffer
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.prices import price_obstacle
 from infra.vm_choices import gpu_faults, region_faults
 from trainer.config import TrainerConfig

@@ -21,7 +21,7 @@ from commands.runs.planning.ranking import (
     working_first,
 )
 from commands.ui.errors import QftError
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.run.budget import Budget
 from trainer.estimate.host import PROCESS_BYTES
 

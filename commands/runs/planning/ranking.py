@@ -12,7 +12,7 @@ from commands.runs.planning.figures import GB, a_card, gigabytes
 from commands.runs.planning.job_estimate import JobEstimate
 from infra.catalog.vendor import GpuSize, VendorCatalog
 from infra.catalog.vendors import CATALOGS, find_size
-from infra.provider import Offer
+from infra.offer import Offer
 from infra.renting.prices import catalog_quote, price_obstacle
 from infra.run.budget import Budget
 
