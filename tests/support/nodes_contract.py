@@ -12,10 +12,10 @@ import ipaddress
 from dataclasses import replace
 
 import pytest
-from support.contract import Harness, make_spec, openssh_keys, wait_for
 
 from infra.errors import Gone, NoCapacity
 from infra.provider import PowerState, Provider, StopReason, Vm, VmSpec
+from support.contract import Harness, make_spec, openssh_keys, wait_for
 
 RUN = "contract-a"
 
