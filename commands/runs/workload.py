@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from commands.runs.checkpoint_sync import CheckpointSync
+from commands.runs.group_arguments import group_arguments
 from commands.runs.home import LIVE
 from commands.runs.live_files import METRICS, LiveFiles
 from commands.runs.payload import PayloadItem
@@ -20,6 +21,7 @@ from commands.runs.workload_config import WorkloadConfig
 from infra.durable import write_bytes
 from infra.provider import Vm
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
+from infra.run.order import Group
 from infra.run.workload import (
     HostNotTrusted,
     HostUnfit,
@@ -40,6 +42,7 @@ from trainer.adapters.settings import read_settings
 from trainer.errors import ConfigError
 from trainer.eviction import EVICTION_NOTICE
 from trainer.exit_codes import ExitCode
+from trainer.group.rank_exit import PEER_LOST
 from trainer.rundir.samples import SAMPLES, SAMPLES_BYTES_MAX
 
 CONNECT_TIMEOUT_S = 20.0
@@ -163,8 +166,8 @@ class SshWorkload:
         with self._translated():
             self._open(vm).run(argv, timeout_s=30)
 
-    def launch(self, vm: Vm) -> None:
-        """Start the trainer, once, detached."""
+    def launch(self, vm: Vm, group: Group | None = None) -> None:
+        """Start the trainer, once, detached; one of several machines joins `group`."""
         config = self._config
         argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
         if vm.metadata_url:
@@ -185,6 +188,7 @@ class SshWorkload:
             )
         for key in config.allow_change:
             argv += ["--allow-change", key]
+        argv += group_arguments(vm, group, config.layout.run_id)
         account = config.account
         secret = account.token.reveal() if account and account.token else ""
         argv += ["--token-stdin"] * bool(secret)
@@ -448,6 +452,7 @@ _OUTCOMES: dict[int | None, JobOutcome] = {
     ExitCode.BAD_DATA: JobOutcome.BAD_INPUT,
     ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
     ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
+    PEER_LOST: JobOutcome.LEFT,
 }
 """Every other exit code is a crash, and so is none: then the trainer was killed."""
 

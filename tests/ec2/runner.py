@@ -22,6 +22,7 @@ from infra.aws.naming import MachineId
 from infra.aws.registration import AwsRegistration
 from infra.provider import Vm
 from infra.run.heartbeat import Heartbeat
+from infra.run.order import Group
 from infra.run.workload import HostUnreachable, JobOutcome, JobPhase, JobView
 from infra.timestamps import format_utc
 
@@ -124,7 +125,7 @@ class TrainingWorkload(ObedientWorkload):
     """When the trainer of each machine is done."""
     train_s: float = 600.0
 
-    def launch(self, vm: Vm) -> None:
+    def launch(self, vm: Vm, group: Group | None = None) -> None:  # noqa: ARG002  (one machine)
         """Start the trainer unless it runs."""
         self.connect(vm)
         self.ends_s.setdefault(vm.id, self.harness.now() + self.train_s)
