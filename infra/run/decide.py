@@ -44,6 +44,9 @@ from infra.run.state import Refusal, RunEnd, RunState
 from infra.run.workload import JobOutcome, JobPhase, JobView
 from infra.timestamps import parse_utc_s
 
+SAVED = {JobOutcome.PREEMPTED, JobOutcome.LEFT, JobOutcome.DONE_ELSEWHERE}
+"""How a trainer ends that has saved its state, and failed in nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -347,7 +350,7 @@ def _follow(state: RunState, job: JobView | None, plan: RunPlan) -> Action:
     grace_s = max(policy.preempt_grace_s, TAKEN_S_MAX) if free else policy.preempt_grace_s
     if job.outcome is JobOutcome.PREEMPTED and job.silent_s < grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")
-    crash = job.outcome not in {JobOutcome.PREEMPTED, JobOutcome.LEFT}
+    crash = job.outcome not in SAVED
     error = job.error if crash else ""
     return RecordExit(exit_code=job.exit_code, step=job.step, crash=crash, error=error)
 

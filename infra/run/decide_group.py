@@ -122,7 +122,7 @@ def _free_orders(views: Sequence[NodeView], plan: RunPlan) -> list[Order]:
         place = place_of([one.state for one in views if one.node != view.node])
         if view.node >= plan.nodes:
             reason = f"run.yaml asks for {plan.nodes} machines (vm.nodes)"
-            orders.append(Order(hold=reason, leaves_place=True))
+            orders.append(Order(hold=reason, leaves_place=True, surplus=True))
             continue
         waits = place is None and view.node != first and view.state.vm is None
         orders.append(Order(place=place, waits_for_place=waits))
@@ -255,6 +255,8 @@ def _goes_on(view: NodeView, group: Group) -> bool:
     """
     if view.ending is not None or not view.state.up:
         return False
+    if view.state.group_done == group.number:
+        return True
     return view.trains if view.state.group == group.number else view.state.group < group.number
 
 

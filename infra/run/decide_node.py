@@ -89,6 +89,8 @@ def _wind_down(state: RunState, plan: RunPlan) -> Action:
 
 def _hold(state: RunState, seen: Seen, order: Order, action: Action, plan: RunPlan) -> Action:
     """Release a machine that may not bill, and begin nothing with one that does not."""
+    if order.surplus and state.vm is None and state.pending is None:
+        return Finish(ending=RunEnd(outcome=Outcome.DONE, reason=order.hold))
     if seen.machine is not None and is_up(seen.machine) and isinstance(action, WORK):
         if order.leaves_place:
             return Replace(reason=order.hold)

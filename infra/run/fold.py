@@ -24,6 +24,7 @@ from infra.run.billing_spans import (
     with_compute,
     without_compute,
 )
+from infra.run.cards import with_card
 from infra.run.journal import Event, JournalDamaged, Kind, Outcome
 from infra.run.nodes import events_of, node_count, together
 from infra.run.order import Group
@@ -42,6 +43,8 @@ from infra.run.stop_reasons import (
     with_waiver,
 )
 
+PEER_DONE = 79
+"""The exit code of a trainer whose group is done, and has left the results on another machine."""
 CLOCK_STEP_S = 5.0
 """Times of a provider are whole seconds of another clock: a smaller difference means nothing."""
 
@@ -329,22 +332,13 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
 def _progress(state: RunState, event: Event) -> RunState:
     step, steps = event.data["step"], event.data["steps"]
     done = replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
-    return _with_card(done, step)
+    return with_card(done, step)
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
     """Reset the count of silent boots: new work was copied to this computer."""
     step = event.data["step"]
-    return _with_card(replace(state, home_step=max(state.home_step, step), unreachable=0), step)
-
-
-def _with_card(state: RunState, step: int) -> RunState:
-    """Return the state with the card that came as far as a step."""
-    card = state.offer.gpu if state.offer is not None else ""
-    last = state.cards[-1] if state.cards else ""
-    if not card or not step or card == last:
-        return state
-    return replace(state, cards=(*state.cards, card))
+    return with_card(replace(state, home_step=max(state.home_step, step), unreachable=0), step)
 
 
 def _evict_requested(state: RunState, event: Event) -> RunState:
@@ -353,7 +347,8 @@ def _evict_requested(state: RunState, event: Event) -> RunState:
 
 def _trainer_exited(state: RunState, event: Event) -> RunState:
     if not event.data["crash"]:
-        return replace(state, launched=False)
+        ended = state.group if event.data["exit_code"] == PEER_DONE else state.group_done
+        return replace(state, launched=False, group_done=ended)
     failure = Failure(
         step=event.data["step"],
         exit_code=event.data["exit_code"],

@@ -49,6 +49,9 @@ class Order:
     """Why it may not bill compute for now; empty if it may."""
     leaves_place: bool = False
     """Whether it is removed while on hold, since there is no room for its mates where it is."""
+    surplus: bool = False
+    """Whether it is one more than the run is to have: it is removed, and its part of the run ends.
+    """
     place: Offer | None = None
     """Where the run is: it is rented there or not at all. None: wherever the offers are best."""
     waits_for_place: bool = False

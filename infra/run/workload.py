@@ -27,6 +27,8 @@ class JobOutcome(StrEnum):
     """It saved its state because the machine is about to be taken."""
     LEFT = "left"
     """It saved its state and left because another machine of its group was lost."""
+    DONE_ELSEWHERE = "done elsewhere"
+    """Its group is done; the results are on another of the machines."""
     BAD_INPUT = "bad input"
     """It refused the data or the config: starting it again would end the same way."""
     CRASHED = "crashed"
