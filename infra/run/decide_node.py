@@ -54,8 +54,8 @@ def decide_node(state: RunState, seen: Seen, order: Order, plan: RunPlan, now_s:
         return Wait(wait_s=plan.policy.poll_s, reason="done; the other machines finish")
     if order.hold:
         return _hold(state, seen, order, action, plan)
-    asked = state.pending is Kind.CREATE_INTENDED  # what was asked for may exist
-    begins = isinstance(action, BEGIN) and not (asked and isinstance(action, Create))
+    requested = state.pending is Kind.CREATE_INTENDED  # what was asked for may exist
+    begins = isinstance(action, BEGIN) and not (requested and isinstance(action, Create))
     if order.settles and begins:
         return Wait(wait_s=plan.policy.poll_s, reason="the training is done")
     if order.waits_for_place and begins and isinstance(action, FindOffers | Create):

@@ -122,7 +122,7 @@ class GroupSupervisor:
         mine = tuple(plan.rehearse_evictions[number :: len(self._nodes)])
         own = replace(plan, rehearse_evictions=mine)
 
-        def drive() -> None:
+        def run_node() -> None:
             try:
                 node.ending = node.supervisor.run(own)
             except Stopped:
@@ -133,7 +133,7 @@ class GroupSupervisor:
             except BaseException as error:  # noqa: BLE001  (handed to the thread that waits)
                 node.error = error
 
-        return drive
+        return run_node
 
     def _raise_bugs(self) -> None:
         """Raise here what no rule expected in the thread of a machine."""
