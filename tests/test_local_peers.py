@@ -61,15 +61,15 @@ def test_another_host_key_is_not_entered(peers: Peers) -> None:
     assert "HOST IDENTIFICATION HAS CHANGED" in error
 
 
-@pytest.mark.parametrize("asked", ["rm -r .", ""])
-def test_a_forced_command_is_all_that_its_key_can_do(peers: Peers, asked: str) -> None:
+@pytest.mark.parametrize("requested", ["rm -r .", ""])
+def test_a_forced_command_is_all_that_its_key_can_do(peers: Peers, requested: str) -> None:
     """It runs in place of what was asked for, which it finds in SSH_ORIGINAL_COMMAND."""
     printing = r'command="printf \"%s|\\n\" \"forced ${SSH_ORIGINAL_COMMAND-nothing}\""'
     peers.authorize(f"restrict,{printing}")
 
-    code, out, error = peers.run(peers.ssh(*filter(None, [asked])))
+    code, out, error = peers.run(peers.ssh(*filter(None, [requested])))
 
-    assert (code, out) == (0, f"forced {asked or 'nothing'}|\n"), error
+    assert (code, out) == (0, f"forced {requested or 'nothing'}|\n"), error
     assert peers.homes[1].exists()
 
 
