@@ -265,13 +265,34 @@ class LocalTable(BaseModel):
     notice_s: float = Field(
         default=5.0, ge=0, le=300, description="Warning before an eviction; 0 is none at all."
     )
-    evict_after_s: list[Annotated[float, Field(gt=0)]] = Field(
-        default_factory=list, description="Evict each boot of the machine after so many seconds."
+    evict_after_s: list[
+        Annotated[
+            Annotated[float, Field(gt=0), Tag("kind one")]
+            | Annotated[list[Annotated[float, Field(gt=0)]], Tag("kind several")],
+            Discriminator(branch_of),
+        ]
+    ] = Field(
+        default_factory=list,
+        description="Evict each boot of the machine after so many seconds; of several machines the"
+        " first, or each by its own list in a list of lists.",
     )
     vendor: Literal["azure", "aws"] = Field(
         default="azure",
         description="Whose machines it plays: how they announce an eviction, and their first boot.",
     )
+
+    @field_validator("evict_after_s")
+    @classmethod
+    def _check_script(cls, value: list[float | list[float]]) -> list[float | list[float]]:
+        if len({isinstance(one, list) for one in value}) > 1:
+            raise ValueError("write numbers, or a list of them for each machine, not both")
+        return value
+
+    @property
+    def timed_evictions(self) -> list[float]:
+        """The seconds after which boots are evicted, those of all machines of the run together."""
+        script = [one if isinstance(one, list) else [one] for one in self.evict_after_s]
+        return [seconds for times in script for seconds in times]
 
 
 class SshTable(BaseModel):

@@ -63,7 +63,7 @@ def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunS
             receipt=receipt,
             missed_rehearsals=missed_rehearsals(vm.rehearse_evictions, state),
             missed_timed_evictions=missed_timed_evictions(
-                vm.local.evict_after_s if vm.provider == "local" else (), state
+                vm.local.timed_evictions if vm.provider == "local" else (), state
             ),
         )
     hint = after_ending(name, ending.outcome, receipt, gone=state.deleted)
