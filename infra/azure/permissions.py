@@ -28,6 +28,13 @@ RENT = (
     "Microsoft.Network/networkSecurityGroups/write",
     "Microsoft.Network/networkInterfaces/write",
 )
+REMOVE = (
+    "Microsoft.Compute/virtualMachines/delete",
+    "Microsoft.Compute/disks/delete",
+    "Microsoft.Network/networkInterfaces/delete",
+    "Microsoft.Network/publicIPAddresses/delete",
+)
+"""What it takes beside `RENT` to remove one of several machines without their group."""
 ASSIGN = "Microsoft.Authorization/roleAssignments/write"
 DEFINE = "Microsoft.Authorization/roleDefinitions/write"
 RELEASE_HINT = "ask for `User Access Administrator`"

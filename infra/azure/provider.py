@@ -159,7 +159,7 @@ class AzureProvider(Provider):
         wanted = AZURE.with_cards(want.gpu, count) or AZURE.with_cards("", count)
         (size, *_) = wanted or AZURE.with_cards()  # of what Azure does not have
         regions = places_of(want.regions) or AZURE.regions[:3]
-        return Doctor(context=self.context).checks(regions, size)
+        return Doctor(context=self.context).checks(regions, size, want.nodes)
 
     def close(self) -> None:
         """Let go of open connections; the provider can be used again afterwards."""

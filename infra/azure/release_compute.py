@@ -61,7 +61,8 @@ class ComputeRelease:
     ) -> bool:
         """End the billing of compute; whether Azure says that it has ended.
 
-        `begun` is what `begin` returned. Waits `COMPUTE_WAIT_S` at most for each of two ways. Raises only `SignedOut`.
+        `begun` is what `begin` returned. Waits `COMPUTE_WAIT_S` at most for each of two ways.
+        Raises only `SignedOut`.
         """
         power = self._power(names)
         if power in {PowerState.GONE, PowerState.DEALLOCATED}:
