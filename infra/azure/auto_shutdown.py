@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from infra.azure.context import AzureContext
-from infra.azure.naming import DISK_GB, SCHEDULE, Names, idle_usd_per_h, names_of
+from infra.azure.naming import DISK_GB, NODE, SCHEDULE, Names, idle_usd_per_h, names_of
 from infra.azure.observe import VmObserver
 from infra.azure.permissions import (
     RELEASE_HINT,
@@ -171,7 +171,7 @@ def schedule_body(names: Names, *, region: str, strike_s: float) -> dict[str, An
     at = datetime.fromtimestamp(strike_s, tz=UTC)
     return {
         "location": region,
-        "tags": {RUN: names.run_id},
+        "tags": {RUN: names.run_id} | ({NODE: str(names.node)} if names.node else {}),
         "properties": {
             "status": "Enabled",
             "taskType": "ComputeVmShutdownTask",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from infra.azure.naming import Names
 from infra.azure.settings import AzureSettings
 from infra.errors import NotAllowed, ProviderError
-from infra.renting.run_record import RunRecord, records
+from infra.renting.run_record import RunRecord, records, records_of_nodes
 
 if TYPE_CHECKING:
     from infra.azure.sdk import Arm, Operation
@@ -29,7 +29,7 @@ class AzureContext:
     find_address: Callable[[], str]
     """The caller's public address."""
 
-    def names(self, run_id: str, generation: int) -> Names:
+    def names(self, run_id: str, generation: int, node: int = 0) -> Names:
         """Name one machine's parts; raises `NotAllowed` without a subscription."""
         subscription = self.settings.subscription_id
         if not subscription:
@@ -37,11 +37,15 @@ class AzureContext:
                 "no Azure subscription is chosen",
                 hint="`az account list -o table`, then set AZURE_SUBSCRIPTION_ID",
             )
-        return Names(subscription_id=subscription, run_id=run_id, generation=generation)
+        return Names(subscription_id=subscription, run_id=run_id, generation=generation, node=node)
 
-    def record(self, run_id: str) -> RunRecord:
-        """Load what this computer recorded of `run_id`."""
-        return RunRecord.load(self.state_dir, run_id)
+    def record(self, run_id: str, node: int = 0) -> RunRecord:
+        """Load what this computer recorded of a machine of `run_id`."""
+        return RunRecord.load(self.state_dir, run_id, node)
+
+    def records_of_nodes(self, run_id: str) -> list[RunRecord]:
+        """Load what this computer recorded of the run's machines beside node 0."""
+        return records_of_nodes(self.state_dir, run_id)
 
     def caller(self) -> str:
         """Find the caller's public address, as the user set it or as the world sees it."""
@@ -97,9 +101,8 @@ def recorded_runs(directory: Path, subscription: str) -> set[str]:
 
 def _subscription_by_run(directory: Path) -> dict[str, str]:
     """The subscription, in lower case, of each run with a record."""
-    groups = {one.path.stem: one.ids.get("group", "") for one in records(directory)}
     return {
-        run_id: id_.split("/")[2].lower()
-        for run_id, id_ in groups.items()
-        if id_.startswith("/subscriptions/")
+        one.run_id: one.ids["group"].split("/")[2].lower()
+        for one in records(directory)
+        if one.ids.get("group", "").startswith("/subscriptions/")
     }

@@ -10,9 +10,12 @@ from infra.azure.auto_shutdown import AzureSafeguards
 from infra.azure.context import AzureContext
 from infra.azure.delete import Deleter
 from infra.azure.errors import AlreadyThereError, AzureErrorInfo, ImageRefusedError, translate
+from infra.azure.existing import ExistingMachines
+from infra.azure.group_tags import shared_tags
 from infra.azure.naming import (
     DISK,
     NIC,
+    NODE,
     NSG,
     PUBLIC_IP,
     TAG_NAME_CHARS_MAX,
@@ -21,11 +24,12 @@ from infra.azure.naming import (
     Names,
     check_subscription,
     idle_usd_per_h,
-    vm_of_group,
 )
 from infra.azure.network import NetworkCreator
 from infra.azure.observe import VmObserver
 from infra.azure.permissions import ensure_registered
+from infra.azure.remove import MachineRemover
+from infra.azure.run_group import RunGroup, is_made_for, locked_group
 from infra.azure.vm import (
     VmOptions,
     check_spec,
@@ -35,6 +39,7 @@ from infra.azure.vm import (
     refuses_security,
     urn_of,
     vm_body,
+    vm_from_answer,
 )
 from infra.errors import (
     BadRequest,
@@ -45,11 +50,11 @@ from infra.errors import (
     SignedOut,
     Transient,
 )
-from infra.provider import Observation, PowerState, Vm, VmSpec
+from infra.provider import PowerState, Vm, VmSpec
 from infra.renting.caller import source_prefix
 from infra.renting.refusal_cache import RefusalCache
 from infra.renting.run_record import RunRecord
-from infra.renting.tags import GENERATION, is_of_run, lower_case_names, tags_of
+from infra.renting.tags import is_of_run, lower_case_names, tags_of
 from infra.timestamps import format_utc
 
 if TYPE_CHECKING:
@@ -65,6 +70,7 @@ class VmCreator:
     context: AzureContext
     observer: VmObserver
     deleter: Deleter
+    remover: MachineRemover
     safeguards: AzureSafeguards
     refusal_cache: RefusalCache
 
@@ -76,15 +82,15 @@ class VmCreator:
         on from there.
         """
         check_spec(spec)
-        names = self.context.names(spec.run_id, spec.generation)
-        group_id = self.context.record(spec.run_id).ids.get("group", "")
+        names = self.context.names(spec.run_id, spec.generation, spec.node)
+        group_id = self.context.record(spec.run_id, spec.node).ids.get("group", "")
         check_subscription(group_id, names.subscription_id)
-        existing = self._existing(spec)
+        existing, several = self._existing.find(spec)
         if existing is not None:
             return existing
         record = self._begin_record(spec, names)
         try:
-            vm = self._create_parts(spec, names, record)
+            vm = self._create_parts(spec, names, record, several=several)
         except (Transient, SignedOut):
             raise
         except Gone as error:
@@ -93,55 +99,17 @@ class VmCreator:
                 hint="evictions can come that early; the next offer is tried",
             )
             self.refusal_cache.note(spec.offer, gone)
-            self._clean_up(spec.run_id, gone)
+            self._clean_up(names, gone, several=several)
             raise gone from error
         except ProviderError as error:
             self.refusal_cache.note(spec.offer, error)
-            self._clean_up(spec.run_id, error)
+            self._clean_up(names, error, several=several)
             raise
-        record = self.context.record(spec.run_id)
-        return replace(vm, host=record.address)
-
-    def _existing(self, spec: VmSpec) -> Vm | None:
-        """Find the run's machine; an unusable one of an earlier generation is removed."""
-        group = self.deleter.existing_group(spec.run_id)
-        if group is None:
-            return None
-        found = vm_of_group(
-            group.get("tags"), subscription_id=self.context.settings.subscription_id
-        )
-        if found is None or found.run_id != spec.run_id:
-            raise NotAllowed(
-                f"the resource group `{group.get('name')}` exists and does not carry our tag",
-                hint="rename the run with `name:`, or remove that group yourself",
-            )
-        seen = self.observer.observe(found)
-        if found.generation == spec.generation:
-            return self._same_generation(spec, _as_seen(found, seen))
-        if seen.power in {PowerState.CREATING, PowerState.STARTING, PowerState.RUNNING}:
-            return _as_seen(found, seen)
-        self.deleter.remove(spec.run_id)
-        return None
-
-    def _same_generation(self, spec: VmSpec, found: Vm) -> Vm | None:
-        """Take the machine that this very create made earlier, or remove what failed."""
-        if found.power in {PowerState.REMNANTS, PowerState.GONE}:
-            return None
-        if found.power is PowerState.FAILED:
-            self.deleter.remove(spec.run_id)
-            return None
-        if found.power is PowerState.CREATING:
-            # `_create_parts` resumes, by token or by looking; but a machine that is being made with
-            # keys that this caller does not know is somebody else's, and is only reported.
-            return None if _same_key(found.host_public_key, spec.host_public_key) else found
-        answer = self.observer.get(self.context.names(spec.run_id, spec.generation))
-        if difference_from(answer, spec):  # such as under a cap that was changed since
-            self.deleter.remove(spec.run_id)
-            return None
-        return found
+        record = self.context.record(spec.run_id, spec.node)
+        return replace(vm, host=record.address, private_host=record.private_address)
 
     def _begin_record(self, spec: VmSpec, names: Names) -> RunRecord:
-        record = self.context.record(spec.run_id)
+        record = self.context.record(spec.run_id, spec.node)
         if record.generation != spec.generation:
             record = replace(RunRecord(path=record.path), generation=spec.generation)
         record.ids |= {
@@ -156,7 +124,7 @@ class VmCreator:
         record.note("create", self.context.clock())
         return record
 
-    def _create_parts(self, spec: VmSpec, names: Names, record: RunRecord) -> Vm:
+    def _create_parts(self, spec: VmSpec, names: Names, record: RunRecord, *, several: bool) -> Vm:
         ensure_registered(self.context, NAMESPACES)
         source = source_prefix(self.context.caller())
         tags = tags_of(
@@ -165,13 +133,54 @@ class VmCreator:
             idle_usd_per_h=idle_usd_per_h(spec.disk_gb),
             name_chars_max=TAG_NAME_CHARS_MAX,
         )
-        tags = self._group(spec, names, tags)
+        region, network = spec.offer.region, NetworkCreator(context=self.context)
+        if several:
+            names, tags = self._join(spec, names, record, tags, source=source)
+        else:
+            tags = self._group(spec, names, tags)
         if "vm" not in record.tokens:
-            region = spec.offer.region
-            network = NetworkCreator(context=self.context)
-            network.create(record, names, region=region, tags=tags, source=source)
+            if several:
+                network.create_own(record, names, region=region, tags=tags)
+            else:
+                network.create(record, names, region=region, tags=tags, source=source)
             self.observer.address(record, names)
+        if several:
+            self.observer.private_address(record, names)
         return self._create_vm(spec, names, record, tags)
+
+    def _join(
+        self, spec: VmSpec, names: Names, record: RunRecord, tags: dict[str, str], *, source: str
+    ) -> tuple[Names, dict[str, str]]:
+        """Join the run's group, and create what its machines share unless a mate has done so.
+
+        One machine at a time: those that come meanwhile find it made. Returns as `RunGroup.join`.
+        """
+        if spec.node:
+            tags = tags | {NODE: str(spec.node)}
+        with locked_group(names):
+            names, tags = self._run_group.join(spec, names, record, tags)
+            if "vm" not in record.tokens:
+                NetworkCreator(context=self.context).create_shared(
+                    record,
+                    names,
+                    region=spec.offer.region,
+                    tags=shared_tags(tags, names),
+                    source=source,
+                )
+        return names, tags
+
+    @property
+    def _run_group(self) -> RunGroup:
+        return self.remover.group
+
+    @property
+    def _existing(self) -> ExistingMachines:
+        return ExistingMachines(
+            context=self.context,
+            observer=self.observer,
+            deleter=self.deleter,
+            remover=self.remover,
+        )
 
     def _group(self, spec: VmSpec, names: Names, tags: dict[str, str]) -> dict[str, str]:
         """Create the group, tagged before anything bills; returns the tags it has."""
@@ -180,8 +189,7 @@ class VmCreator:
         with contextlib.suppress(Gone):  # not made yet
             found = self.context.arm.call("look at the resource group", groups.get, names.group)
             existing_tags = lower_case_names(found.get("tags"))
-            same_key = _same_key(existing_tags.get("qft-host-key", ""), spec.host_public_key)
-            if same_key and existing_tags.get(GENERATION) == str(spec.generation):
+            if is_made_for(existing_tags, spec):
                 return existing_tags
             body["location"] = found["location"]  # a group cannot move; what is in it may differ
         self.context.arm.call(
@@ -284,6 +292,7 @@ class VmCreator:
             size=spec.offer.size,
             zone=spec.offer.zone,
             generation=spec.generation,
+            node=spec.node,
             user=spec.user,
             host_public_key=spec.host_public_key,
             port=self.context.settings.ssh_port,
@@ -294,22 +303,21 @@ class VmCreator:
             idle_usd_per_h=idle_usd_per_h(spec.disk_gb),
         )
 
-    def _clean_up(self, run_id: str, error: ProviderError) -> None:
-        """Remove what a failed create made; a failure of that is added to the first one."""
+    def _clean_up(self, names: Names, error: ProviderError, *, several: bool) -> None:
+        """Remove what a failed create made; a failure of that is added to the first one.
+
+        A machine that has mates leaves them what they share.
+        """
         try:
-            self.deleter.remove(run_id)
+            if not several:
+                self.deleter.remove(names.run_id)
+                return
+            with locked_group(names):
+                if self._run_group.is_alone(names):
+                    self.deleter.remove(names.run_id)
+                    return
+            self.remover.remove(vm_from_answer({}, names))
         except ProviderError as second:
             error.unfinished = True
             error.add_note(f"removing what had been made failed too: {second}")
             error.hint = f"{error.hint}; `qft down --delete` removes what is left".lstrip("; ")
-
-
-def _same_key(one: str, other: str) -> bool:
-    """Whether two public lines are one key, whatever their comments."""
-    return one.split()[:2] == other.split()[:2]
-
-
-def _as_seen(vm: Vm, seen: Observation) -> Vm:
-    return replace(
-        vm, host=seen.host, port=seen.port, power=seen.power, metadata_url=seen.metadata_url
-    )

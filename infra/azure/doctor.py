@@ -11,6 +11,7 @@ from infra.azure.context import AzureContext
 from infra.azure.errors import QUOTA_PORTAL, SPOT_OFFERS
 from infra.azure.permissions import (
     RELEASE_HINT,
+    REMOVE,
     RENT,
     allowed,
     granted_permissions,
@@ -33,8 +34,8 @@ class Doctor:
 
     context: AzureContext
 
-    def checks(self, regions: Sequence[str], size: GpuSize) -> list[Check]:
-        """Make every check, in the order in which they should be mended.
+    def checks(self, regions: Sequence[str], size: GpuSize, nodes: int = 1) -> list[Check]:
+        """Make every check, in the order in which they should be mended, for that many machines.
 
         Without credentials or a subscription nothing further can be seen, and nothing is asked.
         """
@@ -44,8 +45,8 @@ class Doctor:
         found.insert(0, Check(name="credentials", ok=True, detail="Azure accepts them"))
         found.append(self._offer_type())
         found += [self._provider(namespace) for namespace in NAMESPACES]
-        found += self._permissions()
-        quota = [self._quota(region, size) for region in regions]
+        found += self._permissions(nodes)
+        quota = [self._quota(region, size, nodes) for region in regions]
         nowhere = all(one.required and not one.ok for one in quota)  # one region's would be enough
         found += [replace(one, required=nowhere) for one in quota]
         found.append(self._caller())
@@ -108,10 +109,12 @@ class Doctor:
 
         return checked(namespace, check, required=needed)
 
-    def _permissions(self) -> list[Check]:
+    def _permissions(self, nodes: int) -> list[Check]:
+        needed = RENT if nodes == 1 else (*RENT, *REMOVE)
+
         def rent() -> Check:
             granted = granted_permissions(self.context)
-            missing = [action for action in RENT if not allowed(granted, action)]
+            missing = [action for action in needed if not allowed(granted, action)]
             return Check(
                 name="rights",
                 ok=not missing,
@@ -133,7 +136,7 @@ class Doctor:
 
         return [checked("rights", rent), checked("self-release", assign, required=False)]
 
-    def _quota(self, region: str, size: GpuSize) -> Check:
+    def _quota(self, region: str, size: GpuSize, nodes: int) -> Check:
         name = f"spot quota in {region}"
 
         def check() -> Check:
@@ -145,11 +148,12 @@ class Doctor:
             if found is None:
                 return Check(name=name, ok=True, detail="not listed; Azure will say on `qft up`")
             used, limit = found
-            ok = limit - used >= size.vcpus
+            ok = limit - used >= nodes * size.vcpus
+            each = f" for each of {nodes} machines" if nodes > 1 else ""
             return Check(
                 name=name,
                 ok=ok,
-                detail=f"{used} of {limit} vCPUs used, {size.size} needs {size.vcpus}",
+                detail=f"{used} of {limit} vCPUs used, {size.size} needs {size.vcpus}{each}",
                 fix="" if ok else f"ask for more: {QUOTA_PORTAL}",
             )
 

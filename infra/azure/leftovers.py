@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.azure.context import AzureContext
-from infra.azure.naming import DISK, KINDS, Names
+from infra.azure.naming import DISK, KINDS, Names, ids_of, node_of
 from infra.azure.release_compute import ComputeRelease
 from infra.azure.resources import Parts
 from infra.errors import NotAllowed
@@ -41,16 +41,22 @@ class Leftovers:
         message = f"the resource group `{group.get('name')}` does not carry our tag"
         listed = self.parts.inventory(names)
         every = self._machines(names, record, listed)
-        recorded = record.ids.get("group", "").lower() == str(group.get("id") or "").lower()
-        tagged = [id_ for one in every for id_ in self._tagged(one, record)]
+        groups = {
+            one.ids.get("group", "").lower()
+            for one in (record, *self.context.records_of_nodes(names.run_id))
+        }
+        recorded = str(group.get("id") or "").lower() in groups
+        tagged = [id_ for one in every for id_ in self._tagged(one)]
         ours = [id_ for one in every for id_ in self._removable(one, tagged)]
+        ours.sort(key=lambda id_: id_ in [x for one in every for x in one.shared_ids()])
         if not tagged and not recorded:
             raise NotAllowed(
                 f"{message}: not touched", hint="remove it in the portal if it is yours"
             )
         on_message(f"{message}: only what does is removed from it")
         for one in every:  # releasing loses nothing, and what it bills is ours
-            ComputeRelease(context=self.context).release(one, record, on_message)
+            mine = self.context.record(one.run_id, one.node) if one.node else record
+            ComputeRelease(context=self.context).release(one, mine, on_message)
         record.removing += [
             [_kind(id_), id_] for id_ in ours if [_kind(id_), id_] not in record.removing
         ]
@@ -58,13 +64,12 @@ class Leftovers:
         for id_ in ours:
             if self.parts.get(id_) is not None:
                 self.parts.remove_id(id_, deadline)
-        ids = [id_ for one in every for id_ in one.all_ids()]
+        ids = ids_of(every)
         left = [
             id_ for id_ in ids if (recorded or id_ in tagged) and self.parts.get(id_) is not None
         ]
         if left:
             raise _untagged_remain(message, left)
-        names = every[0]
         others = [one for one in self.parts.inventory(names) if not _is_gone(self.parts, one, ids)]
         if recorded and not others:
             self.parts.remove_empty_group(record, names)
@@ -73,24 +78,31 @@ class Leftovers:
         self, names: Names, record: RunRecord, listed: Sequence[dict[str, Any]]
     ) -> list[Names]:
         """The names of every machine of the run that tags or this computer's memory speak of."""
-        generations = {max(record.generation, 1)}
+        found = {(0, max(record.generation, 1))}
+        found |= {(one.node, one.generation) for one in self.context.records_of_nodes(names.run_id)}
         for one in listed:
             text = lower_case_names(one.get("tags")).get(GENERATION, "")
             if is_of_run(one.get("tags"), names.run_id) and text.isdigit():
-                generations.add(int(text))
+                found.add((node_of(one.get("tags")), int(text)))
         return [
-            Names(subscription_id=names.subscription_id, run_id=names.run_id, generation=one)
-            for one in sorted(generations)
+            Names(
+                subscription_id=names.subscription_id,
+                run_id=names.run_id,
+                generation=generation,
+                node=node,
+            )
+            for node, generation in sorted(found)
         ]
 
-    def _tagged(self, names: Names, record: RunRecord) -> list[str]:
+    def _tagged(self, names: Names) -> list[str]:
         """The ids of what carries our tag, in the order of removal; lists lag, so each is asked.
 
         Azure gives a disk no tags: it is ours if it is the one of a machine that is, or if nothing
         holds it any more and this computer wrote down that it had it made.
         """
         found: list[str] = []
-        for id_ in names.all_ids():
+        record = self.context.record(names.run_id, names.node)
+        for id_ in ids_of([names]):
             view = self.parts.get(id_)
             if view is None:
                 continue
@@ -107,7 +119,7 @@ class Leftovers:
 
     def _removable(self, names: Names, tagged: Sequence[str]) -> list[str]:
         """Of the tagged pieces of one machine those that can go: what a machine uses stays."""
-        mine = [id_ for id_ in names.all_ids() if id_ in tagged]
+        mine = [id_ for id_ in ids_of([names]) if id_ in tagged]
         stays = names.vm_id not in mine and self.parts.get(names.vm_id) is not None
         return [] if stays else mine
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.context import AzureContext, recorded_runs
-from infra.azure.naming import Names, vm_of_group
+from infra.azure.existing import described
+from infra.azure.group_tags import has_node_0, network_of, nodes_of
+from infra.azure.naming import Names, node_of, vm_of_tags
 from infra.azure.observe import VmObserver
 from infra.azure.vm import vm_from_answer
 from infra.errors import Gone, NotAllowed, Rejected
@@ -43,23 +45,47 @@ class Listing:
                 tagged = is_of_run(group.get("tags"), run_id)
                 groups += [group] * tagged
                 lost += [run_id] * (not tagged)
-        machines = [self._of_tags(one.get("tags")) for one in groups]
+        machines = [one for group in groups for one in self._of_group(group.get("tags"))]
         machines += [self._from_record(run_id) for run_id in lost]
         found = [one for one in machines if one is not None]
-        found += self._tagged({one.run_id for one in found})
+        found += self._tagged({(one.run_id, one.node) for one in found})
         return sorted(found, key=lambda vm: vm.created_at, reverse=True)
 
-    def _of_tags(self, tags: dict[str, str] | None) -> Vm | None:
-        """Observe the machine that tags describe; None if nothing of it is left."""
-        vm = vm_of_group(tags, subscription_id=self.context.settings.subscription_id)
-        return None if vm is None else self._seen(vm)
+    def _of_group(self, tags: dict[str, str] | None) -> list[Vm | None]:
+        """Observe every machine that the tags of a group speak of.
 
-    def _seen(self, vm: Vm) -> Vm | None:
-        seen = self.observer.observe(vm)
+        A group in which nobody is any more is listed as what remains of node 0.
+        """
+        run_id = lower_case_names(tags).get(RUN, "").lower()
+        nodes = nodes_of(tags)
+        names = [
+            self.context.names(run_id, generation, node)
+            for node, generation in sorted(nodes.items())
+        ]
+        several = bool(nodes)
+        found = [self._of_tags(tags, several=several)] if has_node_0(tags) else []
+        found += [self._seen(described(self.context, one)) for one in names]
+        if not found:
+            left = self.context.names(run_id, network_of(tags))
+            found = [replace(vm_from_answer({}, left), power=PowerState.REMNANTS)]
+        return found
+
+    def _of_tags(self, tags: dict[str, str] | None, *, several: bool = False) -> Vm | None:
+        """Observe the machine that tags describe; None if nothing of it is left."""
+        vm = vm_of_tags(tags, subscription_id=self.context.settings.subscription_id)
+        return None if vm is None else self._seen(vm, several=several)
+
+    def _seen(self, vm: Vm, *, several: bool = False) -> Vm | None:
+        seen = self.observer.observe(vm, several=several)
         if seen.power is PowerState.GONE:
             return None
         return replace(
-            vm, power=seen.power, host=seen.host, port=seen.port, metadata_url=seen.metadata_url
+            vm,
+            power=seen.power,
+            host=seen.host,
+            port=seen.port,
+            metadata_url=seen.metadata_url,
+            private_host=seen.private_host,
         )
 
     def _from_record(self, run_id: str) -> Vm | None:
@@ -72,7 +98,7 @@ class Listing:
             return self._of_tags(answer["tags"])
         return self._seen(vm_from_answer(answer, names))
 
-    def _tagged(self, listed: set[str]) -> Iterator[Vm]:
+    def _tagged(self, listed: set[tuple[str, int]]) -> Iterator[Vm]:
         """Find machines of which only parts carry our tag."""
         parts: list[dict[str, Any]] = []
         with contextlib.suppress(Gone, NotAllowed, Rejected):  # groups are listed all the same
@@ -81,10 +107,15 @@ class Listing:
                 self.context.arm.resources.resources.list,
                 filter=f"tagName eq '{RUN}'",
             )
-        by_run = {lower_case_names(one.get("tags")).get(RUN, "").lower(): one for one in parts}
-        for run_id, one in sorted(by_run.items()):
+        by_machine = {
+            (lower_case_names(one.get("tags")).get(RUN, "").lower(), node_of(one.get("tags"))): one
+            for one in parts
+        }
+        runs = {run_id for run_id, _ in listed}
+        for (run_id, node), one in sorted(by_machine.items()):
             group = Names(subscription_id="-", run_id=run_id, generation=1).group
             inside = f"/resourcegroups/{group}/".lower() in str(one.get("id") or "").lower()
-            vm = self._of_tags(one.get("tags")) if run_id not in listed and inside else None
+            known = (run_id, node) in listed or (node == 0 and run_id in runs)
+            vm = self._of_tags(one.get("tags")) if not known and inside else None
             if vm is not None:
                 yield vm

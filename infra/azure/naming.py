@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from infra.errors import NotAllowed
 from infra.provider import Vm
-from infra.renting.tags import vm_from_tags
+from infra.renting.tags import lower_case_names, vm_from_tags
 
 TAG_NAME_CHARS_MAX = 512
 DISK_GB = 128
@@ -26,6 +26,11 @@ class Names:
     subscription_id: str
     run_id: str
     generation: int
+    node: int = 0
+    """Which of the machines of its run it is: node 0 is called as the machine of a run with one."""
+    network_generation: int = 0
+    """The generation in the names of the network that the run's machines share, where that is not
+    this machine's own; 0: it is."""
 
     @property
     def group(self) -> str:
@@ -40,7 +45,8 @@ class Names:
     @property
     def vm(self) -> str:
         """The machine."""
-        return f"qft-{self.run_id}-{self.generation}"
+        which = f"node{self.node}-" if self.node else ""
+        return f"qft-{self.run_id}-{which}{self.generation}"
 
     @property
     def nic(self) -> str:
@@ -55,12 +61,16 @@ class Names:
     @property
     def nsg(self) -> str:
         """The network security group."""
-        return f"{self.vm}-nsg"
+        return f"{self._network}-nsg"
 
     @property
     def vnet(self) -> str:
         """The virtual network."""
-        return f"{self.vm}-vnet"
+        return f"{self._network}-vnet"
+
+    @property
+    def _network(self) -> str:
+        return f"qft-{self.run_id}-{self.network_generation or self.generation}"
 
     @property
     def disk(self) -> str:
@@ -81,17 +91,29 @@ class Names:
         """The machine's full id."""
         return self.id_of(VM, self.vm)
 
-    def all_ids(self) -> list[str]:
-        """Every id that a machine of this run can have left behind, in the order of removal."""
+    def own_ids(self) -> list[str]:
+        """Every id of what is this machine's alone, in the order of removal."""
         return [
             self.id_of(SCHEDULE, self.schedule),
             self.vm_id,
             self.id_of(DISK, self.disk),
             self.id_of(NIC, self.nic),
             self.id_of(PUBLIC_IP, self.public_ip),
-            self.id_of(NSG, self.nsg),
-            self.id_of(VNET, self.vnet),
         ]
+
+    def shared_ids(self) -> list[str]:
+        """The ids of what the machines of the run share, in the order of removal."""
+        return [self.id_of(NSG, self.nsg), self.id_of(VNET, self.vnet)]
+
+
+def ids_of(machines: Sequence[Names]) -> list[str]:
+    """Every id that machines of a run can have left behind, in the order of removal.
+
+    What they share comes last, and is named as node 0 says.
+    """
+    own = [id_ for one in machines for id_ in one.own_ids()]
+    shared = [id_ for one in machines if one.node == 0 for id_ in one.shared_ids()]
+    return [*own, *shared]
 
 
 VM = "Microsoft.Compute/virtualMachines"
@@ -120,7 +142,12 @@ def names_of(vm: Vm, subscription_id: str) -> Names:
     it would seem to be gone, while it goes on billing.
     """
     check_subscription(vm.id, subscription_id)
-    return Names(subscription_id=subscription_id, run_id=vm.run_id, generation=vm.generation)
+    return Names(
+        subscription_id=subscription_id,
+        run_id=vm.run_id,
+        generation=vm.generation,
+        node=vm.node,
+    )
 
 
 def check_subscription(id_: str, chosen: str) -> None:
@@ -139,12 +166,26 @@ def idle_usd_per_h(disk_gb: int) -> float:
     return round(disk_gb * DISK_USD_PER_GB_H + ADDRESS_USD_PER_H, 6)
 
 
-def vm_of_group(tags: Mapping[str, str] | None, *, subscription_id: str) -> Vm | None:
-    """The machine that a group's tags describe, not yet observed; None if they are not ours."""
+def vm_of_tags(tags: Mapping[str, str] | None, *, subscription_id: str) -> Vm | None:
+    """The machine that tags describe, not yet observed; None if they are not ours."""
+    node = node_of(tags)
 
     def vm_id(run_id: str, generation: int) -> str:
-        return Names(subscription_id=subscription_id, run_id=run_id, generation=generation).vm_id
+        return Names(
+            subscription_id=subscription_id, run_id=run_id, generation=generation, node=node
+        ).vm_id
 
-    return vm_from_tags(
+    found = vm_from_tags(
         tags, provider="azure", id_of=vm_id, default_idle_usd_per_h=idle_usd_per_h(DISK_GB)
     )
+    return found and replace(found, node=node)
+
+
+NODE = "qft-node"
+"""The tag of what belongs to one of several machines: its number; that of node 0 carries none."""
+
+
+def node_of(tags: Mapping[str, str] | None) -> int:
+    """Read from its tags to which of its run's machines something belongs."""
+    text = lower_case_names(tags).get(NODE, "")
+    return int(text) if text.isdigit() else 0

@@ -1,13 +1,19 @@
-"""Creates the network of one machine: only the caller's address reaches it, and only port 22."""
+"""Creates the network of a run: only the caller's address reaches it, and only port 22.
+
+Several machines of a run share it, and reach each other by the rule that Azure gives every firewall
+of its own (`AllowVnetInBound`): no port of theirs is open to anybody else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.azure.context import AzureContext
 from infra.azure.naming import NSG, PUBLIC_IP, VNET, Names
-from infra.errors import Gone, Transient
+from infra.catalog.vendor import folded
+from infra.errors import BadRequest, Gone, Transient
 from infra.renting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -56,13 +62,68 @@ class NetworkCreator:
                 body=public_ip(region=region, tags=tags),
             ),
         ]
-        waiting = [(part.key, self._begin_part(record, names, part)) for part in parts]
-        for key, operation in waiting:
-            self._wait(record, key, operation)
+        self._make(record, names, parts)
+        self._create_card(record, names, region=region, tags=tags)
+
+    def create_shared(
+        self,
+        record: RunRecord,
+        names: Names,
+        *,
+        region: str,
+        tags: dict[str, str],
+        source: str,
+    ) -> None:
+        """Create what several machines share, where it is not there; the firewall admits `source`.
+
+        What is there is not written again: it may have machines. Raises `BadRequest` for a network
+        of another region.
+        """
+        client = self.context.arm.network
+        record.caller, record.caller_at = source, self.context.clock()
+        firewall = Part(
+            key="firewall",
+            name=names.nsg,
+            client=client.network_security_groups,
+            body=nsg(region=region, tags=tags, source=source),
+        )
+        network = Part(
+            key="network",
+            name=names.vnet,
+            client=client.virtual_networks,
+            body=vnet(region=region, tags=tags),
+        )
+        found = {part.key: self._made(record, names, part) for part in (firewall, network)}
+        self._make(record, names, [one for one in (firewall, network) if not found[one.key]])
+        rules = (found["firewall"].get("properties") or {}).get("securityRules") or []
+        admitted = [
+            (one.get("properties") or {}).get("sourceAddressPrefix")
+            for one in rules
+            if one.get("name") == RULE
+        ]
+        if found["firewall"] and admitted != [source]:
+            admit(self.context, names.group, names.nsg, source)
+
+    def create_own(
+        self, record: RunRecord, names: Names, *, region: str, tags: dict[str, str]
+    ) -> None:
+        """Create the address and the card of one machine in the network that is there."""
+        address = Part(
+            key="address",
+            name=names.public_ip,
+            client=self.context.arm.network.public_ip_addresses,
+            body=public_ip(region=region, tags=tags),
+        )
+        self._make(record, names, [address])
+        self._create_card(record, names, region=region, tags=tags)
+
+    def _create_card(
+        self, record: RunRecord, names: Names, *, region: str, tags: dict[str, str]
+    ) -> None:
         interface = Part(
             key="card",
             name=names.nic,
-            client=client.network_interfaces,
+            client=self.context.arm.network.network_interfaces,
             body=nic(
                 region=region,
                 tags=tags,
@@ -71,7 +132,40 @@ class NetworkCreator:
                 nsg_id=names.id_of(NSG, names.nsg),
             ),
         )
-        self._wait(record, "card", self._begin_part(record, names, interface))
+        self._make(record, names, [interface])
+
+    def _make(self, record: RunRecord, names: Names, parts: Sequence[Part]) -> None:
+        """Create parts at once, and wait for all of them."""
+        waiting = [(part.key, self._begin_part(record, names, part)) for part in parts]
+        for key, operation in waiting:
+            self._wait(record, key, operation)
+
+    def _made(self, record: RunRecord, names: Names, part: Part) -> dict[str, Any]:
+        """A shared part that is there, once nobody is making it any more; empty if it is to be."""
+        if part.key in record.tokens:
+            return {}  # this machine's own create was making it
+        deadline = self.context.clock() + NETWORK_WAIT_S
+        while True:
+            try:
+                found = self.context.arm.call(
+                    f"look at the {part.key}", part.client.get, names.group, part.name
+                )
+            except Gone:
+                return {}
+            if folded(str(found.get("location") or "")) != folded(part.body["location"]):
+                raise BadRequest(
+                    f"the machines of `{names.run_id}` are in {found.get('location')}: another one "
+                    f"in {part.body['location']} could not reach them",
+                    hint="all machines of a run are rented in one region",
+                )
+            state = str((found.get("properties") or {}).get("provisioningState") or "").lower()
+            if state in {"succeeded", ""}:
+                return dict(found)
+            if state in {"failed", "canceled"}:
+                return {}
+            if self.context.clock() >= deadline:
+                raise Transient(f"Azure has been making the {part.key} for {NETWORK_WAIT_S:.0f} s")
+            self.context.sleep(self.context.settings.polling_s)
 
     def _begin_part(self, record: RunRecord, names: Names, part: Part) -> Operation:
         def begin(token: str) -> Operation:
@@ -106,6 +200,21 @@ class Part:
     name: str
     client: Any
     body: dict[str, Any]
+
+
+def admit(context: AzureContext, group: str, firewall: str, source: str) -> None:
+    """Let `source`, and nobody else, through a firewall that is there."""
+    rules = context.arm.network.security_rules
+    operation = context.arm.begin(
+        f"let {source} through the firewall",
+        rules.begin_create_or_update,
+        group,
+        firewall,
+        RULE,
+        {"properties": rule(source)["properties"]},
+    )
+    if not operation.wait(wait_s=context.settings.accept_wait_s):
+        raise Transient("Azure is still changing the firewall")
 
 
 def nsg(*, region: str, tags: dict[str, str], source: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.azure.activity_log import SKEW_S, ActivityLog, StopCause
 from infra.azure.context import AzureContext
+from infra.azure.group_tags import nodes_of
 from infra.azure.naming import Names, names_of
 from infra.azure.operations import OperationTracker
 from infra.azure.vm import NO_CAP, current_cap, failure_of, power_of
@@ -33,14 +35,24 @@ class VmObserver:
     price_lately: Callable[[str, str], float | None]
     """The same, some minutes old at most, for looks every few seconds."""
 
-    def observe(self, vm: Vm) -> Observation:
-        """Observe a machine: one request while it runs, one more to learn why it stopped."""
+    def observe(self, vm: Vm, *, several: bool = False) -> Observation:
+        """Observe a machine: one request while it runs, one more to learn why it stopped.
+
+        `several` says that it is known to be one of several of its run.
+        """
         names = names_of(vm, self.context.settings.subscription_id)
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         try:
             answer = self.get(names)
         except Gone:
             return self._gone(names, record)
+        seen = self._seen(names, record, answer)
+        several = several or self.is_one_of_several(vm, record)
+        private = vm.private_host or (self.private_address(record, names) if several else "")
+        return replace(seen, private_host=private) if private else seen
+
+    def _seen(self, names: Names, record: RunRecord, answer: dict[str, Any]) -> Observation:
+        """Observe a machine that is there, as Azure describes it."""
         power, status_text = power_of(answer)
         code, message = failure_of(answer)
         pending = self.operations.follow(names, record)
@@ -101,7 +113,7 @@ class VmObserver:
             answer,
             after_s=after_s,
             before_s=before_s + SKEW_S,
-            released_s=self.context.record(vm.run_id).released_at,
+            released_s=self.context.record(vm.run_id, vm.node).released_at,
         )
         if isinstance(cause, str):
             return None
@@ -143,6 +155,35 @@ class VmObserver:
             record.save()
         return text
 
+    def is_one_of_several(self, vm: Vm, record: RunRecord) -> bool:
+        """Whether its run is known to have several machines; asks nobody."""
+        known = vm.node > 0 or vm.private_host or record.private_address
+        return bool(known or self.context.records_of_nodes(vm.run_id))
+
+    def private_address(self, record: RunRecord, names: Names) -> str:
+        """Get its address in the run's network, requested once: it is the network card's for good.
+
+        Empty if there is none.
+        """
+        if record.private_address and record.generation == names.generation:
+            return record.private_address
+        configurations = (self.card(names).get("properties") or {}).get("ipConfigurations")
+        found = [one.get("properties") or {} for one in configurations or []]
+        text = str(found[0].get("privateIPAddress") or "") if found else ""
+        if text and record.generation == names.generation:
+            record.private_address = text
+            record.save()
+        return text
+
+    def card(self, names: Names) -> dict[str, Any]:
+        """Get its network card; empty if there is none."""
+        cards = self.context.arm.network.network_interfaces
+        with contextlib.suppress(Gone):
+            return dict(
+                self.context.arm.call("look at the network card", cards.get, names.group, names.nic)
+            )
+        return {}
+
     def _gone(self, names: Names, record: RunRecord) -> Observation:
         """Observe what is left of a machine: nothing, or remnants if its group exists."""
         groups = self.context.arm.resources.resource_groups
@@ -153,7 +194,12 @@ class VmObserver:
         else:
             tags = group.get("tags")
             tagged = is_of_run(tags, names.run_id)
-            ours = tagged and lower_case_names(tags).get(GENERATION) == str(names.generation)
+            known = (
+                nodes_of(tags).get(names.node)
+                if names.node
+                else lower_case_names(tags).get(GENERATION)
+            )
+            ours = tagged and str(known) == str(names.generation)
             ours = ours or (not tagged and self._billing_remains(names, record))
             power = PowerState.REMNANTS if ours else PowerState.GONE
             detail = "the machine is gone; its resource group remains" if ours else "gone"

@@ -160,7 +160,7 @@ class Offers:
         stays = (
             found.restricted.get(region, {}).get(size.size.lower(), "")
             or ("the price list has no spot price for it there" if unsold else absent)
-            or _quota_obstacle(size, region, quota)
+            or _quota_obstacle(size, region, quota, nodes=want.nodes)
             or (past.detail if past and not past.clears else "")
         )
         dear = price_obstacle(price, want.max_price_usd_per_h)
@@ -191,10 +191,19 @@ def _is_poor(offer: Offer) -> bool:
     return offer.placement_score in POOR
 
 
-def _quota_obstacle(size: GpuSize, region: str, quota: tuple[int, int] | None) -> str:
-    if quota is None or quota[1] - quota[0] >= size.vcpus:
+def _quota_obstacle(
+    size: GpuSize, region: str, quota: tuple[int, int] | None, *, nodes: int
+) -> str:
+    if quota is None or quota[1] - quota[0] >= nodes * size.vcpus:
         return ""
     used, limit = quota
+    admitted = max(limit - used, 0) // size.vcpus
+    if nodes > 1 and admitted:
+        return (
+            f"spot quota ({SPOT_QUOTA}) of {region} admits {admitted} of the {nodes} machines that "
+            f"the run needs: {used} of {limit} vCPUs used, {size.vcpus} needed for each; ask for "
+            f"more at {QUOTA_PORTAL}"
+        )
     return (
         f"spot quota ({SPOT_QUOTA}) of {region}: {used} of {limit} vCPUs used, {size.vcpus} needed;"
         f" ask for more at {QUOTA_PORTAL}"

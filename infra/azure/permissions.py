@@ -28,6 +28,13 @@ RENT = (
     "Microsoft.Network/networkSecurityGroups/write",
     "Microsoft.Network/networkInterfaces/write",
 )
+REMOVE = (
+    "Microsoft.Compute/virtualMachines/delete",
+    "Microsoft.Compute/disks/delete",
+    "Microsoft.Network/networkInterfaces/delete",
+    "Microsoft.Network/publicIPAddresses/delete",
+)
+"""What it takes beside `RENT` to remove one of several machines without their group."""
 ASSIGN = "Microsoft.Authorization/roleAssignments/write"
 DEFINE = "Microsoft.Authorization/roleDefinitions/write"
 RELEASE_HINT = "ask for `User Access Administrator`"
@@ -177,33 +184,36 @@ def registered(context: AzureContext, namespace: str) -> bool:
 LIST = "providers/Microsoft.Authorization/roleAssignments"
 
 
-def revoke_role_assignments(context: AzureContext, names: Names) -> None:
-    """Delete what the machine's identity was granted, and what our role was granted in its group.
+def revoke_role_assignments(context: AzureContext, machines: Sequence[Names], scope: str) -> None:
+    """Delete what identities of machines were granted, and what our role was granted in `scope`.
 
-    The identity dies with the machine: whatever it still holds afterwards belongs to nobody, and is
-    shown as "Identity not found" for ever. Our role itself stays: it is one for the subscription,
-    other machines may need it, and not everybody who may assign it may define it again.
+    `scope` is the id of their group, or of the one machine. An identity dies with its machine:
+    whatever it still holds afterwards belongs to nobody, and is shown as "Identity not found" for
+    ever. Our role itself stays: it is one for the subscription, other machines may need it, and not
+    everybody who may assign it may define it again.
 
     Safe to repeat, and silent for an account that may not read or write assignments: they cost
     nothing. Raises `Transient` and `SignedOut`.
     """
-    for id_ in _found(context, names):
+    for id_ in _found(context, machines, scope):
         # Gone, or not ours to take back: listed next time.
         with contextlib.suppress(Gone, NotAllowed, Rejected):
             context.arm.send("take back a right of the machine", "DELETE", id_)
 
 
-def _found(context: AzureContext, names: Names) -> list[str]:
-    """Find the ids of the role assignments that go with the machine."""
+def _found(context: AzureContext, machines: Sequence[Names], scope: str) -> list[str]:
+    """Find the ids of the role assignments that go with the machines."""
+    names = machines[0]
     home = f"/subscriptions/{names.subscription_id}"
     found: list[dict[str, Any]] = []
-    if principal := _principal(context, names):
-        wanted = quote(f"principalId eq '{principal}'")
-        found += _listed(context, f"{home}/{LIST}?$filter={wanted}") or []
+    for one in machines:
+        if principal := _principal(context, one):
+            wanted = quote(f"principalId eq '{principal}'")
+            found += _listed(context, f"{home}/{LIST}?$filter={wanted}") or []
     in_group = _listed(context, f"{names.group_id}/{LIST}")
     if in_group is None:  # the group is gone: what hung on it is known to the subscription alone
         in_group = _listed(context, f"{home}/{LIST}") or []
-    found += [one for one in in_group if _is_ours(one, names)]
+    found += [one for one in in_group if _is_ours(one, names.subscription_id, scope)]
     ids = {str(one.get("id") or "").lower(): str(one.get("id") or "") for one in found}
     return [id_ for id_ in ids.values() if id_]
 
@@ -218,13 +228,13 @@ def _listed(context: AzureContext, path: str) -> list[dict[str, Any]] | None:
         return []
 
 
-def _is_ours(assignment: dict[str, Any], names: Names) -> bool:
-    """Whether it grants our role somewhere in the run's group."""
+def _is_ours(assignment: dict[str, Any], subscription_id: str, scope: str) -> bool:
+    """Whether it grants our role somewhere in that scope."""
     properties = assignment.get("properties") or {}
-    scope = f"{properties.get('scope') or ''}/".lower()
+    granted_at = f"{properties.get('scope') or ''}/".lower()
     role = str(properties.get("roleDefinitionId") or "").lower()
-    ours = role.rpartition("/")[2] == role_id(names.subscription_id).rpartition("/")[2]
-    return ours and scope.startswith(f"{names.group_id}/".lower())
+    ours = role.rpartition("/")[2] == role_id(subscription_id).rpartition("/")[2]
+    return ours and granted_at.startswith(f"{scope}/".lower())
 
 
 def _principal(context: AzureContext, names: Names) -> str:

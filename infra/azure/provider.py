@@ -24,6 +24,8 @@ from infra.azure.offers import (
     quota_covers,
 )
 from infra.azure.permissions import Permissions
+from infra.azure.remove import MachineRemover
+from infra.azure.run_group import RunGroup
 from infra.azure.settings import PUBLIC_ADDRESS, PUBLIC_ARM, AzureSettings
 from infra.azure.start_stop import PowerControl
 from infra.catalog.azure import AZURE
@@ -68,7 +70,7 @@ class AzureProvider(Provider):
         self._arm = arm
 
     name = "azure"
-    traits = Traits(rents=True, evicts=True, has_safeguards=True)
+    traits = Traits(rents=True, evicts=True, has_safeguards=True, several_machines=True)
 
     def offers(self, want: Want) -> list[Offer]:
         """List what could be rented now, best first, and what is blocked; creates nothing."""
@@ -76,7 +78,7 @@ class AzureProvider(Provider):
         return self._offers.list(want)
 
     def create(self, spec: VmSpec) -> Vm:
-        """Create the machine of `spec.run_id`: accepted by ARM, spot, under the cap; or raise."""
+        """Create one machine of `spec.run_id`: accepted by ARM, spot, under the cap; or raise."""
         return self._creator.create(spec)
 
     def observe(self, vm: Vm) -> Observation:
@@ -94,6 +96,10 @@ class AzureProvider(Provider):
     def delete(self, run_id: str, on_message: OnMessage = ignore_message) -> list[Removed]:
         """End the run's compute, then remove its resource group and wait until it is gone."""
         return self._deleter.remove(run_id, on_message)
+
+    def remove(self, vm: Vm, on_message: OnMessage = ignore_message) -> list[Removed]:
+        """Remove one machine with its disk, card and address; the group and the network stay."""
+        return self._remover.remove(vm, on_message)
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """Read when a released machine ceased to bill compute, as Azure reported."""
@@ -153,7 +159,7 @@ class AzureProvider(Provider):
         wanted = AZURE.with_cards(want.gpu, count) or AZURE.with_cards("", count)
         (size, *_) = wanted or AZURE.with_cards()  # of what Azure does not have
         regions = places_of(want.regions) or AZURE.regions[:3]
-        return Doctor(context=self.context).checks(regions, size)
+        return Doctor(context=self.context).checks(regions, size, want.nodes)
 
     def close(self) -> None:
         """Let go of open connections; the provider can be used again afterwards."""
@@ -214,6 +220,11 @@ class AzureProvider(Provider):
         return Deleter(context=self.context)
 
     @cached_property
+    def _remover(self) -> MachineRemover:
+        group = RunGroup(context=self.context, deleter=self._deleter)
+        return MachineRemover(deleter=self._deleter, group=group)
+
+    @cached_property
     def _safeguards(self) -> AzureSafeguards:
         return AzureSafeguards(
             context=self.context, observer=self._observer, permissions=self._permissions
@@ -233,6 +244,7 @@ class AzureProvider(Provider):
             context=self.context,
             observer=self._observer,
             deleter=self._deleter,
+            remover=self._remover,
             safeguards=self._safeguards,
             refusal_cache=self._refusal_cache,
         )

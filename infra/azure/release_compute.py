@@ -20,6 +20,8 @@ from infra.renting.run_record import RunRecord
 if TYPE_CHECKING:
     from infra.azure.sdk import Operation
 
+RELEASE, END = "release", "end"
+"""Under which names the tokens of a deallocation and of a removal by force are kept."""
 COMPUTE_WAIT_S = 300.0
 """How long the release of a machine is waited for before the removal of its group is begun."""
 
@@ -30,10 +32,37 @@ class ComputeRelease:
 
     context: AzureContext
 
-    def release(self, names: Names, record: RunRecord, on_message: OnMessage) -> bool:
+    def begin(self, names: Names, record: RunRecord) -> str:
+        """Order what `release` then waits for, where several machines are released at once.
+
+        Returns under which name the order is kept; empty for none. Raises only `SignedOut`: what is
+        refused now, `release` meets again.
+        """
+        power = self._power(names)
+        if power in {PowerState.GONE, PowerState.DEALLOCATED, PowerState.FAILED}:
+            return ""
+        machines: Any = self.context.arm.compute.virtual_machines
+        making = power is PowerState.CREATING
+        key, order = (
+            (END, machines.begin_delete) if making else (RELEASE, machines.begin_deallocate)
+        )
+        options: dict[str, Any] = {"force_deletion": True} if making else {}
+        try:
+            self._begin(names, record, key, order, names.group, names.vm, **options)
+        except SignedOut:
+            raise
+        except ProviderError:
+            self.context.clear_tokens(record, key)
+            return ""
+        return key
+
+    def release(
+        self, names: Names, record: RunRecord, on_message: OnMessage, *, begun: str = ""
+    ) -> bool:
         """End the billing of compute; whether Azure says that it has ended.
 
-        Waits `COMPUTE_WAIT_S` at most for each of two ways. Raises only `SignedOut`.
+        `begun` is what `begin` returned. Waits `COMPUTE_WAIT_S` at most for each of two ways.
+        Raises only `SignedOut`.
         """
         power = self._power(names)
         if power in {PowerState.GONE, PowerState.DEALLOCATED}:
@@ -42,15 +71,15 @@ class ComputeRelease:
             return False  # nothing runs in it, and it holds on to what the group's removal ends
         on_message(f"releasing the compute of `{names.vm}`")
         machines: Any = self.context.arm.compute.virtual_machines
-        if power is not PowerState.CREATING:
+        if power is not PowerState.CREATING and begun != END:
             where = (names.group, names.vm)
-            if self._run_operation(names, record, "release", machines.begin_deallocate, *where):
+            if self._run_operation(names, record, RELEASE, machines.begin_deallocate, *where):
                 on_message(f"the compute of `{names.vm}` is released")
                 return True
         done = self._run_operation(
             names,
             record,
-            "end",
+            END,
             machines.begin_delete,
             names.group,
             names.vm,
@@ -71,15 +100,8 @@ class ComputeRelease:
     ) -> bool:
         """Begin or resume one operation and wait for it; whether compute ended."""
         began_s = self.context.clock()
-
-        def begin(token: str) -> Operation:
-            more = {"continuation_token": token} if token else {}
-            return self.context.arm.begin(
-                f"release `{names.vm}`", begin_operation, *args, **kwargs, **more
-            )
-
         try:
-            operation = self.context.begin_or_resume(record, key, begin)
+            operation = self._begin(names, record, key, begin_operation, *args, **kwargs)
             done = self.context.wait(record, key, operation, wait_s=COMPUTE_WAIT_S)
         except SignedOut:
             raise
@@ -93,6 +115,25 @@ class ComputeRelease:
             record.compute_ended_at = ended or self.context.clock()
             self.context.clear_tokens(record, key)
         return done and self._power(names) in {PowerState.GONE, PowerState.DEALLOCATED}
+
+    def _begin(
+        self,
+        names: Names,
+        record: RunRecord,
+        key: str,
+        begin_operation: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Operation:
+        """Begin one operation, or take it up again."""
+
+        def begin(token: str) -> Operation:
+            more = {"continuation_token": token} if token else {}
+            return self.context.arm.begin(
+                f"release `{names.vm}`", begin_operation, *args, **kwargs, **more
+            )
+
+        return self.context.begin_or_resume(record, key, begin)
 
     def _await(self, names: Names, *, deadline_s: float) -> bool:
         """Wait while it is on its way down; whether it got there."""

@@ -120,10 +120,11 @@ class PowerControl:
         names = names_of(vm, self.context.settings.subscription_id)
         source = source_prefix(self.context.caller())
         record = self._record(vm)
+        firewall = self._firewall(vm, names, record)
         rules = self.context.arm.network.security_rules
         try:
             found = self.context.arm.call(
-                "look at the firewall", rules.get, names.group, names.nsg, network.RULE
+                "look at the firewall", rules.get, names.group, firewall, network.RULE
             )
         except Gone:
             found = {}
@@ -132,17 +133,18 @@ class PowerControl:
         record.save()
         if admitted == source:
             return False
-        operation = self.context.arm.begin(
-            f"let {source} through the firewall",
-            rules.begin_create_or_update,
-            names.group,
-            names.nsg,
-            network.RULE,
-            {"properties": network.rule(source)["properties"]},
-        )
-        if not operation.wait(wait_s=self.context.settings.accept_wait_s):
-            raise Transient("Azure is still changing the firewall")
+        network.admit(self.context, names.group, firewall, source)
         return True
+
+    def _firewall(self, vm: Vm, names: Names, record: RunRecord) -> str:
+        """Name the firewall of the machine, which several machines share."""
+        if not self.observer.is_one_of_several(vm, record):
+            return names.nsg
+        recorded = record.ids.get("firewall", "")
+        if not recorded:
+            properties = self.observer.card(names).get("properties") or {}
+            recorded = str((properties.get("networkSecurityGroup") or {}).get("id") or "")
+        return recorded.rpartition("/")[2] or names.nsg
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """When what `deallocate` released ceased to bill, as Azure says; None if not known."""
@@ -150,7 +152,7 @@ class PowerControl:
         return record.ended_at or None if record.requested == "deallocate" else None
 
     def _record(self, vm: Vm) -> RunRecord:
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         if record.generation != vm.generation:
             record = RunRecord(path=record.path, generation=vm.generation)
         return record

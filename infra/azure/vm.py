@@ -183,6 +183,7 @@ def vm_from_answer(answer: dict[str, Any], names: Names) -> Vm:
         region=str(answer.get("location") or ""),
         size=str((properties.get("hardwareProfile") or {}).get("vmSize") or ""),
         generation=names.generation,
+        node=names.node,
         created_at=str(properties.get("timeCreated") or ""),
     )
 

@@ -12,13 +12,14 @@ from unittest import mock
 
 from azure.core.credentials import SupportsTokenInfo
 
+from arm import private
 from arm.cloud import Cloud
 from arm.market import SIZES
 from infra.azure import AzureProvider, AzureSettings
 from infra.azure.credentials import chain
 from infra.azure.sdk import Arm
 from infra.offer import Offer
-from infra.provider import VmSpec
+from infra.provider import Vm, VmSpec
 
 T4 = "Standard_NC4as_T4_v3"
 HOST_PRIVATE = (
@@ -89,6 +90,24 @@ class AzureHarness:
         """Move the spot price of every size in a region."""
         for size in SIZES.values():
             self.cloud.set_price(size.name, region, usd_per_h)
+
+    def inbound_rules(self) -> list[tuple[str, str]]:
+        """Source and port of every rule that anybody has added to a firewall of this cloud."""
+        return [
+            (one["properties"]["sourceAddressPrefix"], one["properties"]["destinationPortRange"])
+            for firewall in self.cloud.world.resources.values()
+            if firewall.type.endswith("/networkSecurityGroups")
+            for one in firewall.properties["securityRules"]
+        ]
+
+    def admits(self, vm: Vm, *, source: str, port: int) -> bool:
+        """Whether a packet from an address reaches a port of a machine."""
+        (card,) = [
+            one
+            for one in self.cloud.world.resources.values()
+            if one.hidden.get("vm", "").lower() == vm.id.lower()
+        ]
+        return private.admits(self.cloud.world, card, source=source, port=port)
 
     def close(self) -> None:
         """Let go of connections."""

@@ -91,7 +91,12 @@ def _put(world: World, base: str, request: Request, route: Route, id_: str) -> R
     world.machines_made.append(id_)
     operation = world.operation("vm")
     size = body["properties"]["hardwareProfile"]["vmSize"]
-    failure = world.market.later_failure(size, vm.location, _zone(body))
+    failure = world.market.later_failure(
+        size,
+        vm.location,
+        _zone(body),
+        allocated=vm_power.allocated(world, vm.location, but=vm.id),
+    )
 
     def finish() -> None:
         if world.find(id_) is not vm:

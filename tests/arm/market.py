@@ -118,6 +118,8 @@ class Market:
     """Placement score by (size, region); others have none."""
     may_score: bool = True
     """Whether the account has the role that reads placement scores."""
+    admits: dict[str, int] = field(default_factory=dict)
+    """How many machines a region has room for at a time; others have room for any number."""
     free_zones: set[tuple[str, str]] = field(default_factory=set)
     """(region, zone) with room for what is sold out in the region as a whole."""
 
@@ -167,9 +169,16 @@ class Market:
                 f"Azure Spot Virtual Machine size '{size}'.",
             )
 
-    def later_failure(self, size: str, region: str, zone: str = "") -> tuple[str, str] | None:
-        """Code and message with which an accepted allocation will fail; None if it will not."""
+    def later_failure(
+        self, size: str, region: str, zone: str = "", *, allocated: int = 0
+    ) -> tuple[str, str] | None:
+        """Code and message with which an accepted allocation will fail; None if it will not.
+
+        `allocated` is how many other machines hold compute in the region.
+        """
         code = self.full(size, region, zone)
+        if code is None and allocated >= self.admits.get(region, allocated + 1):
+            code = "AllocationFailed"
         if code is None or code == "SkuNotAvailable":
             return None
         return code, LATE_TEXTS[code].format(size, "1")

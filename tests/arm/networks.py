@@ -6,6 +6,7 @@ from typing import Any
 
 from azure.mgmt.network import models
 
+from arm import private
 from arm.bodies import check
 from arm.ledger import ADDRESS_USD_PER_H
 from arm.longrunning import accepted
@@ -62,6 +63,7 @@ def _put(world: World, base: str, request: Request, route: Route, type_: str) ->
     _check_rules(body, type_)
     _check_parents(world, body, type_)
     kept = found.hidden if found else {}
+    properties = private.completed(world, body, type_, id_, found)
     resource = world.add(
         Resource(
             id=id_,
@@ -69,7 +71,7 @@ def _put(world: World, base: str, request: Request, route: Route, type_: str) ->
             group=route.group,
             location=body["location"],
             tags=dict(body.get("tags") or {}),
-            properties={**(body.get("properties") or {}), "provisioningState": "Updating"},
+            properties={**properties, "provisioningState": "Updating"},
             more={"sku": body["sku"]} if "sku" in body else {},
             hidden=kept,
         )
@@ -144,6 +146,8 @@ def _check_parents(world: World, body: dict[str, Any], type_: str) -> None:
                 f"Resource {id_} referenced by the resource was not found. Please make sure that "
                 "the referenced resource exists, and that both resources are in the same region.",
             )
+        if found.state == "Updating":
+            raise private.not_provisioned(found)
 
 
 def _delete(world: World, base: str, route: Route, id_: str) -> Reply:

@@ -73,6 +73,12 @@ def bill(world: World, vm: Resource) -> None:
         world.ledger.stop("compute", vm.id)
 
 
+def allocated(world: World, region: str, *, but: str) -> int:
+    """How many other machines hold compute in a region: those that bill it."""
+    holders = {id_ for kind, id_ in world.ledger.meters if kind == "compute" and id_ != but.lower()}
+    return sum(one.location == region for id_, one in world.resources.items() if id_ in holders)
+
+
 def set_power(world: World, vm: Resource, state: str) -> None:
     """Change the power and the meter."""
     vm.hidden["power"], vm.hidden["changed_s"] = state, world.now()
@@ -131,7 +137,9 @@ def _start(world: World, base: str, vm: Resource) -> Reply:
         cap = float((vm.properties.get("billingProfile") or {}).get("maxPrice", -1))
         world.market.check(size, vm.location, cap=cap, doing="Start")
     operation = world.operation("post")
-    failure = world.market.later_failure(size, vm.location)
+    failure = world.market.later_failure(
+        size, vm.location, allocated=allocated(world, vm.location, but=vm.id)
+    )
     if failure is None:
         set_power(world, vm, "starting")
     elif world.shows_starting:
