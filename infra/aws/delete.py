@@ -190,9 +190,9 @@ def close_record(
     if not may_leave_groups or not left:
         record.close()
         return
-    ids = {key: record.ids[key] for key in ("account", "profile") if key in record.ids}
     closed = record.renewed(record.generation)
-    closed.ids = {**ids, LEFT: " ".join(sorted(set(left)))}
+    closed.ids = {key: record.ids.get(key, "") for key in ("account", "profile")}
+    closed.ids[LEFT] = " ".join(sorted(set(left)))
     closed.save()
 
 

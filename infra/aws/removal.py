@@ -194,8 +194,8 @@ class RegionRemoval:
 
     def _remove_safeguards(self) -> None:
         """Remove schedules and alarms, which were to end the bill had this been killed."""
-        node = self.part.node if self.part else None
-        names = self.safeguards.remove(self.run_id, self.region, node)
+        which = (self.part.node, self.part.generation) if self.part else (None, None)
+        names = self.safeguards.remove(self.run_id, self.region, *which)
         new = [["schedule or alarm", self._path(name)] for name in names]
         self.record.removing += [one for one in new if one not in self.record.removing]
 

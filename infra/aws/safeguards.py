@@ -116,16 +116,26 @@ class AwsSafeguards:
             *_if_allowed(lambda: self._alarms.names(run_id, region, node)),
         ]
 
-    def remove(self, run_id: str, region: str, node: int | None = None) -> list[str]:
-        """Remove the schedules and alarms of a run, or of a node, in a region; return their names."""
+    def remove(
+        self, run_id: str, region: str, node: int | None = None, generation: int | None = None
+    ) -> list[str]:
+        """Remove the schedules and alarms of a run in a region; return their names.
+
+        With a node those of that node, with a generation those of one machine of it.
+        """
+
+        def mine(names: list[str]) -> list[str]:
+            begins = schedule_prefix(run_id, generation, node or 0)
+            return [one for one in names if one.startswith(begins)]
+
+        def remove_schedules() -> list[str]:
+            names = mine(self._scheduler.names(run_id, region, node))
+            return self._scheduler.remove(names, region)
 
         def remove_alarms() -> list[str]:
-            return self._alarms.remove(self._alarms.names(run_id, region, node), region)
+            return self._alarms.remove(mine(self._alarms.names(run_id, region, node)), region)
 
-        return [
-            *_if_allowed(lambda: self._scheduler.remove(run_id, region, node)),
-            *_if_allowed(remove_alarms),
-        ]
+        return [*_if_allowed(remove_schedules), *_if_allowed(remove_alarms)]
 
     def _request(self, vm: Vm) -> MachineView | None:
         """The machine's spot request; None if EC2 does not show it (yet)."""

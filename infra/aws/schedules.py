@@ -173,7 +173,8 @@ class Schedules:
     def put_off(self, prefix: str, region: str, *, not_before_s: float) -> bool:
         """Move the schedules of a machine so that its stops begin at `not_before_s` or later.
 
-        Their names begin with `prefix`. All move by the same time, those that remove the disk first. Whether any had to.
+        Their names begin with `prefix`. All move by the same time, those that remove the disk
+        first. Whether any had to.
         """
         stop = self._get(region, f"{prefix}{STOP}")
         if stop is None:
@@ -202,9 +203,8 @@ class Schedules:
         except Gone:
             return None
 
-    def remove(self, run_id: str, region: str, node: int | None = None) -> list[str]:
-        """Remove the schedules of a run in a region, or of one of its nodes; return their names."""
-        names = self.names(run_id, region, node)
+    def remove(self, names: list[str], region: str) -> list[str]:
+        """Remove schedules, silent about those that are gone; return their names."""
         for name in names:
             self._delete(region, name)
         return names
