@@ -158,11 +158,11 @@ class Deleter:
         For the whole run, also where a group stayed that its machines have left.
         """
         recorded = [self.context.record(run_id, node) for node in nodes]
-        known = [one.ids["region"] for one in recorded if one.ids.get("region")]
+        places = [one.ids["region"] for one in recorded if one.ids.get("region")]
         if whole:
-            known += [region for one in recorded for region in one.ids.get(LEFT, "").split()]
-        if known:
-            return [*dict.fromkeys(known)]
+            places += [region for one in recorded for region in one.ids.get(LEFT, "").split()]
+        if places:
+            return [*dict.fromkeys(places)]
         inventories = Inventories(context=self.context)
         regions = regions_to_ask(self.context)
         answers = inventories.in_regions(regions, lambda one: inventories.search(one, run_id))

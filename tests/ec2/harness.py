@@ -138,10 +138,10 @@ class AwsHarness:
         """Move the spot price of every size in a region."""
         self.cloud.set_region_price(region, usd_per_h)
 
-    def open_doors(self) -> list[tuple[str, dict[str, Any]]]:
-        """The rules that let anybody in beside this computer by SSH, and mates: by group, none.
+    def foreign_rules(self) -> list[tuple[str, dict[str, Any]]]:
+        """The rules that let in anybody but this computer by SSH and machines of the same group.
 
-        Of the groups that somebody made, as EC2 keeps them.
+        Each with the name of its group, as EC2 keeps them; there should be none.
         """
         caller = str(ipaddress.ip_network(self.cloud.caller))
         ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": caller}
