@@ -71,7 +71,7 @@ def bodies(harness: AwsHarness, *operations: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_node_0_is_asked_for_as_the_only_machine_of_a_run(tmp_path: Path) -> None:
+def test_node_0_is_requested_like_the_only_machine_of_a_run(tmp_path: Path) -> None:
     """Its group, its tags, its token and its order are the same, one rule is added to them."""
     made = []
     for count in (1, 3):
@@ -261,7 +261,7 @@ def test_a_request_that_one_node_left_open_is_its_own(harness: AwsHarness) -> No
         (0, "the spot quota of us-east-1 admits 0 of 3 machines: it leaves 0 of 12 vCPUs needed"),
     ],
 )
-def test_the_quota_has_to_admit_all_machines(harness: AwsHarness, vcpus: int, blocked: str) -> None:
+def test_an_offer_is_blocked_unless_its_quota_covers_all_machines(harness: AwsHarness, vcpus: int, blocked: str) -> None:
     """An offer is blocked where fewer machines fit than the run needs, and says how many do."""
     harness.cloud.market.spot_vcpus = vcpus
 
