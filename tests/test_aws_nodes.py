@@ -261,7 +261,9 @@ def test_a_request_that_one_node_left_open_is_its_own(harness: AwsHarness) -> No
         (0, "the spot quota of us-east-1 admits 0 of 3 machines: it leaves 0 of 12 vCPUs needed"),
     ],
 )
-def test_an_offer_is_blocked_unless_its_quota_covers_all_machines(harness: AwsHarness, vcpus: int, blocked: str) -> None:
+def test_an_offer_is_blocked_unless_its_quota_covers_all_machines(
+    harness: AwsHarness, vcpus: int, blocked: str
+) -> None:
     """An offer is blocked where fewer machines fit than the run needs, and says how many do."""
     harness.cloud.market.spot_vcpus = vcpus
 
