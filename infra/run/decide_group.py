@@ -55,9 +55,9 @@ class NodeView:
     @property
     def is_coming(self) -> bool:
         """Whether it is asked for or boots, and will be ready soon."""
-        asked = self.state.pending in {Kind.CREATE_INTENDED, Kind.START_INTENDED}
-        boots = self.state.up and not self.state.prepared
-        return self.ending is None and (asked or boots) and not self.leaving
+        requested = self.state.pending in {Kind.CREATE_INTENDED, Kind.START_INTENDED}
+        starting = self.state.up and not self.state.prepared
+        return self.ending is None and (requested or starting) and not self.leaving
 
     @property
     def trains(self) -> bool:

@@ -267,6 +267,10 @@ class GroupCloud(seam.Provider):
                 self._halt(self.machines[node], reason)
                 self.log.append(f"{reason} {node}")
 
+    def lose(self, node: int) -> None:
+        """A machine is deleted, disk and all, and nobody asked this run."""
+        self._remove(self.machines[node])
+
     def silence(self, node: int) -> None:
         """Nothing of it answers any more, and the provider says that it runs."""
         self.machines[node].silent = True
