@@ -65,7 +65,7 @@ def test_the_others_go_on_within_seconds_of_an_eviction(story: GroupStory, lost:
 
 @pytest.mark.parametrize("lost", [0, 2])
 def test_a_machine_that_is_back_joins_after_a_while(story: GroupStory, lost: int) -> None:
-    """The group stops for a machine that joins, when it has trained for ten minutes and not before."""
+    """The group stops for a machine that joins, after ten minutes of training and not before."""
     story.cloud.steps = LONG
     story.cloud.at_step(30, lambda: story.cloud.take(lost))
 
@@ -251,7 +251,7 @@ def test_a_fetch_that_comes_too_early_leaves_the_machines_as_they_are(story: Gro
     assert story.cloud.running() == [0, 1, 2]
 
 
-def test_a_run_that_is_asked_for_again_when_it_is_done_does_nothing(story: GroupStory) -> None:
+def test_a_run_that_is_done_does_nothing_when_its_command_is_repeated(story: GroupStory) -> None:
     """The same command twice removes nothing twice and rents nothing."""
     story.go()
     log = list(story.cloud.log)
