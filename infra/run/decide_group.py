@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from infra.errors import ErrorKind
 from infra.run.journal import Kind, Outcome
 from infra.run.order import Group, Order
 from infra.run.place import place_of
@@ -36,6 +35,8 @@ class NodeView:
     state: RunState
     unreachable: bool = False
     """Whether it did not answer at the last look."""
+    leaving: bool = False
+    """Whether its trainer saved at the last look, because the machine is about to be taken."""
     ending: RunEnd | None = None
     """How its part of the run ended; None if it goes on."""
 
@@ -44,7 +45,7 @@ class NodeView:
         """Whether it could train now, were its trainer started."""
         found = self.state
         private = found.vm.private_host if found.vm is not None else ""
-        return self.answers and found.prepared and bool(private)
+        return self.answers and found.prepared and bool(private) and not self.leaving
 
     @property
     def answers(self) -> bool:
@@ -53,14 +54,17 @@ class NodeView:
 
     @property
     def is_coming(self) -> bool:
-        """Whether it is up, and will be ready soon."""
-        return self.answers and not self.is_ready
+        """Whether it is asked for or boots, and will be ready soon."""
+        requested = self.state.pending in {Kind.CREATE_INTENDED, Kind.START_INTENDED}
+        starting = self.state.up and not self.state.prepared
+        return self.ending is None and (requested or starting) and not self.leaving
 
     @property
     def trains(self) -> bool:
         """Whether its trainer runs, or is being started."""
         state = self.state
-        return state.up and (state.launched or state.pending is Kind.LAUNCH_INTENDED)
+        started = state.launched or state.pending is Kind.LAUNCH_INTENDED
+        return state.up and started and not self.leaving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class GroupMemory:
     """The number of the last group that was told to end; its trainers may still be at it."""
     formed_s: float = 0.0
     """When it formed."""
+    survivors: frozenset[tuple[int, int]] = frozenset()
+    """Who of that group was still there: the machines, each with the number of its boot."""
     gathering_since_s: float | None = None
     """Since when enough machines are ready and wait for another."""
     short_since_s: float | None = None
@@ -81,6 +87,8 @@ class GroupMemory:
     """Those that were released for that, until enough others can be had."""
     leaves_place: bool = False
     """Whether they are removed, because there is no room for enough of them where they were."""
+    moves: int = 0
+    """How many places in a row had no room for enough of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,22 +103,29 @@ def decide_group(
     views: Sequence[NodeView], memory: GroupMemory, plan: RunPlan, now_s: float
 ) -> GroupDecision:
     """Return what each machine is to do now; `views` has one of each node, in their order."""
+    if _is_reached(views, plan):
+        return _all(views, memory, Order(over=True))
     ending = _ending_of_all(views, plan)
     if ending is not None:
         return _all(views, memory, Order(ending=ending))
-    if _is_reached(views, plan):
-        return _wind_down(views, memory)
     free = _free_orders(views, plan)
-    trained = next((one for one in views if one.state.trained and one.state.up), None)
+    lasts = plan.goal is Goal.FETCH  # it is not trained anew, so whoever has it is started
+    trained = next(
+        (one for one in views if one.state.trained and (one.state.up or (lasts and one.state.vm))),
+        None,
+    )
     if trained is not None or plan.goal is Goal.FETCH:
-        leader = trained or max(views, key=lambda one: one.state.disk_step)
+        leader = trained or _leader(views)
         free = [replace(one, settles=True) for one in free]
         free[leader.node] = Order(leads=True)
         return _decision(views, free, replace(memory, group=None))
-    if plan.goal is Goal.UP:
-        return _decision(views, free, memory)
     memory = _with_hold(views, memory, plan, now_s)
-    memory = _with_group(views, memory, plan, now_s)
+    if plan.goal is Goal.UP:
+        ready, memory = _gathered(views, memory, plan, now_s)
+        if ready:
+            return _all(views, memory, Order(over=True))
+    else:
+        memory = _with_group(views, memory, plan, now_s)
     return _decision(views, [_ordered(one, memory, plan) for one in _pairs(views, free)], memory)
 
 
@@ -173,7 +188,8 @@ def _ending_of_all(views: Sequence[NodeView], plan: RunPlan) -> RunEnd | None:
         if ending.outcome in ENDS_ALL:
             return ending
     failed = [one for one in ends if one.outcome is not Outcome.DONE]
-    left = sum(1 for one in views[: plan.nodes] if one.ending is None)
+    wanted = [one.ending for one in views[: plan.nodes]]
+    left = sum(1 for one in wanted if one is None or one.outcome is Outcome.DONE)
     return failed[0] if failed and left < plan.nodes_min else None
 
 
@@ -184,12 +200,12 @@ def _is_reached(views: Sequence[NodeView], plan: RunPlan) -> bool:
     return any(one.state.fetched for one in views)
 
 
-def _wind_down(views: Sequence[NodeView], memory: GroupMemory) -> GroupDecision:
-    """End all machines; the first goes last, with all that the run has."""
-    others = all(one.ending is not None for one in views[1:])
-    first = Order(over=True, removes_run=True) if others else Order(settles=True)
-    orders = [first if one.node == 0 else Order(over=True) for one in views]
-    return _decision(views, orders, replace(memory, group=None))
+def _leader(views: Sequence[NodeView]) -> NodeView:
+    """Return the machine that has the results, if any has: the first of the newest group."""
+    members = max((one.state for one in views), key=lambda state: state.group).members
+    if members and members[0] < len(views) and views[members[0]].state.vm is not None:
+        return views[members[0]]
+    return max(views, key=lambda one: (one.state.vm is not None, one.state.disk_step))
 
 
 # ---- the group ----
@@ -210,18 +226,34 @@ def _with_group(
         )
         if not lost and not grows:
             return memory
-        return replace(memory, group=None, ended=group.number)
+        there = [views[node] for node in group.members if views[node].answers]
+        survivors = frozenset((one.node, one.state.starts) for one in there if not one.leaving)
+        return replace(memory, group=None, ended=group.number, survivors=survivors)
     if any(one.answers and one.trains for one in views):
         return memory  # they save and end first
+    ready, memory = _gathered(views, memory, plan, now_s)
+    if not ready:
+        return memory
+    number = 1 + max(memory.ended, *(one.state.group for one in views))
+    return replace(memory, group=_form(ready, number=number), formed_s=now_s, moves=0)
+
+
+def _gathered(
+    views: Sequence[NodeView], memory: GroupMemory, plan: RunPlan, now_s: float
+) -> tuple[list[NodeView], GroupMemory]:
+    """Return the machines that are ready if they are enough, and not while another one comes.
+
+    Those that have just trained do not wait: whoever comes joins them later.
+    """
     ready = [one for one in views if one.is_ready and one.node < plan.nodes]
     if len(ready) < plan.nodes_min:
-        return replace(memory, gathering_since_s=None)
+        return [], replace(memory, gathering_since_s=None)
     since_s = now_s if memory.gathering_since_s is None else memory.gathering_since_s
     coming = any(one.is_coming and one.node < plan.nodes for one in views)
-    if coming and now_s - since_s < plan.policy.gather_s:
-        return replace(memory, gathering_since_s=since_s)
-    formed = _form(ready, number=1 + max(one.state.group for one in views))
-    return replace(memory, group=formed, formed_s=now_s, gathering_since_s=None)
+    trained = any((one.node, one.state.starts) in memory.survivors for one in ready)
+    if coming and not trained and now_s - since_s < plan.policy.gather_s:
+        return [], replace(memory, gathering_since_s=since_s)
+    return ready, replace(memory, gathering_since_s=None)
 
 
 def _form(ready: Sequence[NodeView], *, number: int) -> Group:
@@ -267,40 +299,69 @@ def _with_hold(
     views: Sequence[NodeView], memory: GroupMemory, plan: RunPlan, now_s: float
 ) -> GroupMemory:
     """Return the memory with who is released, because too few can be had for too long."""
-    up = {one.node for one in views if one.state.up and one.ending is None}
-    if memory.held:
-        back = len(up | memory.held) >= plan.nodes_min and bool(up - memory.held)
-        emptied = memory.leaves_place and all(views[node].state.vm is None for node in memory.held)
-        if not back and not emptied:
+    wanted = [one for one in views if one.node < plan.nodes and one.ending is None]
+    ready = {one.node for one in wanted if one.is_ready}
+    held = memory.held
+    if held:
+        back = len(held | ready) >= plan.nodes_min and bool(ready - held)
+        emptied = memory.leaves_place and all(views[node].state.vm is None for node in held)
+        if back or emptied:
+            moves = memory.moves + emptied
+            return replace(
+                memory, held=frozenset(), leaves_place=False, short_since_s=None, moves=moves
+            )
+    billing = {one.node for one in wanted if one.state.up} - held
+    if len(ready - held) >= plan.nodes_min or not billing:
+        memory = replace(memory, short_since_s=None)
+        missing = [one for one in wanted if one.node not in held]
+        kept = [one.state for one in _kept(wanted)]
+        full = _is_refused(missing, wanted) if held else _is_full(kept, plan)
+        if billing or not plan.several_places or not full:
             return memory
-        return replace(memory, held=frozenset(), leaves_place=False, short_since_s=None)
-    if not up and plan.several_places and _is_full(views, plan):
-        return replace(memory, held=frozenset(_kept(views)), leaves_place=True)
-    enough = len([one for one in views if one.is_ready]) >= plan.nodes_min
-    if enough or not up:
-        return replace(memory, short_since_s=None)
+        return _held(views, memory, held, leaves=True)
     if memory.short_since_s is None:
         return replace(memory, short_since_s=now_s)
-    coming = len([one for one in views if one.answers]) >= plan.nodes_min
-    if coming or now_s - memory.short_since_s < plan.policy.short_max_s:
+    coming = {one.node for one in wanted if one.is_coming}
+    most_s = plan.policy.gather_s if memory.moves else plan.policy.short_max_s
+    if len(ready | coming | held) >= plan.nodes_min or now_s - memory.short_since_s < most_s:
         return memory
-    refused = any(
-        refusal.kind is ErrorKind.NO_CAPACITY for one in views for refusal in one.state.refusals
+    found = {one.node for one in wanted if one.answers}
+    if not found - held:
+        return memory
+    leaves = plan.several_places and _is_refused(wanted, wanted)
+    return _held(views, memory, held | found, leaves=leaves)
+
+
+def _held(
+    views: Sequence[NodeView], memory: GroupMemory, held: frozenset[int] | set[int], *, leaves: bool
+) -> GroupMemory:
+    """Return the memory with those on hold: all that have a machine, if they leave their place."""
+    leaves = leaves or memory.leaves_place
+    kept = [one.node for one in _kept(views)] if leaves else []
+    return replace(memory, held=frozenset((*held, *kept)), leaves_place=leaves)
+
+
+def _is_refused(missing: Sequence[NodeView], wanted: Sequence[NodeView]) -> bool:
+    """Whether a machine that is not there was last refused where the others are."""
+    place = place_of([one.state for one in wanted])
+    return place is not None and any(
+        refusal.rules_out(place) and refusal.at_s >= one.state.vm_started_s
+        for one in missing
+        if not one.state.up
+        for refusal in one.state.refusals
     )
-    return replace(memory, held=frozenset(up), leaves_place=plan.several_places and refused)
 
 
-def _kept(views: Sequence[NodeView]) -> list[int]:
-    """Return the nodes that have a machine, up or down."""
-    return [one.node for one in views if one.state.vm is not None and one.ending is None]
+def _kept(views: Sequence[NodeView]) -> list[NodeView]:
+    """Return those that have a machine, up or down."""
+    return [one for one in views if one.state.vm is not None and one.ending is None]
 
 
-def _is_full(views: Sequence[NodeView], plan: RunPlan) -> bool:
+def _is_full(kept: Sequence[RunState], plan: RunPlan) -> bool:
     """Whether no machine that is down can be started where they all are.
 
     One whose disk is ahead of the checkpoint at home is tried more often.
     """
-    kept = [views[node].state for node in _kept(views)]
     tries = plan.policy.start_attempts_max
     return bool(kept) and all(
         one.start_failures >= (tries if one.disk_step > one.home_step else 1) for one in kept

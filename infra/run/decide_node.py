@@ -22,6 +22,7 @@ from infra.run.actions import (
     Launch,
     LeaveGroup,
     Prepare,
+    RecordExit,
     RecordStop,
     Replace,
     SetSafeguards,
@@ -62,6 +63,8 @@ def decide_node(state: RunState, seen: Seen, order: Order, plan: RunPlan, now_s:
         return Wait(wait_s=plan.policy.poll_s, reason="another machine finds a place first")
     if isinstance(action, Fetch) and not order.leads:
         return Wait(wait_s=plan.policy.poll_s, reason="another machine brings the adapter home")
+    if isinstance(action, Finish) and action.ending.outcome is Outcome.DONE:
+        return Wait(wait_s=plan.policy.poll_s, reason="ready; it waits for the other machines")
     if isinstance(action, Launch):
         return _launch(state, seen, order, plan)
     if isinstance(action, Wait) and _runs_outside(state, seen, order):
@@ -84,6 +87,8 @@ def _wind_down(state: RunState, plan: RunPlan) -> Action:
     rented = state.vm is not None or state.pending is not None
     if plan.goal is Goal.RUN and rented and not state.deleted:
         return Delete(reason="the adapter is home")
+    if state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}:
+        return Delete(reason="what was asked for may exist, and is not needed any more")
     return Finish(ending=RunEnd(outcome=Outcome.DONE, reason="done"))
 
 
@@ -98,7 +103,8 @@ def _hold(state: RunState, seen: Seen, order: Order, action: Action, plan: RunPl
     begins = isinstance(action, Start | FindOffers) or (
         isinstance(action, Create) and state.pending is not Kind.CREATE_INTENDED
     )
-    if order.leaves_place and state.vm is not None and isinstance(action, Start | Wait):
+    rests = isinstance(action, Start | FindOffers | Wait)
+    if order.leaves_place and state.vm is not None and rests:
         return Delete(reason=order.hold)
     if begins and not (seen.machine is not None and is_up(seen.machine)):
         return Wait(wait_s=plan.policy.poll_s, reason=order.hold)
@@ -111,8 +117,10 @@ def _launch(state: RunState, seen: Seen, order: Order, plan: RunPlan) -> Action:
     group = order.group
     if runs and (group is None or group.number != state.group):
         return LeaveGroup(step=_step(seen), reason="the group forms anew")
-    again = state.pending is Kind.LAUNCH_INTENDED or runs
-    if group is None or (group.number <= state.group and not again):
+    pending = state.pending is Kind.LAUNCH_INTENDED
+    if pending and (group is None or group.number != state.group):  # it came to nothing
+        return RecordExit(exit_code=None, step=_step(seen), crash=False)
+    if group is None or (group.number <= state.group and not (pending or runs)):
         return Wait(wait_s=plan.policy.poll_s, reason="ready; it waits for the other machines")
     return Launch(group=group)
 

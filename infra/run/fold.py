@@ -348,7 +348,8 @@ def _evict_requested(state: RunState, event: Event) -> RunState:
 def _trainer_exited(state: RunState, event: Event) -> RunState:
     if not event.data["crash"]:
         ended = state.group if event.data["exit_code"] == PEER_DONE else state.group_done
-        return replace(state, launched=False, group_done=ended)
+        pending = None if state.pending is Kind.LAUNCH_INTENDED else state.pending
+        return replace(state, launched=False, group_done=ended, pending=pending)
     failure = Failure(
         step=event.data["step"],
         exit_code=event.data["exit_code"],

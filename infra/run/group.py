@@ -16,7 +16,7 @@ from infra.run.budget import bill
 from infra.run.context import RunContext, TurnReport
 from infra.run.decide_group import GroupMemory, NodeView, decide_group
 from infra.run.journal import Journal, Kind, Outcome
-from infra.run.nodes import NodeJournal, together
+from infra.run.nodes import NodeJournal, is_removed_whole, together
 from infra.run.order import Order
 from infra.run.plan import RunPlan
 from infra.run.state import RunEnd, RunState
@@ -89,6 +89,7 @@ class GroupSupervisor:
                 self._decide(plan)
                 self._context.sleep(min(LOOK_EVERY_S, plan.policy.poll_s))
             self._raise_bugs()
+            self._remove_rest(plan)
         finally:
             self._stop()
         return self._end(plan)
@@ -119,7 +120,8 @@ class GroupSupervisor:
         """Return what the thread of a machine does: its part of the run, and how that ended."""
         node = self._nodes[number]
         # The rehearsals are shared out: never two machines at the same step.
-        mine = tuple(plan.rehearse_evictions[number :: len(self._nodes)])
+        shared = plan.rehearse_evictions[number :: len(self._nodes)]
+        mine = tuple(step for step in shared if step not in self.state.rehearsed)
         own = replace(plan, rehearse_evictions=mine)
 
         def run_node() -> None:
@@ -148,6 +150,7 @@ class GroupSupervisor:
                 node=number,
                 state=one.supervisor.state,
                 unreachable=bool(one.supervisor.unreachable),
+                leaving=one.supervisor.leaving,
                 ending=one.ending,
             )
             for number, one in enumerate(self._nodes)
@@ -159,6 +162,8 @@ class GroupSupervisor:
 
     def _report(self, number: int, turn: TurnReport) -> None:
         """Report a turn of one machine, with the state and the bill of all."""
+        if self._stopped.is_set():
+            raise Stopped
         states = [one.supervisor.state for one in self._nodes]
         states[number] = turn.state
         whole = together(states)
@@ -166,6 +171,13 @@ class GroupSupervisor:
             self._context.on_turn(
                 replace(turn, state=whole, bill=bill(whole, turn.now_s), node=number)
             )
+
+    def _remove_rest(self, plan: RunPlan) -> None:
+        """Remove what the machines of the run shared, where none of them is left."""
+        states = [one.supervisor.state for one in self._nodes]
+        left = any(one.vm is not None or one.pending is not None for one in states)
+        if plan.rents and not left and not is_removed_whole(self._context.journal.events):
+            self._nodes[0].supervisor.remove_run("none of its machines is left")
 
     def _stop(self) -> None:
         """Let go of the run: no thread writes or begins anything any more."""

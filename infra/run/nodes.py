@@ -16,6 +16,8 @@ from infra.run.journal import Event, Journal, JournalDamaged, Kind
 from infra.run.state import RunState
 
 NODE = "node"
+WHOLE = "run"
+"""Of a removal: whether it was that of all that the run had."""
 NODES_MAX = 64
 FOR_ALL = frozenset({Kind.RUN_STARTED, Kind.RUN_RESUMED})
 """What happens to all machines of a run at once."""
@@ -104,6 +106,7 @@ def together(nodes: Sequence[RunState]) -> RunState:
         alive_s=max(one.alive_s for one in nodes),
         cards=max((one.cards for one in nodes), key=len),
         evictions=sum(one.evictions for one in nodes),
+        rehearsed=frozenset(step for one in nodes for step in one.rehearsed),
         stops=sum(one.stops for one in nodes),
         hangs=sum(one.hangs for one in nodes),
         crashes=farthest.crashes,
@@ -120,6 +123,14 @@ def together(nodes: Sequence[RunState]) -> RunState:
     )
 
 
-def _has_nothing(node: RunState) -> bool:
-    """Whether nothing of a machine remains, or nothing ever was."""
-    return node.deleted or (node.vm is None and node.pending is None)
+def is_removed_whole(events: Sequence[Event]) -> bool:
+    """Whether all of a run was removed, what its machines shared too, and nothing asked for since.
+
+    So is a run of which nothing was ever asked for.
+    """
+    for event in reversed(events):
+        if event.kind is Kind.CREATE_INTENDED:
+            return False
+        if event.kind is Kind.DELETED and event.data.get(WHOLE):
+            return True
+    return True

@@ -64,7 +64,5 @@ class Order:
     """Whether the run has reached its goal."""
     ending: RunEnd | None = None
     """How the run ends without having reached it; None if it goes on."""
-    removes_run: bool = False
-    """Whether its removal is that of all that the run has, what the machines share included."""
     others: tuple[RunState, ...] = ()
     """The states of the other machines, which the budget counts, too."""

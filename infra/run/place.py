@@ -28,7 +28,8 @@ def _blocked(offer: Offer, order: Order, policy: Policy, now_s: float) -> Offer:
         if _key(offer) == _key(order.place):
             return offer
         where = f"{order.place.provider} {order.place.place}, {order.place.machine}"
-        return replace(offer, blocked_by=f"the other machines of the run are {where}")
+        reason = f"the other machines of the run are at {where}"
+        return replace(offer, blocked_by=reason, clears=True)
     for state in order.others:
         refusal = find_refusal(state, offer, policy, now_s)
         if refusal is not None:

@@ -33,6 +33,7 @@ from infra.run.fold import apply, fold_node
 from infra.run.host_key import change_host_key
 from infra.run.interruption import is_announced, wait_until_taken
 from infra.run.journal import Kind, Outcome
+from infra.run.nodes import WHOLE
 from infra.run.observer import Observer, StallDetector
 from infra.run.order import Order
 from infra.run.place import with_other_places_blocked
@@ -41,7 +42,7 @@ from infra.run.release import billed_until_s, release
 from infra.run.replacement import may_start_under, other_cap
 from infra.run.safeguards import Limits, set_safeguards
 from infra.run.state import RunEnd, RunState
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobOutcome
 
 OFFERS_TTL_S = 300.0
 
@@ -64,6 +65,8 @@ class Supervisor:
         self._last: act.Action | None = None
         self.unreachable = ""
         """Why the machine did not answer at the last look; empty if it did."""
+        self.leaving = False
+        """Whether the trainer had saved at the last look, since the machine is to be taken."""
 
     @property
     def state(self) -> RunState:
@@ -148,6 +151,8 @@ class Supervisor:
         if order is not None:
             offers = with_other_places_blocked(offers, order, plan.policy, self._context.clock())
         self.unreachable = seen.unreachable
+        outcome = seen.job.outcome if seen.job is not None else None
+        self.leaving = self._state.launched and outcome is JobOutcome.PREEMPTED
         return replace(seen, offers=offers, order=order)
 
     # ---- act ----
@@ -358,22 +363,27 @@ class Supervisor:
             self._context.workload.clear(vm)
         self._remove(reason)
 
-    def _remove(self, reason: str) -> None:
+    def remove_run(self, reason: str) -> None:
+        """Remove all that a run with several machines has left once none of them is."""
+        self._remove(reason, whole=True)
+
+    def _remove(self, reason: str, *, whole: bool = False) -> None:
         provider, run_id = self._context.provider, self._state.run_id
+        all_of_it = {WHOLE: True} if whole else {}
         self._context.workload.disconnect()
-        self._record(Kind.DELETE_INTENDED, reason=reason)
+        self._record(Kind.DELETE_INTENDED, reason=reason, **all_of_it)
+        whole = whole or self._context.orders is None
         try:
-            removed = self._with_retries(lambda: self._remove_machines(provider, run_id))
+            removed = self._with_retries(lambda: self._removed(provider, run_id, whole=whole))
         except (ProviderError, KeyboardInterrupt):
             self._record_release()
             raise
         names = [f"{one.kind} {one.id}" for one in removed]
-        self._record(Kind.DELETED, removed=names, until_s=billed_until_s(removed))
+        self._record(Kind.DELETED, removed=names, until_s=billed_until_s(removed), **all_of_it)
 
-    def _remove_machines(self, provider: Provider, run_id: str) -> list[Removed]:
+    def _removed(self, provider: Provider, run_id: str, *, whole: bool) -> list[Removed]:
         """Remove the run, or where it has several machines this one, also if nobody recorded it."""
-        order = self._order()
-        if order is None or order.removes_run:
+        if whole:
             return provider.delete(run_id, self._report_progress)
         mine = [vm for vm in provider.list_run(run_id) if vm.node == self._context.node]
         if self._state.vm is not None and all(vm.id != self._state.vm.id for vm in mine):
