@@ -14,11 +14,11 @@ from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
-from commands.runs.nodes import chosen_node, each_node
 from commands.runs.running_machine import other_nodes, running_machine, ssh_host
 from commands.runs.session import policy_of
 from commands.runs.workload_config import RemoteLayout
 from commands.ui.errors import CloudError, HostError, UsageError
+from commands.ui.nodes import chosen_node, each_node
 from commands.ui.options import Node, Run, examples
 from commands.ui.output import json_log_writer, log, log_writer
 from infra.provider import Vm

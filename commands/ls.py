@@ -12,8 +12,8 @@ import typer
 
 from commands.runs.all_providers import providers_to_ask
 from commands.runs.home import all_runs, environment, qft_home
-from commands.runs.nodes import each_node
 from commands.ui.errors import CloudError
+from commands.ui.nodes import each_node
 from commands.ui.options import Json, ProviderName, check_all, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json, table
 from infra.card_count import cards_text

@@ -14,13 +14,13 @@ import typer
 from commands.runs import factory
 from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
 from commands.runs.node_status import Look, NodeStatus, node_statuses, power_text, with_nodes
-from commands.runs.nodes import each_node, leader
 from commands.runs.planning.corrected import Corrected, corrected_hours
 from commands.runs.planning.planned import read_planned
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.saved_run import SavedRun, read_saved_run
 from commands.runs.score import score_lines
 from commands.ui.errors import exit_of
+from commands.ui.nodes import each_node, leader
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import columns, print_data, print_json
 from infra.card_count import card_count

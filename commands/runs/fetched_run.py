@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from commands.runs import nodes
 from commands.runs.config import LoadedConfig
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, environment, pick_run, qft_home
@@ -17,6 +16,7 @@ from commands.runs.measured import read_measured
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
 from commands.runs.timeline import timeline_of
+from commands.ui import nodes
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.offer import Offer

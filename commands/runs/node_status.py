@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from commands.runs.nodes import rank_text
+from commands.ui.nodes import rank_text
 from infra.card_count import cards_text
 from infra.errors import ErrorKind
 from infra.provider import Observation, PowerState

@@ -12,11 +12,11 @@ from typing import Any
 
 from commands.runs.home import RunFolder
 from commands.runs.measured import read_measured, read_result
-from commands.runs.nodes import each_node
 from commands.runs.planning.actual import actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import read_planned
 from commands.runs.score import Score, read_score, score_lines
+from commands.ui.nodes import each_node
 from infra.offer import Offer
 from infra.run.budget import bill, bills_by_provider
 from infra.run.cards import NOT_EXACT

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from commands.runs.nodes import each_node, of_node
 from commands.runs.save_before_release import LastSave, Result
+from commands.ui.nodes import each_node, of_node
 from infra.errors import Gone
 from infra.provider import PowerState, Provider, Removed, Vm
 from infra.retry import with_retries

@@ -7,8 +7,8 @@ from dataclasses import replace
 from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, qft_home
-from commands.runs.nodes import chosen_node, each_node, others_text
 from commands.ui.errors import CloudError
+from commands.ui.nodes import chosen_node, each_node, others_text
 from infra.errors import ProviderError
 from infra.provider import PowerState, Vm
 from infra.run.fold import fold

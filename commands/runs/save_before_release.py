@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from commands.runs import session
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder
-from commands.runs.nodes import each_node, leader
 from commands.runs.request import RunRequest
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
+from commands.ui.nodes import each_node, leader
 from infra.errors import ProviderError
 from infra.provider import PowerState, Provider, Vm
 from infra.run.interruption import wait_until_taken

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from commands.runs.nodes import view_of
 from commands.runs.planning.actual import Measured, set_up_begins
 from commands.runs.receipt import DOWN_REASON
+from commands.ui.nodes import view_of
 from infra.run.billing_spans import Span as BillingSpan
 from infra.run.fold import apply, fold_node
 from infra.run.journal import RELEASE_INTENTS, Event, Kind

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from commands.runs.nodes import view_of
+from commands.ui.nodes import view_of
 from infra.offer import Offer
 from infra.run.fold import apply, fold_node
 from infra.run.journal import RELEASE_INTENTS, Event, Kind

@@ -45,6 +45,23 @@ def rank_text(state: RunState, node: int) -> str:
     return f"rank {one.members.index(node)} of {len(one.members)}"
 
 
+def node_words(state: RunState, node: int) -> str:
+    """Describe in a few words what a machine of a run does, as far as its journal has it."""
+    one = each_node(state)[node]
+    if one.launched:
+        rank = rank_text(state, node)
+        return f"trains as {rank}" if rank else "trains"
+    if one.up:
+        return "ready" if one.prepared else "setting up" if one.running_s else "starting"
+    if one.vm is not None:
+        return "down"
+    if one.pending is not None:
+        return "being rented or removed"
+    if one.refusals and not one.deleted:
+        return "waiting for capacity"
+    return "removed" if one.deleted else "not rented yet"
+
+
 def chosen_node(state: RunState, wanted: int | None, *, name: str) -> int:
     """Return the machine that is meant: the one asked for, or the one that leads.
 
