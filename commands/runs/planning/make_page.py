@@ -134,6 +134,7 @@ def plan_of(
         safeguards=safeguards,
         lacks=lacks,
         gpus=vm.gpus,
+        nodes=vm.nodes,
         one_card=None if inputs is None or not offers else one_card(loaded, offers[0], inputs),
         base=base,
         table_base=table_base(loaded),
