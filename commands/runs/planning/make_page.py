@@ -81,9 +81,8 @@ def plan_of(
 ) -> PlanPage:
     """Plan a checked run: ask its provider for offers and price the job on each.
 
-    `warnings` are what the check of its rows found.
-
-    Raises CloudError where the provider refuses to answer; creates nothing.
+    `warnings` are what the check of its rows found. Raises CloudError where the provider refuses
+    to answer; creates nothing.
     """
     vm = loaded.config.vm
     budget = budget_of(loaded)
