@@ -41,6 +41,9 @@ PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
 
 
+NODES_MAX = 16
+
+
 class VmTable(BaseModel):
     """Which machine to rent, where, and at what price at most."""
 
@@ -71,6 +74,20 @@ class VmTable(BaseModel):
         ge=1,
         le=GPUS_MAX,
         description="How many cards the machine is to have; their results are those of one.",
+    )
+    nodes: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=NODES_MAX,
+        description="How many such machines train together; their results are those of one.",
+    )
+    nodes_min: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=NODES_MAX,
+        description="With fewer than so many machines for 15 minutes, all are released.",
     )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."

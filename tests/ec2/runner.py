@@ -15,7 +15,7 @@ import pytest
 from arm.runner import CommandLine
 
 from commands import down
-from commands.runs import session
+from commands.runs import release_run, session
 from commands.runs.planning import make_page
 from ec2.harness import AwsHarness
 from infra.aws.naming import MachineId
@@ -63,6 +63,7 @@ def cli_runner(
         mock.patch.object(session, "time", clock),
         mock.patch.object(make_page, "time", clock),
         mock.patch.object(down, "time", clock),
+        mock.patch.object(release_run, "time", clock),
         mock.patch.object(
             session, "build_workload", return_value=workload or ObedientWorkload(harness)
         ),
