@@ -39,8 +39,6 @@ from infra.vm_choices import (
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
-
-
 NODES_MAX = 16
 
 
@@ -73,21 +71,22 @@ class VmTable(BaseModel):
         strict=True,  # `true` is not one card
         ge=1,
         le=GPUS_MAX,
-        description="How many cards the machine is to have; their results are those of one.",
+        description="How many cards a machine is to have; their results are those of one.",
     )
     nodes: int = Field(
         default=1,
         strict=True,
         ge=1,
         le=NODES_MAX,
-        description="How many such machines train together; their results are those of one.",
+        description="How many such machines are to train together; their results are those of one.",
     )
     nodes_min: int = Field(
         default=1,
         strict=True,
         ge=1,
         le=NODES_MAX,
-        description="With fewer than so many machines for 15 minutes, all are released.",
+        description="With how few of them the training goes on; with fewer for 15 minutes, all are"
+        " released until enough can be had.",
     )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."
@@ -172,6 +171,17 @@ class VmTable(BaseModel):
             )
         if self.card:
             self.image.check_fits(self.card)
+        return self
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> VmTable:
+        if self.nodes_min > self.nodes:
+            raise ValueError(
+                f"`nodes_min` is {self.nodes_min}, and `nodes` is {self.nodes}: the training cannot"
+                " need more machines than it is to have"
+            )
+        if self.provider == "ssh" and self.nodes > 1:
+            raise ValueError("`provider: ssh` has one machine, the one that you name: `nodes` is 1")
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ from trainer.adapters.settings import read_settings
 from trainer.errors import ConfigError
 from trainer.eviction import EVICTION_NOTICE
 from trainer.exit_codes import ExitCode
-from trainer.group.rank_exit import PEER_LOST
+from trainer.group.rank_exit import PEER_DONE, PEER_LOST
 from trainer.rundir.samples import SAMPLES, SAMPLES_BYTES_MAX
 
 CONNECT_TIMEOUT_S = 20.0
@@ -86,6 +86,7 @@ class SshWorkload:
             options=SyncOptions(python=config.helper_python),
             expected=self._expected,
             on_message=config.on_message,
+            pull_lock=config.pull_lock,
         )
         self._live_files = LiveFiles(
             connection=lambda: self._connection,
@@ -209,7 +210,7 @@ class SshWorkload:
             raise self._not_started(vm, status.exit_code)
         before = is_of_before(heartbeat, pid=status.pid, started_at=status.started_at)
         heartbeat = SILENCE if before else heartbeat
-        if self._config.brings_home:
+        if self._config.brings_home and self._config.leads():
             self._live_files.note_status(heartbeat)
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
@@ -326,9 +327,13 @@ class SshWorkload:
             self._connection = None
 
     def _bring_home_from(self, vm: Vm) -> None:
-        if self._config.brings_home:
-            self._checkpoint_sync.start(vm)
-            self._live_files.start()
+        if not self._config.brings_home:
+            return
+        if not self._config.leads():
+            self._stop_bringing_home()
+            return
+        self._checkpoint_sync.start(vm)
+        self._live_files.start()
 
     def _stop_bringing_home(self) -> None:
         self._checkpoint_sync.stop()
@@ -453,6 +458,7 @@ _OUTCOMES: dict[int | None, JobOutcome] = {
     ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
     ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
     PEER_LOST: JobOutcome.LEFT,
+    PEER_DONE: JobOutcome.DONE_ELSEWHERE,
 }
 """Every other exit code is a crash, and so is none: then the trainer was killed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,10 @@ class WorkloadConfig:
     rents: bool
     brings_home: bool = True
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
+    leads: Callable[[], bool] = lambda: True
+    """Whether it is from this machine that they are, of several that have the same."""
+    pull_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a checkpoint comes home: the workloads of a run share it, and one folder."""
     expected: Callable[[], Expected]
     """What the run can make at most, by name and size; worked out when it is needed."""
     eviction_band: Callable[[], str]

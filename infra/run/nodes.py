@@ -37,6 +37,11 @@ class NodeJournal:
         self._closed = False
 
     @property
+    def node(self) -> int:
+        """Which machine it is."""
+        return self._node
+
+    @property
     def events(self) -> tuple[Event, ...]:
         """The events of this machine and those of all, oldest first."""
         with self._lock:
