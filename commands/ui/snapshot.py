@@ -11,6 +11,7 @@ from infra.run.cards import move_note
 from infra.run.context import TurnReport
 from infra.run.heartbeat import SILENCE
 from infra.run.state import RunState
+from infra.run.workload import JobPhase
 from trainer.rundir.status import Phase
 from trainer.text import duration, inexact
 
@@ -117,7 +118,10 @@ def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> 
 
 def _phase(report: TurnReport, *, own: bool) -> str:
     job = report.seen.job
-    if isinstance(report.action, act.Wait) and job is not None:
+    waits_for_others = (
+        report.node is not None and job is not None and job.phase is not JobPhase.RUNNING
+    )
+    if isinstance(report.action, act.Wait) and job is not None and not waits_for_others:
         return job.heartbeat.phase or "starting the trainer"
     text = (_own_machine_text(report.action) if own else "") or _action_text(report.action)
     if isinstance(report.action, act.Create) and (
@@ -173,6 +177,8 @@ def _action_text(action: act.Action) -> str:  # the table of what each act is ca
             return "setting what ends the bill without us"
         case act.Launch():
             return "starting the trainer"
+        case act.LeaveGroup(reason=reason):
+            return f"letting the trainer save and end: {reason}"
         case act.RecordExit(exit_code=code):
             return f"the trainer ended ({'killed' if code is None else f'exit {code}'})"
         case act.StopHung(reason=reason):
