@@ -21,7 +21,10 @@ CHECKPOINT = {"every": 10}
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same training by one machine that nobody takes away."""
     project = make_project(
-        tmp_path_factory.mktemp("alone"), train=TRAIN, checkpoint=CHECKPOINT, vm={"provider": "local"}
+        tmp_path_factory.mktemp("alone"),
+        train=TRAIN,
+        checkpoint=CHECKPOINT,
+        vm={"provider": "local"},
     )
     done = project.qft("run", "--json")
     assert done.returncode == 0, done.stderr

@@ -39,6 +39,7 @@ from commands.runs.home import (
 from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
+from commands.runs.peer_copies import PeerCopies
 from commands.runs.planning.estimates import warn_if_too_large
 from commands.runs.planning.pricing import order_for
 from commands.runs.planning.start_plan import keep_plan
@@ -238,7 +239,7 @@ def _build_group(request: RunRequest, journal: Journal, count: int) -> Session:
     vm = request.loaded.config.vm
     run_id = fold(journal.events).run_id
     changed = _is_changed(journal.events)
-    pull_lock = threading.Lock()
+    pull_lock, copies = threading.Lock(), PeerCopies()
     contexts: list[RunContext] = []
     workloads: list[SshWorkload] = []
 
@@ -249,7 +250,9 @@ def _build_group(request: RunRequest, journal: Journal, count: int) -> Session:
             run_id,
             provider,
             changed=changed,
-            node=NodeWorkload(number=number, pull_lock=pull_lock, leads=partial(_leads, own)),
+            node=NodeWorkload(
+                number=number, pull_lock=pull_lock, copies=copies, leads=partial(_leads, own)
+            ),
         )
         context = RunContext(
             provider=provider,
@@ -289,6 +292,7 @@ class NodeWorkload:
 
     number: int
     pull_lock: threading.Lock
+    copies: PeerCopies
     leads: Callable[[], bool]
 
 
@@ -334,7 +338,7 @@ def build_workload(  # noqa: PLR0913  (what the machine, and who asks, decide)
     of_node: dict[str, Any] = {}
     if node is not None:
         on_message = partial(_log_of_node, request.console.log, node.number)
-        of_node = {"leads": node.leads, "pull_lock": node.pull_lock}
+        of_node = {"leads": node.leads, "pull_lock": node.pull_lock, "copies": node.copies}
     config = WorkloadConfig(
         layout=RemoteLayout(run_id=run_id),
         key_path=factory.user_key(vm, request.folder),

@@ -14,6 +14,7 @@ from commands.runs.group_arguments import group_arguments
 from commands.runs.home import LIVE
 from commands.runs.live_files import METRICS, LiveFiles
 from commands.runs.payload import PayloadItem
+from commands.runs.peer_copies import Copy
 from commands.runs.power_watch import MachineDown
 from commands.runs.result_files import STAYS, Expected, left_there
 from commands.runs.upload_rate import record_upload
@@ -136,13 +137,27 @@ class SshWorkload:
                 config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
             began_s, self._sent_bytes = config.clock(), 0
-            for item in config.payload.items(config.layout.base):
-                self._push(connection, item)
+            with self._large_files_from_peer(vm, connection):
+                for item in config.payload.items(config.layout.base):
+                    self._push(connection, item)
             if self._sent_bytes:
                 passed_s, sent_bytes = config.clock() - began_s, self._sent_bytes
                 record_upload(config.cache, vm.provider, sent_bytes=sent_bytes, seconds=passed_s)
             self._checkpoint_sync.push_newest(connection)
             return config.clock() - began_s
+
+    @contextlib.contextmanager
+    def _large_files_from_peer(self, vm: Vm, connection: ssh.SshConnection) -> Iterator[None]:
+        """Copy what is large from another machine of the run first; what follows verifies it."""
+        config, folders = self._config, self._config.payload.large_folders
+        if config.copies is None or not folders or not vm.private_host:
+            yield
+            return
+        with config.copies.turn(vm, config.on_message) as peer:
+            if peer is not None:
+                copy = Copy(peer=peer, vm=vm, base=config.layout.base, folders=folders)
+                config.copies.copy(copy, self._connect, connection, config.on_message)
+            yield
 
     def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from commands.runs.factory import MakeReady
 from commands.runs.payload import Payload
+from commands.runs.peer_copies import PeerCopies
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from infra.provider import Vm
@@ -64,6 +65,8 @@ class WorkloadConfig:
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
     leads: Callable[[], bool] = lambda: True
     """Whether it is from this machine that they are, of several that have the same."""
+    copies: PeerCopies | None = None
+    """Where it gets large files from, if another machine of the run has them."""
     pull_lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a checkpoint comes home: the workloads of a run share it, and one folder."""
     expected: Callable[[], Expected]
