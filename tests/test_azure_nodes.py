@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from arm.contract import Patient
 from arm.harness import azure
 from support.contract import Harness
 from support.nodes_contract import NodesContract
-from test_azure_contract import Patient
 
 
 class TestAzureNodes(NodesContract):

@@ -178,7 +178,7 @@ class VmObserver:
     def card(self, names: Names) -> dict[str, Any]:
         """Get its network card; empty if there is none."""
         cards = self.context.arm.network.network_interfaces
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # it has no network card, or not yet
             return dict(
                 self.context.arm.call("look at the network card", cards.get, names.group, names.nic)
             )

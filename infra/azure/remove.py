@@ -33,7 +33,7 @@ class MachineRemover:
         context = self.deleter.context
         names = names_of(vm, context.settings.subscription_id)
         record = context.record(names.run_id, names.node)
-        if not (record.generation == names.generation and known.removing) and not self._there(
+        if not (record.generation == names.generation and record.removing) and not self._there(
             names
         ):
             self._leave(names, record)
