@@ -19,7 +19,7 @@ from trainer.errors import PeerLost
 from trainer.eviction import PreemptionFlag
 from trainer.group.joined import join
 from trainer.group.machines import Machine
-from trainer.group.rank_exit import PEER_LOST
+from trainer.group.rank_exit import PEER_DONE, PEER_LOST
 from trainer.saving.checkpoint import Snapshot
 from trainer.saving.manifest import Damaged, steps_present
 from trainer.saving.packed import pack, unpack
@@ -116,7 +116,9 @@ def test_two_machines_with_two_ranks_each_give_the_bits_of_one_process(
     runs = [fresh(undisturbed, tmp_path / name) for name in ("a", "b")]
     started = start(runs, cards=2)
 
-    assert [one.end() for one in started] == [0, 0], [one.log.read_text() for one in started]
+    assert [one.end() for one in started] == [0, PEER_DONE], [
+        one.log.read_text() for one in started
+    ]
     assert tiny.losses(runs[0]) == tiny.losses(undisturbed)
     assert tiny.adapter_bytes(runs[0]) == tiny.adapter_bytes(undisturbed)
     assert newest(runs[1]) == newest(runs[0]) == STEPS
@@ -126,7 +128,7 @@ def test_two_machines_with_two_ranks_each_give_the_bits_of_one_process(
     }  # fmt: skip
     assert json.loads((runs[1] / "status.json").read_text())["phase"] == "done"
     again = start(runs)
-    assert [one.end() for one in again] == [0, 0]
+    assert [one.end() for one in again] == [0, PEER_DONE]
     assert "everything is done already" in again[1].log.read_text()
 
 
@@ -149,12 +151,14 @@ def test_a_machine_that_is_lost_costs_a_step_and_may_come_back(
     await_step(two, first + 6)
     assert newest(c) >= first
     two[1].launcher.terminate()
-    assert [one.end() for one in two] == [75, 75], [one.log.read_text() for one in two]
+    assert [one.end() for one in two] == [PEER_LOST, 75], [one.log.read_text() for one in two]
     assert newest(b) == newest(c) >= first + 6
 
     assert newest(a) == old
     all_again = start([a, b, c])
-    assert [one.end() for one in all_again] == [0, 0, 0], [x.log.read_text() for x in all_again]
+    assert [one.end() for one in all_again] == [0, PEER_DONE, PEER_DONE], [
+        x.log.read_text() for x in all_again
+    ]
     assert tiny.losses(a) == tiny.losses(undisturbed)
     assert tiny.adapter_bytes(a) == tiny.adapter_bytes(undisturbed)
 

@@ -38,6 +38,10 @@ class Notice:
     reason: str
 
 
+OF_PEER = "notice to card"
+"""How the reason of a notice begins that came to another rank."""
+
+
 class PreemptionFlag:
     """Set by whoever hears of the end, read by the loop; of several notices the nearest counts."""
 
@@ -70,6 +74,11 @@ class PreemptionFlag:
         notice = Notice(deadline_s=self.clock() + seconds_left, reason=reason)
         if self._notice is None or notice.deadline_s < self._notice.deadline_s:
             self._notice = notice
+
+
+def is_of_peer(flag: PreemptionFlag) -> bool:
+    """Tell whether the only notice that there is came to another rank."""
+    return flag.notice is not None and flag.notice.reason.startswith(OF_PEER)
 
 
 @contextmanager

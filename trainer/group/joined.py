@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.errors import PeerLost, Preempted
-from trainer.eviction import PreemptionFlag
+from trainer.eviction import OF_PEER, PreemptionFlag
 from trainer.group.exchange import Buffers, Channel, JoinedSum, buffer_key, make_buffers
 from trainer.group.machines import Machine, machine_key, names_of
 from trainer.group.waiting import (
@@ -39,12 +39,14 @@ from trainer.group.waiting import (
 )
 from trainer.group.words import StepWord, read_step_word, require_same
 
-JOIN_S = 600.0
+JOIN_S = 300.0
 """Within which all ranks must have come; importing the libraries takes long on a busy machine."""
 NET_S = 6 * 3600.0
 """After which an operation fails by itself. Ranks notice all that can happen to others long
 before; one may have work of its own for so long."""
 POLL_S = 0.02
+GROUP = "rdzv_id"
+"""The key under which the store has whose it is."""
 
 
 class Joined:
@@ -97,7 +99,7 @@ class Joined:
         if left_s == float("inf"):
             return False
         if flag.notice is None:
-            flag.set(seconds_left=left_s, reason=f"notice to card {rank}")
+            flag.set(seconds_left=left_s, reason=f"{OF_PEER} {rank}")
         return True
 
     def open_sum(self, tensors: Mapping[str, torch.Tensor], count: int) -> JoinedSum:
@@ -273,8 +275,9 @@ class _Meeting:
     def _meet(self, device: torch.device) -> None:
         """Host the store or find it, await all ranks there, and connect with each."""
         machine = self._machine
-        store = self._connect(hosts=self.rank == 0 and (machine is None or machine.number == 0))
-        self._beats = self._connect(hosts=False)
+        hosts = self.rank == 0 and (machine is None or machine.number == 0)
+        store = self._of_group(self._connect(hosts=hosts), hosts=hosts)
+        self._beats = self._of_group(self._connect(hosts=False), hosts=False)
         if machine is not None:
             self._number_ranks(store, machine)
         store.set(beat_key(self.rank), "0")
@@ -296,6 +299,20 @@ class _Meeting:
         )
         host = dist.new_group(backend="gloo", timeout=timedelta(seconds=NET_S)) if on_card else None
         self.host_group = host or dist.group.WORLD
+
+    def _of_group(self, store: Any, *, hosts: bool) -> Any:
+        """Return the store with the keys of this group alone; leave that of another one at once."""
+        rdzv_id = "" if self._machine is None else self._machine.rdzv_id
+        if not rdzv_id:
+            return store
+        if hosts:
+            store.set(GROUP, rdzv_id)
+        found = bytes(store.get(GROUP)).decode()
+        if found != rdzv_id:
+            raise PeerLost(f"this is the group {rdzv_id}, and the one at the store is {found}")
+        return dist.PrefixStore(  # type: ignore[attr-defined]  # torch exports it without saying so
+            rdzv_id, store
+        )
 
     def _connect(self, *, hosts: bool) -> Any:
         listen_fd = self._listen_fd if hosts else None

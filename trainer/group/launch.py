@@ -258,7 +258,8 @@ class _Watch:
             self._first_end_s = now_s
         if self._first_end_s is None or now_s < self._first_end_s + self._launch.calm_s:
             return bool(running)
-        self._terminate(running)
+        if self._ranks[0].returncode != 0:  # else all is done, and the others are about to end
+            self._terminate(running)
         if self._terminated_s is None:
             self._terminated_s = now_s
         for rank in running:

@@ -20,6 +20,8 @@ class Machine:
     """Host and port of the store, on the private network of the machines."""
     address: str
     """This machine's own address there: nothing listens on another interface."""
+    rdzv_id: str = ""
+    """Which group of machines this is, as torchrun calls it: one of another group never joins."""
 
     def to_arguments(self) -> list[str]:
         """Return the arguments that tell a process of this machine so."""
@@ -27,6 +29,7 @@ class Machine:
         return [
             *("--nnodes", str(self.count), "--node-rank", str(self.number)),
             *("--master-addr", host, "--master-port", port, "--interface-address", self.address),
+            *(("--rdzv-id", self.rdzv_id) if self.rdzv_id else ()),
         ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.errors import PeerLost, Preempted
-from trainer.eviction import PreemptionFlag
+from trainer.eviction import OF_PEER, PreemptionFlag
 
 BEAT_S = 0.25
 SILENT_S = 15.0
@@ -245,7 +245,7 @@ class Waiter:
             kind, _, more = reason.partition(":")
             if kind == NOTICE:
                 if flag.notice is None:
-                    flag.set(seconds_left=float(more), reason=f"notice to card {other}")
+                    flag.set(seconds_left=float(more), reason=f"{OF_PEER} {other}")
                 raise Preempted
             raise PeerLost(f"card {other} has left: {more or kind}")
         limit_s = self._silent_s

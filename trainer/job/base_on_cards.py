@@ -11,6 +11,7 @@ import torch
 
 from trainer.device.count import find_shape
 from trainer.device.shapes import UnknownShapeError
+from trainer.errors import ConfigError
 from trainer.estimate.cards import sharing_text
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.training import estimate_training, is_sharded
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 CARD_BYTES = "QFT_CARD_BYTES"
 """The variable with the memory of the card that a process without one plays, in bytes."""
 
+NOT_OVER_MACHINES = (
+    "the base does not fit one card, and sharding it over the cards of one machine is not possible"
+    " with several machines yet; take one machine with more cards (`vm.gpus`, and `vm.nodes: 1`), a"
+    " larger card, or a smaller base"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BasePlan:
@@ -38,8 +45,7 @@ class BasePlan:
 def plan_base(job: JobContext, prepared: PreparedInputs) -> BasePlan:
     """Decide whether the ranks share the base, as `qft plan` does; all of them decide alike."""
     gpu, cards = gpu_at_hand(prepared) or played_card(prepared, os.environ), job.peers.size
-    if cards > job.peers.local_size:  # a base is sharded within a machine only
-        return BasePlan()
+    several = cards > job.peers.local_size
     if gpu is None or cards < 2:
         return BasePlan()
     try:
@@ -49,6 +55,8 @@ def plan_base(job: JobContext, prepared: PreparedInputs) -> BasePlan:
     wanted = job.peers.gather(is_sharded(job.config, shape, gpu=gpu, cards=cards))
     if not any(wanted):  # a card may have a little less memory than another of its kind
         return BasePlan()
+    if several:
+        raise ConfigError([NOT_OVER_MACHINES])
     found = estimate_training(job.config, shape, gpu=gpu, cards=cards, sharded=True)
     return BasePlan(sharded=True, text=sharing_text(found["sharing"]))
 

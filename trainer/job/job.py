@@ -18,8 +18,8 @@ from trainer.config import EvictionBand
 from trainer.device.garbage import collection_paused
 from trainer.device.host_memory import address_space
 from trainer.device.waiting import prepare_waits
-from trainer.errors import ConfigError, DoesNotFit, PeerLost
-from trainer.eviction import NOTICE_APIS, MetadataPoll, PreemptionFlag, on_signals
+from trainer.errors import ConfigError, DoesNotFit, PeerLost, Preempted
+from trainer.eviction import NOTICE_APIS, MetadataPoll, PreemptionFlag, is_of_peer, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.group.alone import ALONE
 from trainer.group.cards import assign_cards, find_cards
@@ -252,6 +252,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=int, metavar="N", help=what)
     for name, what in MACHINE_ADDRESSES.items():
         parser.add_argument(name, metavar="ADDRESS", help=what)
+    parser.add_argument(
+        "--rdzv-id", metavar="TEXT", default="", help="which group of machines this is; any text"
+    )
     for name in ("--rank", "--ranks", "--listen-fd", "--launcher"):  # how ranks are started
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
@@ -302,6 +305,7 @@ def machine_of(args: argparse.Namespace) -> Machine | None:
         count=args.nnodes,
         store=f"{args.master_addr}:{args.master_port}",
         address=args.interface_address,
+        rdzv_id=args.rdzv_id,
     )
 
 
@@ -314,6 +318,11 @@ def run_here(options: JobOptions, on_message: Callable[[str], None]) -> int:
                 do_job(options, flag, on_message)
             except PeerLost as error:
                 on_message(f"another rank was lost: {error}")
+                return PEER_LOST
+            except Preempted:
+                if options.machine is None or not is_of_peer(flag):
+                    raise
+                on_message("another rank had a notice: the state is saved")
                 return PEER_LOST
         return ExitCode.DONE
     if options.cards > 1 or options.machine is not None:

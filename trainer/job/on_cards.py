@@ -15,11 +15,11 @@ from trainer.estimate.share import describe_split
 from trainer.eviction import PreemptionFlag, on_signals
 from trainer.exit_codes import ExitCode
 from trainer.group.launch import Ended, Launch, interpreter_command, run_ranks
-from trainer.group.rank_exit import PEER_LOST, SIGNALLED, choose, culprit, describe
+from trainer.group.rank_exit import PEER_DONE, PEER_LOST, SIGNALLED, choose, culprit, describe
 from trainer.job.context import JobOptions
 from trainer.job.missing import find_missing, open_status, reported
 from trainer.job.writers import EVERYTHING
-from trainer.rundir.layout import STATUS, alone_in, read_table, sweep
+from trainer.rundir.layout import STATUS, alone_in, finished, read_table, sweep
 from trainer.rundir.status import Phase, write_failure
 
 
@@ -57,8 +57,13 @@ def run_on_cards(
             launch, flag, on_message=on_message, clock=time.monotonic, sleep=time.sleep
         )
         code = choose(ended.ends, noticed=flag.notice is not None)
-        if options.machine is not None and all(one.code == PEER_LOST for one in ended.ends):
-            return PEER_LOST  # all is well here: another machine was lost
+        if options.machine is not None:
+            codes = {one.code for one in ended.ends}
+            here = missing is None or finished(options.run_dir, missing.config, missing.inputs)
+            if flag.notice is None and PEER_LOST in codes and codes <= {PEER_LOST, ExitCode.DONE}:
+                return PEER_LOST  # all is well here: another machine was lost
+            if code == ExitCode.DONE and not here:
+                return PEER_DONE
         report_failure(options, ended, on_message, now=now)
         return code
 
