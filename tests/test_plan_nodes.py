@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from support.cards_project import SEVEN, SEVENTY, project, trainer_config
 from support.memory_points import llama
 
 from commands.runs.config import LoadedConfig
+from commands.runs.factory import want
 from commands.runs.planning.cards import against_one, cards_fact, machines_note, quota_warning
 from commands.runs.planning.estimates import HERE, estimate_job, estimate_run
 from commands.runs.planning.make_advice import advice_on
+from commands.runs.planning.make_page import plan_of
 from commands.runs.planning.pricing import inputs_of, one_card, priced_offer
 from commands.runs.planning.ranking import JobOffer
 from commands.runs.planning.summary import price_fact
-from infra.offer import Offer
+from infra.local.provider import LocalProvider
+from infra.offer import Offer, Want
 from trainer.device.shapes import read_shape
 from trainer.estimate.cards import idle_warning
 from trainer.estimate.gpus import GPUS
@@ -201,6 +205,38 @@ def test_machines_that_this_computer_plays_share_it(tmp_path: Path) -> None:
 
     assert (one.micro_batch, two.micro_batch) == (16, 8)
     assert two.memory_bytes.likely > one.memory_bytes.likely
+
+
+def test_offers_are_asked_for_with_the_machines_that_a_run_cannot_do_without(
+    tmp_path: Path,
+) -> None:
+    """A place whose quota admits fewer is blocked; one machine is asked for as ever."""
+    for vm, needed in (({"nodes": 3, "nodes_min": 2}, 2), ({"nodes": 3}, 1), ({}, 1)):
+        loaded = project(tmp_path / f"{len(vm)}", vm=vm)
+        assert want(loaded.config.vm).nodes == needed
+
+
+def test_the_safeguards_of_a_plan_are_set_for_the_budget_of_all_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve machine hours of three machines are four hours of each."""
+    limits: list[float] = []
+
+    def keep(_self: LocalProvider, _want: Want, *, until_s: float, **_more: object) -> list[str]:
+        limits.append(until_s)
+        return []
+
+    monkeypatch.setattr(LocalProvider, "preview_safeguards", keep)
+    vm = {"provider": "local", "gpu": "T4", "nodes": 3, "max_price": 0.1}
+    loaded = project(tmp_path / "run", vm=vm, budget={"usd": 1000, "hours": 12})
+    began_s = time.time()
+
+    page = plan_of(loaded, tmp_path / "home")
+
+    assert limits == [pytest.approx(began_s + 4 * 3600, abs=300)]
+    assert page.to_json()["nodes"] == 3
+    lines = " ".join(" ".join(page.lines()).split())
+    assert "note: 3 machines of 1 × T4 bill" in lines
 
 
 def test_a_plan_of_one_machine_says_nothing_of_machines(tmp_path: Path) -> None:

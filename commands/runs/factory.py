@@ -137,6 +137,7 @@ def want(vm: VmTable) -> Want:
         gpu=vm.card,
         gpus=vm.cards if not vm.card else (),
         gpu_count=vm.gpus,
+        nodes=min(vm.nodes, vm.nodes_min),
         regions=tuple(vm.regions),
         max_price_usd_per_h=vm.max_price,
         disk_gb=vm.disk_gb,
