@@ -207,7 +207,7 @@ def test_machines_that_this_computer_plays_share_it(tmp_path: Path) -> None:
     assert two.memory_bytes.likely > one.memory_bytes.likely
 
 
-def test_offers_are_asked_for_as_many_machines_as_a_run_needs(
+def test_a_place_for_fewer_machines_than_nodes_min_is_blocked(
     tmp_path: Path,
 ) -> None:
     """A place whose quota admits fewer is blocked; one machine is asked for as ever."""

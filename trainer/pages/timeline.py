@@ -118,8 +118,8 @@ def _lanes(axis: Sequence[Box], lanes: Sequence[Lane], *, own: bool) -> Markup:
         )
     )
     return Markup(
-        '<figure><svg class="strip" role="img" aria-label="{}" width="100%" height="{}">'
-        "<title>{}</title>{}</svg></figure>"
+        '<figure><svg role="img" aria-label="{}" width="100%" height="{}">'
+        '<title>{}</title><g class="strip">{}</g></svg></figure>'
     ).format(name, below + HIGH, name, Markup("").join(parts))
 
 
