@@ -136,6 +136,10 @@ class SeveralProviders(Provider):
             raise errors[0]
         return removed
 
+    def remove(self, vm: Vm, on_message: OnMessage = ignore_message) -> list[Removed]:
+        """Remove one machine at its own provider, and leave the others of its run alone."""
+        return self._of(vm).remove(vm, on_message)
+
     def list_all(self) -> list[Vm]:
         """List every machine with our tag, of all providers. Raises the error of one that fails."""
         return [vm for member in self._members.values() for vm in member.list_all()]
@@ -333,4 +337,5 @@ def _shared_traits(traits: Sequence[Traits]) -> Traits:
         has_safeguards=any(one.has_safeguards for one in traits),
         keeps_disk=all(one.keeps_disk for one in traits),
         cap_changes=all(one.cap_changes for one in traits),
+        several_machines=all(one.several_machines for one in traits),
     )

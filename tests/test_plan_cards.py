@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
-import yaml
+from support.cards_project import SEVEN, SEVENTY, project, trainer_config
 from support.memory_points import llama
 
-from commands.runs.config import LoadedConfig, load
 from commands.runs.planning.cards import against_one, cards_fact, unused_warning
 from commands.runs.planning.estimates import HERE, estimate_job, estimate_run
 from commands.runs.planning.offers_table import card_lines
 from commands.runs.planning.pricing import inputs_of, one_card, priced_offer
 from commands.runs.planning.ranking import reference_offers
-from trainer.config import TrainerConfig
 from trainer.device.shapes import read_shape
 from trainer.estimate.cards import even_micro_batch, extra_passes, idle_warning, rounds
 from trainer.estimate.gpus import GPUS
@@ -26,38 +23,6 @@ from trainer.estimate.memory import estimate
 from trainer.estimate.setup import TrainingSetup
 from trainer.estimate.training import estimate_training, is_sharded
 from trainer.group.peers import Peers
-
-SEVEN = (4096, 11008, 32, 32, 32, 32000)
-SEVENTY = (8192, 28672, 80, 64, 8, 32000)
-
-
-def project(folder: Path, *, base: tuple[int, ...] = SEVEN, **tables: Any) -> LoadedConfig:
-    """Write a run.yaml on a base of these sizes, and rows for it."""
-    folder.mkdir(exist_ok=True)
-    (folder / "model").mkdir(exist_ok=True)
-    (folder / "model" / "config.json").write_text(json.dumps(llama(*base)))
-    rows = [json.dumps({"text": f"row {n} " * 20, "label": "good"}) for n in range(200)]
-    (folder / "train.jsonl").write_text("\n".join(rows))
-    config = {
-        "name": "cards",
-        "model": {"id": "model"},
-        "data": {"train": "train.jsonl", "prompt": "{text}", "completion": "{label}"},
-        "train": {"steps": 50, "batch_size": 16, "max_length": 512},
-        **tables,
-    }
-    config["vm"] = {"provider": "aws", "gpu": "A10G", "max_price": 20, **tables.get("vm", {})}
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    return load(folder / "run.yaml")
-
-
-def trainer_config(**train: Any) -> TrainerConfig:
-    """A QLoRA training of rows of 512 tokens."""
-    tables = {
-        "model": {"id": "m"},
-        "data": {"train": "t.jsonl", "prompt": "{a}", "completion": "{b}"},
-        "train": {"steps": 10, "batch_size": 16, "max_length": 512, **train},
-    }
-    return TrainerConfig.model_validate(tables)
 
 
 def test_a_base_is_sharded_only_where_one_card_cannot_hold_it() -> None:

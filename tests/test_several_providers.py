@@ -12,7 +12,7 @@ from support.fakeclouds import TwoCloudStory
 
 from infra.errors import NotAllowed, SignedOut, Transient
 from infra.offer import Offer, Want
-from infra.provider import PowerState, Traits, Vm
+from infra.provider import OnMessage, PowerState, Removed, Traits, Vm, ignore_message
 from infra.run.fold import fold
 from infra.run.journal import Kind, Outcome, read
 from infra.run.plan import Goal, RunPlan
@@ -296,6 +296,42 @@ def test_traits_are_those_of_the_machines_own_provider() -> None:
     assert both.traits_of(vm).cap_changes is False
     assert both.traits.cap_changes is False
     assert both.capacity_ttls_s() == {"aws": 180.0}
+
+
+@dataclass
+class CloudOfSeveral(FakeCloud):
+    """A cloud that keeps which single machines it removed."""
+
+    removed: list[str] = field(default_factory=list)
+
+    def remove(self, vm: Vm, on_message: OnMessage = ignore_message) -> list[Removed]:
+        """Remove one machine."""
+        del on_message
+        self.vms.pop(vm.run_id)
+        self.removed.append(vm.id)
+        return [Removed(kind="machine", id=vm.id)]
+
+
+def test_one_machine_is_removed_at_its_own_provider_and_the_others_of_its_run_stay() -> None:
+    """What the run has elsewhere, and at the same provider, goes on."""
+    azure, aws = (CloudOfSeveral(world=World(), name=name) for name in ("azure", "aws"))
+    both = SeveralProviders([azure, aws])
+    stays = azure.create(spec_of(offer_at(azure, "a"), 1))
+    goes = aws.create(spec_of(offer_at(aws, "a"), 1))
+
+    assert [one.id for one in both.remove(goes)] == [goes.id]
+    assert (azure.removed, aws.removed) == ([], [goes.id])
+    assert [vm.id for vm in both.list_run("run-1")] == [stays.id]
+
+
+def test_a_run_may_have_several_machines_only_if_every_provider_has_them() -> None:
+    """Which one will be rented from is not known before."""
+    azure, aws = two(World())
+    azure.traits = Traits(rents=True, evicts=True, several_machines=True)
+    assert not SeveralProviders([azure, aws]).traits.several_machines
+
+    aws.traits = azure.traits
+    assert SeveralProviders([azure, aws]).traits.several_machines
 
 
 def test_only_the_named_cards_are_offered() -> None:

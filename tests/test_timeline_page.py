@@ -12,6 +12,7 @@ from support.pages import read
 
 from trainer.pages import html
 from trainer.pages.timeline import LISTED_MAX, dollars, timeline_parts
+from trainer.pages.timeline_lanes import lay_out_lanes
 from trainer.pages.timeline_layout import DRAWN_MAX, NAMES, Stretch, lay_out, read_stretches
 
 DAY_S = 86400.0
@@ -162,3 +163,101 @@ def test_every_run_fills_the_strip(lengths: list[tuple[float, str, bool]]) -> No
 def test_amounts_read_as_people_write_them(usd: float, words: str) -> None:
     """Cents from ten cents on, smaller amounts exactly, and never nothing for something."""
     assert dollars(usd) == words
+
+
+NODES = (
+    span("train", 0.0, 600.0, usd=0.06, node=0),
+    span("released", 600.0, 3 * DAY_S, usd=0.5, compute=False, node=0),
+    span("train", 3 * DAY_S, 3 * DAY_S + 600, usd=0.06, machine=2, node=0),
+    span("wait", 0.0, 200.0, usd=0.0, compute=False, node=1),
+    span("train", 200.0, 500.0, usd=0.03, node=1),
+    span("evicted", 500.0, 3 * DAY_S, usd=0.0, compute=False, node=1),
+    span("train", 3 * DAY_S, 3 * DAY_S + 600, usd=0.06, machine=2, node=1),
+)
+
+
+def test_several_machines_have_a_lane_each_on_one_time_axis() -> None:
+    """What happens at the same time is drawn at the same place, and as wide."""
+    axis, lanes = lay_out_lanes(read_stretches(facts(*NODES)["timeline"]))
+
+    assert [lane.node for lane in lanes] == [0, 1]
+    first, second = (lane.boxes for lane in lanes)
+    assert [box.stretch.activity for box in first] == ["train", "released", "train"]
+    assert [box.broken for box in first] == [False, True, False]
+    assert [box.broken for box in second] == [False, False, False, True, False]
+    assert second[0].width == pytest.approx(first[0].width / 3)
+    assert second[1].width == pytest.approx(first[0].width / 2)
+    assert second[3].left == pytest.approx(first[1].left)
+    assert (second[4].left, second[4].width) == pytest.approx((first[2].left, first[2].width))
+    assert first[-1].left + first[-1].width == pytest.approx(100.0)
+    assert axis[-1].usd_before + axis[-1].stretch.usd == pytest.approx(0.71)
+
+
+def test_a_page_of_several_machines_has_lanes_and_a_line_for_each() -> None:
+    """Machine time, evictions and dollars of each, beside the sums of all."""
+    page = read(shown(facts(*NODES)))
+
+    assert page.plots == ["What each machine did, over time, with the cost of all"]
+    assert "node 020\u00a0min\u00a000\u00a0s0$0.62" in page.text
+    assert "node 115\u00a0min\u00a000\u00a0s1$0.0900" in page.text
+    assert "machine time, and all dollars35\u00a0min\u00a000\u00a0s$0.71" in page.text
+    assert "of all machines together" in page.text
+    assert page.text.count("▼") == 1
+    assert "$" not in shown(facts(*NODES, own=True))
+
+
+def test_several_machines_that_did_nothing_yet_are_shown() -> None:
+    """A run that ends in the second in which it began has no time axis."""
+    nothing = [span("wait", 5.0, 5.0, usd=0.0, compute=False, node=node) for node in (0, 1)]
+
+    assert "2 spans, one by one" in read(shown(facts(*nothing))).text
+
+
+def test_an_eviction_in_two_parts_is_one() -> None:
+    """Its disk billed until another machine was asked for."""
+    parts = (
+        span("train", 0.0, 500.0, node=1),
+        span("evicted", 500.0, 700.0, compute=False, node=1),
+        span("evicted", 700.0, 800.0, usd=0.0, compute=False, machine=0, node=1),
+        span("train", 0.0, 800.0, node=0),
+    )
+    text = read(shown(facts(*parts))).text
+
+    assert text.count("▼") == 1
+    assert "node 18\u00a0min\u00a020\u00a0s1$" in text
+
+
+def test_a_node_that_is_no_number_is_refused() -> None:
+    """As all that is not as it is made."""
+    with pytest.raises(ValueError, match="node"):
+        read_stretches(facts(span("train", 0.0, 1.0, node="<b>"))["timeline"])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.sampled_from(sorted(NAMES)), st.integers(0, 9000),
+            st.integers(0, 9000), st.booleans(),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)  # fmt: skip
+def test_lanes_of_any_times_are_inside_the_strip_and_keep_their_dollars(
+    made: list[tuple[int, str, int, int, bool]],
+) -> None:
+    """Also where times overlap, since a clock jumped back, or a machine did nothing at all."""
+    spans = [
+        span(name, float(begin), float(begin + long), node=node, compute=compute)
+        for node, name, begin, long, compute in made
+    ]
+    stretches = read_stretches(facts(*spans)["timeline"])
+    _, lanes = lay_out_lanes(stretches) if any(one.seconds for one in stretches) else ([], [])
+
+    for lane in lanes:
+        for box in lane.boxes:
+            assert -1e-6 <= box.left <= box.left + box.width <= 100 + 1e-6
+        usd = sum(box.stretch.usd for box in lane.boxes)
+        mine = [one for one in stretches if one.node == lane.node and one.seconds]
+        assert usd == pytest.approx(sum(one.usd for one in mine))
+    shown(facts(*spans))

@@ -119,15 +119,10 @@ def shards_base(
 
 
 def sharing(shape: Shape, work: TrainingSetup, *, batch_size: int, gpu: TrainingGpu) -> Sharing:
-    """Return how `work.cards` cards share a step of `batch_size` rows, and what they exchange.
-
-    Each card sends its part of each of its gradients to the others, and then the sums that it has
-    made: (k+1)(W-1)/W G bytes for k micro-batches a card, W cards and gradients of G bytes.
-    """
+    """Return how `work.cards` cards share a step of `batch_size` rows, and what they exchange."""
     portions, cards = rounds(batch_size, work.micro_batch), work.cards
     each = rounds(portions, cards)
     apart = (cards - 1) / cards
-    gradient = adapter_parameters(shape, work) * GRADIENT_BYTES
     gathered = sharded_bytes(shape, work) * apart if work.sharded else 0.0
     pass_s = gathered / gpu.pcie_bytes_per_s
     return Sharing(
@@ -136,24 +131,40 @@ def sharing(shape: Shape, work: TrainingSetup, *, batch_size: int, gpu: Training
         sharded=work.sharded,
         base_bytes=base_bytes(shape, work),
         whole_base_bytes=base_bytes(shape, replace(work, sharded=False)),
-        exchange_s=(each + 1) * apart * gradient / gpu.pcie_bytes_per_s if cards > 1 else 0.0,
+        exchange_s=exchanged_bytes(shape, work, batch_size=batch_size) / gpu.pcie_bytes_per_s,
         gather_s=GATHERS * each * pass_s,
         pass_s=pass_s,
     )
 
 
+def exchanged_bytes(shape: Shape, work: TrainingSetup, *, batch_size: int) -> float:
+    """Return how much a card sends to the others in a step of `batch_size` rows.
+
+    Each sends its part of each of its gradients to the others, and then the sums that it has
+    made: (k+1)(W-1)/W G bytes for k micro-batches a card, W cards and gradients of G bytes.
+    """
+    each = rounds(rounds(batch_size, work.micro_batch), work.cards)
+    apart = (work.cards - 1) / work.cards
+    return (each + 1) * apart * (adapter_parameters(shape, work) * GRADIENT_BYTES)
+
+
 def idle_warning(found: Mapping[str, Any], *, batch_size: int) -> str:
     """Return what to warn of where cards have nothing to do, with the fix; else nothing.
 
-    `found` is a `Sharing` as plain values.
+    `found` is a `Sharing` as plain values; with `machines` if the cards are those of several.
     """
     idle, cards, portions = found["idle"], found["cards"], found["portions"]
     if not idle:
         return ""
     batches = "1 micro-batch" if portions == 1 else f"{portions} micro-batches"
     larger = rounds(batch_size, portions) * cards
-    # Fewer cards may not hold a sharded base.
-    fewer = "" if found["sharded"] else f", or `vm.gpus` to {portions}"
+    machines = found.get("machines", 1)
+    key, least = "vm.gpus", portions
+    if machines > 1:
+        key, least = "vm.nodes", rounds(portions, cards // machines)
+    # Fewer cards may not hold a sharded base, and fewer machines may have as many idle cards.
+    is_fix = not found["sharded"] and (machines == 1 or least < machines)
+    fewer = f", or `{key}` to {least}" if is_fix else ""
     return (
         f"{idle} of {cards} cards {'has' if idle == 1 else 'have'} nothing to do: a step of "
         f"{batch_size} rows is {batches}; set `train.batch_size` to {larger}{fewer}"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trainer.config import PrecisionChoice, TrainerConfig
 from trainer.device.shapes import Shape, read_shape
-from trainer.estimate.cards import even_micro_batch, rounds, shards_base, sharing
+from trainer.estimate.cards import (
+    even_micro_batch,
+    exchanged_bytes,
+    rounds,
+    shards_base,
+    sharing,
+)
 from trainer.estimate.gpus import TrainingGpu
 from trainer.estimate.memory import estimate, largest_micro_batch
 from trainer.estimate.setup import TrainingSetup
@@ -74,12 +81,18 @@ def estimate_rows(  # noqa: PLR0913 - what is trained, where, and by how many ca
     *,
     gpu: TrainingGpu,
     cards: int = 1,
+    machines: int = 1,
     sharded: bool | None = None,
 ) -> dict[str, Any]:
     """Return the same for rows of which only the number and some lengths are known.
 
-    Of several cards, memory is that of each; `sharing` says how they share the work.
+    Of several cards, memory is that of each; `sharing` says how they share the work. Over several
+    machines, of which each has `cards`, no base is sharded, and the time of what they send each
+    other is left out, since nobody says how fast their network is: `sent_bytes` says how much.
     """
+    if machines > 1:
+        cards, sharded = cards * machines, False
+        gpu = replace(gpu, pcie_bytes_per_s=math.inf)
     train, shape = config.train, read_shape(model)
     work = with_kernels(
         setup_of(config, gpu.precision, tokens=rows.longest, loss_tokens=rows.longest_target),
@@ -119,18 +132,22 @@ def estimate_rows(  # noqa: PLR0913 - what is trained, where, and by how many ca
         "hours_factor": gpu.factor,
         "hours_span": None if hours is None else hours_span(hours, gpu).to_json(),
         "hours_source": gpu.source,
-        **_of_cards(config, shape, usual, gpu),
+        **_of_cards(config, shape, usual, gpu, machines=machines),
     }
 
 
 def _of_cards(
-    config: TrainerConfig, shape: Shape, usual: TrainingSetup, gpu: TrainingGpu
+    config: TrainerConfig, shape: Shape, usual: TrainingSetup, gpu: TrainingGpu, *, machines: int
 ) -> dict[str, Any]:
     """Return how several cards share the work; nothing of one."""
     if usual.cards < 2:
         return {}
-    found = sharing(shape, usual, batch_size=config.train.batch_size, gpu=gpu)
-    return {"sharing": found.to_json()}
+    rows = config.train.batch_size
+    found = sharing(shape, usual, batch_size=rows, gpu=gpu).to_json()
+    if machines == 1:
+        return {"sharing": found}
+    sent = exchanged_bytes(shape, usual, batch_size=rows)
+    return {"sharing": {**found, "machines": machines, "exchange_s": None, "sent_bytes": sent}}
 
 
 def is_sharded(config: TrainerConfig, shape: Shape, *, gpu: TrainingGpu, cards: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from trainer.pages import html
+from trainer.pages.timeline_lanes import Lane, begin_evictions, lay_out_lanes
 from trainer.pages.timeline_layout import NAMES, Box, Stretch, lay_out, read_stretches
 from trainer.text import HOUR_S, MINUTE_S, duration
 from trainer.untrusted import table
@@ -24,6 +25,8 @@ TICKS = (0.0, 100 / 3, 200 / 3, 100.0)
 APART = 20.0
 """Percent between two labels; four of them fit a phone."""
 TOP, BAR, HIGH = 18, 30, 88
+LABEL = 14
+"""The line above a lane with the number of its node; only where a run has several machines."""
 MARKS_APART = 3.0
 LEAST_USD = 0.0001
 
@@ -50,6 +53,8 @@ def timeline_parts(facts: Mapping[str, Any]) -> list[Markup]:
     if not stretches:
         return []
     own = found.get("own") is True
+    if len({one.node for one in stretches}) > 1 and any(one.seconds for one in stretches):
+        return _of_several(facts, stretches, own=own)
     boxes = lay_out(stretches)
     began = _clock(stretches[0].begin_s)
     note = f"From {began} UTC. {_price_note(facts, own=own)}"
@@ -61,6 +66,73 @@ def timeline_parts(facts: Mapping[str, Any]) -> list[Markup]:
         _sums(stretches, own=own),
         _all(stretches, own=own),
     ]
+
+
+def _of_several(
+    facts: Mapping[str, Any], stretches: Sequence[Stretch], *, own: bool
+) -> list[Markup]:
+    """Return the parts of the section for a run with several machines at a time."""
+    ordered = sorted(stretches, key=lambda one: (one.begin_s, one.node))
+    axis, lanes = lay_out_lanes(stretches)
+    note = f"From {_clock(ordered[0].begin_s)} UTC. {_price_note(facts, own=own)}"
+    note += "" if own else " Those below the lanes are of all machines together."
+    if any(box.broken for box in axis):
+        note += " Long times without a computing machine are drawn broken, not to scale."
+    return [
+        _lanes(axis, lanes, own=own),
+        html.paragraph(note),
+        _by_node(stretches, own=own),
+        _sums(stretches, own=own),
+        _all(ordered, own=own),
+    ]
+
+
+def _lanes(axis: Sequence[Box], lanes: Sequence[Lane], *, own: bool) -> Markup:
+    """Draw a lane for each machine on one time axis, and times and dollars of all below."""
+    name = "What each machine did, over time" + ("" if own else ", with the cost of all")
+    parts: list[Markup] = [HATCH]
+    each = LABEL + TOP + BAR
+    for row, lane in enumerate(lanes):
+        begins = begin_evictions([box.stretch for box in lane.boxes])
+        drawn = [
+            Markup('<text x="0%" y="{}" text-anchor="start">node {}</text>').format(
+                LABEL - 3, lane.node
+            ),
+            Markup('<svg y="{}" width="100%" height="{}" overflow="visible">').format(
+                LABEL, TOP + BAR
+            ),
+            *(_box(box, own=own) for box in lane.boxes),
+            *_marks([box for box, is_first in zip(lane.boxes, begins, strict=True) if is_first]),
+            Markup("</svg>"),
+        ]
+        parts.append(
+            Markup('<svg y="{}" width="100%" height="{}" overflow="visible">{}</svg>').format(
+                row * each, each, Markup("").join(drawn)
+            )
+        )
+    below = len(lanes) * each - TOP - BAR
+    ticks = Markup("").join(_ticks(axis, own=own))
+    parts.append(
+        Markup('<svg y="{}" width="100%" height="{}" overflow="visible">{}</svg>').format(
+            below, HIGH, ticks
+        )
+    )
+    return Markup(
+        '<figure><svg role="img" aria-label="{}" width="100%" height="{}">'
+        '<title>{}</title><g class="strip">{}</g></svg></figure>'
+    ).format(name, below + HIGH, name, Markup("").join(parts))
+
+
+def _by_node(stretches: Sequence[Stretch], *, own: bool) -> Markup:
+    """Return what each machine billed, and how often it was evicted."""
+    rows = []
+    for node in sorted({one.node for one in stretches}):
+        mine = [one for one in stretches if one.node == node]
+        evictions = sum(begin_evictions(mine))
+        cells = [f"node {node}", _long(sum(one.seconds for one in mine if one.compute))]
+        cells += [str(evictions)] + ([] if own else [dollars(sum(one.usd for one in mine))])
+        rows.append(_row(cells))
+    return _table(["", "machine time", "evictions"] + ["dollars"] * (not own), rows)
 
 
 def _strip(boxes: Sequence[Box], *, own: bool) -> Markup:
@@ -170,11 +242,13 @@ def _swatch(activity: str, words: str) -> Markup:
 
 def _all(stretches: Sequence[Stretch], *, own: bool) -> Markup:
     """Return every stretch in a folded table."""
+    several = len({one.node for one in stretches}) > 1
     rows = [
         _row(
             [
                 _clock(one.begin_s),
                 NAMES[one.activity],
+                *([str(one.node)] if several else []),
                 str(one.machine or ""),
                 _long(one.seconds),
                 *([] if own else [dollars(one.usd)]),
@@ -184,7 +258,8 @@ def _all(stretches: Sequence[Stretch], *, own: bool) -> Markup:
     ]
     more = len(stretches) - LISTED_MAX
     rest = html.paragraph(f"{more:,} more are in report.json.") if more > 0 else ""
-    head = ["from (UTC)", "what", "machine", "time"] + ["dollars"] * (not own)
+    head = ["from (UTC)", "what", *["node"] * several, "machine", "time"]
+    head += ["dollars"] * (not own)
     return Markup("<details><summary>{} spans, one by one</summary>{}{}</details>").format(
         len(stretches), _table(head, rows), rest
     )

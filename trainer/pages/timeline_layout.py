@@ -11,6 +11,7 @@ from trainer.untrusted import number, table, whole
 TIME_S_MAX = 253402300799.0
 """The last second of the year 9999."""
 SPANS_MAX = 100_000
+NODE_MAX = 999
 DRAWN_MAX = 300
 BROKEN_SHARE, LEAST_SHARE = 6.0, 0.4
 """Percent of the strip that a broken time gets, and that any other gets at least."""
@@ -45,6 +46,8 @@ class Stretch:
     machine: int
     compute: bool
     usd: float
+    node: int = 0
+    """Which of several machines that a run has at a time; 0 where it has one."""
 
     @property
     def seconds(self) -> float:
@@ -75,7 +78,9 @@ def read_stretches(found: Mapping[str, Any]) -> list[Stretch]:
 def _read_stretch(span: Mapping[str, Any]) -> Stretch:
     activity, machine = span.get("activity"), whole(span.get("machine"), most=10**6)
     begin_s, end_s = (number(span.get(key), most=TIME_S_MAX) for key in ("begin_s", "end_s"))
-    usd = number(span.get("usd"), most=1e9)
+    usd, node = number(span.get("usd"), most=1e9), whole(span.get("node", 0), most=NODE_MAX)
+    if node is None:
+        raise ValueError("a span of the timeline has a `node` that is none")
     if not isinstance(activity, str) or activity not in NAMES or machine is None:
         raise ValueError("a span of the timeline has no activity or no machine")
     if begin_s is None or end_s is None or usd is None or end_s < begin_s or usd < 0:
@@ -87,6 +92,7 @@ def _read_stretch(span: Mapping[str, Any]) -> Stretch:
         machine=machine,
         compute=span.get("compute") is True,
         usd=usd,
+        node=node,
     )
 
 

@@ -90,9 +90,10 @@ def _larger_budget(first: JobOffer, budget: BudgetTable) -> Iterator[Advice]:
     if not overrides or first.cost is None or first.job is None or first.job.billed_hours is None:
         return
     keys = {one.key for one in overrides}
+    all_of = " of machine time" * (first.job.nodes > 1)
     likely = [
         *[dollars(first.cost.total.likely)] * ("budget.usd" in keys),
-        *[hours(first.job.billed_hours.likely)] * ("budget.hours" in keys),
+        *[hours(first.job.billed_hours.likely) + all_of] * ("budget.hours" in keys),
     ]
     effect = f"pays for it also where it is slow; likely it takes {' and '.join(likely)}"
     yield Advice(change=lines_of(overrides), effect=effect, keeps_result=True)

@@ -60,7 +60,7 @@ def cost_of_job(
     if billed is None or hours is None:
         return None
     compute = billed * offer.spot_usd_per_h
-    disk = hours * offer.idle_usd_per_h + billed * offer.address_usd_per_h
+    disk = hours * (job.nodes * offer.idle_usd_per_h) + billed * offer.address_usd_per_h
     total = compute + disk
     on_demand = offer.on_demand_usd_per_h
     highest = max(offer.spot_usd_per_h, cap if cap is not None else on_demand or 0.0)
@@ -81,18 +81,18 @@ def cost_of_job(
 
 
 def _paid_hours(offer: Offer, budget: Budget) -> float:
-    """Return for how many hours the budget pays at the price of now."""
+    """Return for how many machine hours the budget pays at the price of now."""
     usd_per_h = offer.running_usd_per_h
     by_usd = _or_inf(budget.usd) / usd_per_h if usd_per_h > 0 else math.inf
     return min(by_usd, _or_inf(budget.hours))
 
 
 def _trained_share(job: JobEstimate, paid_h: float) -> float:
-    """Return which share of the steps is done after so many billed hours.
+    """Return which share of the steps is done after so many billed machine hours.
 
     Evictions fall into the training and make it that much longer.
     """
-    billed = {part.name: part.hours.likely for part in job.parts if part.billed}
+    billed = {part.name: job.nodes * part.hours.likely for part in job.parts if part.billed}
     if TRAIN not in billed:
         return 1.0
     names = list(billed)

@@ -51,7 +51,9 @@ def estimate_run(loaded: LoadedConfig) -> dict[str, Any] | None:
     """
     vm = loaded.config.vm
     card = GPUS.get(resolve_gpu_at(vm.providers[0], vm.card).gpu.name) if vm.card else None
-    return None if card is None else _estimate(loaded, _tables(loaded), card, cards=vm.gpus)
+    if card is None:
+        return None
+    return _estimate(loaded, _tables(loaded), card, cards=vm.gpus, machines=vm.nodes)
 
 
 def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
@@ -59,7 +61,7 @@ def estimate_local_run(loaded: LoadedConfig) -> dict[str, Any] | None:
 
     `gpu_bytes` is the memory that is free now. All rows of a batch are done at once here.
     """
-    processes = loaded.config.vm.gpus
+    processes = loaded.config.vm.gpus * loaded.config.vm.nodes
     tables = tables_here(_tables(loaded), processes)
     found = _estimate(loaded, tables, computer(loaded))
     return None if found is None else for_processes(found, processes)
@@ -220,13 +222,18 @@ def _tables(loaded: LoadedConfig) -> TrainerConfig:
 
 
 def _estimate(
-    loaded: LoadedConfig, tables: TrainerConfig, gpu: TrainingGpu, *, cards: int = 1
+    loaded: LoadedConfig,
+    tables: TrainerConfig,
+    gpu: TrainingGpu,
+    *,
+    cards: int = 1,
+    machines: int = 1,
 ) -> dict[str, Any] | None:
     inputs = job_inputs(loaded)
     if inputs.shape is None:
         return None
     rows = rows_of(tables, inputs.lengths)
-    found = rows_estimate(loaded, tables, inputs.shape, rows, gpu, cards=cards)
+    found = rows_estimate(loaded, tables, inputs.shape, rows, gpu, cards=cards, machines=machines)
     return {**found, "usual_tokens": round(rows.usual)}
 
 
@@ -238,15 +245,16 @@ def rows_estimate(  # noqa: PLR0913 - what is trained, and on what
     gpu: TrainingGpu,
     *,
     cards: int = 1,
+    machines: int = 1,
 ) -> dict[str, Any]:
     """Return memory and time of the rows; memory is counted for the card that the config names.
 
     To count takes seconds, too many for every card of a catalog. Of several cards the formula
     stands: a count knows of one.
     """
-    found = estimate_rows(tables, shape, rows, gpu=gpu, cards=cards)
+    found = estimate_rows(tables, shape, rows, gpu=gpu, cards=cards, machines=machines)
     vm = loaded.config.vm
-    if cards > 1:
+    if cards * machines > 1:
         return found
     try:
         card = resolve_gpu_at(vm.providers[0], vm.card).gpu if vm.card else None
@@ -297,9 +305,11 @@ def estimate_job(  # noqa: PLR0913 - a job, where it is done, and what is known 
     `card` is a name of the catalog, or `HERE` for this computer; `offer` says how often machines
     there are evicted, `hub` how large the base is and who fetches it. What is not known is None,
     and `problem` says what to do. Cheap when asked again for another offer; `inputs` are given
-    where they are known, as for a config that differs in little. `cards` are those of `vm.gpus`.
+    where they are known, as for a config that differs in little. `cards` are those of one machine;
+    without, `vm.gpus` of each of `vm.nodes` machines do it.
     """
-    count = loaded.config.vm.gpus if cards is None else cards
+    vm = loaded.config.vm
+    count, nodes = (vm.gpus, vm.nodes) if cards is None else (cards, 1)
     gpu = find_gpu(loaded, card)
     if gpu is None:
         problem = f"no figures are known for the card `{card}`; name one of {', '.join(GPUS)}"
@@ -308,15 +318,17 @@ def estimate_job(  # noqa: PLR0913 - a job, where it is done, and what is known 
     if inputs.shape is None:
         return JobEstimate(card=gpu.name, card_bytes=gpu.memory_bytes, problem=inputs.problem)
     here = card == HERE
-    tables = tables_here(inputs.tables, count) if here else inputs.tables
+    tables = tables_here(inputs.tables, count * nodes) if here else inputs.tables
     rows = rows_of(tables, inputs.lengths)
-    on_card = 1 if here else count
+    on_card, machines = (1, 1) if here else (count, nodes)
     if inputs.may_count:
-        found = rows_estimate(loaded, tables, inputs.shape, rows, gpu, cards=on_card)
+        found = rows_estimate(
+            loaded, tables, inputs.shape, rows, gpu, cards=on_card, machines=machines
+        )
     else:
-        found = estimate_rows(tables, inputs.shape, rows, gpu=gpu, cards=on_card)
+        found = estimate_rows(tables, inputs.shape, rows, gpu=gpu, cards=on_card, machines=machines)
     if here:
-        found = for_processes(found, count)
+        found = for_processes(found, count * nodes)
     if hub is not None:
         inputs = with_hub(inputs, hub)
     machine = machine_of(loaded, offer, here=here)
@@ -338,6 +350,7 @@ def estimate_job(  # noqa: PLR0913 - a job, where it is done, and what is known 
         parts=parts,
         problem="" if parts else NO_ROWS,
         sharing=shared,
+        nodes=nodes,
         step_s=found["step_seconds"] if shared else None,
         idle_cards=idle_warning(shared, batch_size=tables.train.batch_size) if shared else "",
         notes=(*notes_on(inputs, gpu), *_counted_note(found)),

@@ -40,6 +40,8 @@ class JobEstimate:
     """How several cards share it (`trainer.estimate.cards.Sharing`); None of one."""
     step_s: float | None = None
     """Of a step of several cards; None of one."""
+    nodes: int = 1
+    """How many machines do it together."""
     idle_cards: str = ""
     """What to warn of where cards have nothing to do."""
     notes: tuple[str, ...] = ()
@@ -52,9 +54,9 @@ class JobEstimate:
 
     @property
     def billed_hours(self) -> Span | None:
-        """The hours in which a machine is rented; None if there are none."""
+        """The hours for which machines are rented, added up over all; None if there are none."""
         billed = [part.hours for part in self.parts if part.billed]
-        return sum(billed, NOTHING) if self.parts else None
+        return sum(billed, NOTHING) * self.nodes if self.parts else None
 
     @property
     def cards(self) -> int:
@@ -65,6 +67,8 @@ class JobEstimate:
         """Return plain values, with both sums."""
         hours, billed = self.hours, self.billed_hours
         values = asdict(self)
+        if self.nodes == 1:
+            del values["nodes"]
         if self.sharing is None:
             for name in ("sharing", "step_s", "idle_cards"):
                 del values[name]

@@ -89,9 +89,11 @@ def memory_estimate(loaded: LoadedConfig, job: JobEstimate, inputs: JobInputs) -
 
     def found_for(tables: TrainerConfig) -> dict[str, Any]:
         rows = rows_of(tables, inputs_with(inputs, tables).lengths)
-        return estimate_rows(tables, shape, rows, gpu=gpu, cards=job.cards)
+        machines = int(job.sharing.get("machines", 1)) if job.sharing else 1
+        cards = job.cards // machines
+        return estimate_rows(tables, shape, rows, gpu=gpu, cards=cards, machines=machines)
 
-    processes = loaded.config.vm.gpus
+    processes = loaded.config.vm.gpus * loaded.config.vm.nodes
     now = found_for(tables_here(inputs.tables, processes) if job.card == HERE else inputs.tables)
     factor = job.memory_bytes.likely / now["memory_bytes"]["reserved"]
 

@@ -89,7 +89,7 @@ def plan_of(
     provider, want = factory.make_provider(vm, home), factory.want(vm)
     try:
         found = provider.offers(want)
-        safeguards = _preview_safeguards(provider, want, budget)
+        safeguards = _preview_safeguards(provider, want, budget, vm.nodes)
     except ProviderError as error:
         raise CloudError(str(error), hint=error.hint) from error
     # Which card an own machine has is for set-up to find out, unless run.yaml names it.
@@ -240,10 +240,13 @@ def _missing_files(loaded: LoadedConfig) -> list[str]:
     return absent
 
 
-def _preview_safeguards(provider: Provider, want: Want, budget: Budget) -> tuple[Safeguard, ...]:
-    """Return the safeguards of a machine rented now and kept until the budget's end."""
+def _preview_safeguards(
+    provider: Provider, want: Want, budget: Budget, machines: int
+) -> tuple[Safeguard, ...]:
+    """Return the safeguards of a machine rented now, one of so many, until the budget's end."""
     now_s = time.time()
-    until_s = budget_end_s(budget, RunState(), now_s, want.max_price_usd_per_h or 0.0)
+    price = want.max_price_usd_per_h or 0.0
+    until_s = budget_end_s(budget, RunState(), now_s, price, machines)
     return tuple(provider.preview_safeguards(want, until_s=until_s, disk_days=budget.disk_days))
 
 

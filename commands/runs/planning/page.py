@@ -9,7 +9,12 @@ from typing import Any
 from commands.runs.base_description import TableBase
 from commands.runs.hub_base import HubAnswer
 from commands.runs.planning.answer import CAP_MARGIN, Answer, cheaper_card
-from commands.runs.planning.cards import against_one, unused_warning
+from commands.runs.planning.cards import (
+    against_one,
+    machines_note,
+    quota_warning,
+    unused_warning,
+)
 from commands.runs.planning.figures import dollars, hourly, hours_span
 from commands.runs.planning.offers_table import card_lines, offer_lines, price_age_s
 from commands.runs.planning.priced_change import Advice
@@ -90,15 +95,7 @@ class PlanPage:
     @property
     def nodes_text(self) -> str:
         """Say what several machines cost an hour, and what the figures leave out; empty for one."""
-        if self.nodes < 2 or self.first is None:
-            return ""
-        offer = self.first.offer
-        price = hourly(self.nodes * offer.running_usd_per_h)
-        return (
-            f"{self.nodes} machines of {offer.machine} bill {price}/h together, and the budget "
-            "counts them all; hours and dollars of the job are those of one machine: what they "
-            "share out, and send each other over the network, is not counted"
-        )
+        return machines_note(self.first)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -241,7 +238,8 @@ class PlanPage:
         notes = first.job.notes if first is not None and first.job is not None else ()
         idle = first.job.idle_cards if first is not None and first.job is not None else ""
         unused = unused_warning(first, self.gpus)
-        texts = (cap, unused, idle, self.too_long, *self.row_warnings, *self.lacks)
+        quota = quota_warning(first, self.nodes)
+        texts = (cap, quota, unused, idle, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
             *([f"note: {text}"] if (text := self.nodes_text) else []),

@@ -129,7 +129,9 @@ def costs_text(one: JobOffer | None) -> str:
     """Say what a job costs in all, and at which price."""
     if one is None or one.cost is None:
         return "what it costs is not known"
-    return f"about {dollars(one.cost.total.likely)} in all at {hourly(one.offer.spot_usd_per_h)}/h"
+    several = f"{one.job.nodes} × " if one.job is not None and one.job.nodes > 1 else ""
+    price = f"{several}{hourly(one.offer.spot_usd_per_h)}/h"
+    return f"about {dollars(one.cost.total.likely)} in all at {price}"
 
 
 def rounded_up(value: float, parts: int = CENTS) -> float:

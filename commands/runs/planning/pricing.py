@@ -52,7 +52,7 @@ def priced_offer(
 ) -> JobOffer:
     """Put what the job needs and costs beside an offer; `inputs` are given where they are known.
 
-    `cards` are those of `vm.gpus`, unless another number is given.
+    `cards` are those of `vm.gpus` on each of `vm.nodes` machines; if given, those of one machine.
     """
     card, inputs = offer.gpu or loaded.config.vm.card, inputs or job_inputs(loaded)
     job = estimate_job(loaded, card, offer=offer, inputs=inputs, cards=cards)
@@ -73,13 +73,13 @@ def _host_bytes(inputs: JobInputs, job: JobEstimate | None) -> float | None:
     if inputs.host_bytes is None or job is None or job.sharing is None:
         return inputs.host_bytes
     base = job.sharing["whole_base_bytes"] if job.sharing["sharded"] else 0.0
-    return float(inputs.host_bytes + (job.cards - 1) * PROCESS_BYTES + base)
+    return float(inputs.host_bytes + (job.cards // job.nodes - 1) * PROCESS_BYTES + base)
 
 
 def one_card(loaded: LoadedConfig, several: JobOffer, inputs: JobInputs) -> JobOffer | None:
-    """Return the same job on one of the cards that an offer has several of, at dated prices.
+    """Return the same job on one of the cards that do it together, at dated prices.
 
-    None if the offer has one, or no catalog has a machine with one.
+    None if one does it, or no catalog has a machine with one.
     """
     if several.job is None or several.job.cards < 2:
         return None

@@ -83,7 +83,8 @@ def price_fact(priced: JobOffer) -> str:
     if cost is None:
         return ""
     disk = f", disk and address {dollars(cost.disk.likely)}" if cost.disk.likely else ""
-    parts = [f"at {hourly(offer.spot_usd_per_h)}/h{disk}"]
+    several = f"{priced.job.nodes} × " if priced.job is not None and priced.job.nodes > 1 else ""
+    parts = [f"at {several}{hourly(offer.spot_usd_per_h)}/h{disk}"]
     if cost.on_demand_usd is not None:
         parts.append(f"{dollars(cost.on_demand_usd)} on demand")
     if cost.usd_per_million_tokens is not None:
