@@ -25,27 +25,52 @@ from remote.ssh import SshConnection
 COPY_S = 4 * 3600.0
 SCRIPT_S = 60.0
 AUTHORIZED = ".ssh/authorized_keys"
-ADD = f'umask 077; mkdir -p .ssh && printf "%s\\n" "$1" >> {AUTHORIZED}'
-REMOVE = (
-    f"umask 077; [ -f {AUTHORIZED} ] || exit 0;"
-    f' grep -v -F -e "$1" {AUTHORIZED} > {AUTHORIZED}.qft; mv {AUTHORIZED}.qft {AUTHORIZED}'
-)
+ADD = f"""
+umask 077
+mkdir -p .ssh || exit 1
+# A last line without an end would become one with ours, and admit nobody any more.
+[ -s {AUTHORIZED} ] && [ -n "$(tail -c 1 {AUTHORIZED})" ] && printf '\\n' >> {AUTHORIZED}
+printf '%s\\n' "$1" >> {AUTHORIZED}
+"""
+REMOVE = f"""
+umask 077
+[ -f {AUTHORIZED} ] || exit 0
+grep -v -F -e "$1" {AUTHORIZED} > {AUTHORIZED}.qft
+# 1 is that no line is left; anything else, such as a full disk, must not empty the list.
+[ $? -le 1 ] || {{ rm -f {AUTHORIZED}.qft; exit 1; }}
+mv {AUTHORIZED}.qft {AUTHORIZED}
+"""
 FETCH = """
 umask 077
-own=$(mktemp -d) || exit 1
+peer_key=$1 base=$2 own_address=$3 port=$4 user=$5 address=$6
+shift 6
+mkdir -p "$base" || exit 1
+rm -rf "$base"/.copy-*
+missing=
+for folder in "$@"; do [ -e "$base/$folder" ] || missing=1; done
+[ -n "$missing" ] || exit 0
+own=$(mktemp -d "$base/.copy-XXXXXX") || exit 1
+mkdir "$own/new" || exit 1
 trap 'rm -rf "$own"' EXIT
 trap 'exit 1' HUP INT TERM
 cat > "$own/key"
-printf 'peer %s\\n' "$1" > "$own/known_hosts"
-mkdir -p "$2" || exit 1
+printf 'peer %s\\n' "$peer_key" > "$own/known_hosts"
 {
   ssh -F /dev/null -i "$own/key" -o IdentitiesOnly=yes -o BatchMode=yes \\
     -o StrictHostKeyChecking=yes -o HostKeyAlias=peer -o UserKnownHostsFile="$own/known_hosts" \\
     -o GlobalKnownHostsFile=/dev/null -o ConnectTimeout=20 -o ServerAliveInterval=15 \\
-    -b "$3" -p "$4" -l "$5" "$6" < /dev/null
+    -b "$own_address" -p "$port" -l "$user" "$address" < /dev/null
   echo $? > "$own/code"
-} | tar -C "$2" --no-same-owner --no-same-permissions -xf - || exit 1
-exit "$(cat "$own/code")"
+} | tar -C "$own/new" --no-same-owner --no-same-permissions -xf - || exit 1
+[ "$(cat "$own/code")" = 0 ] || exit 1
+for folder in "$@"; do
+  # A link could lead the push that follows out of the run's folder: none is taken over.
+  [ -z "$(find "$own/new/$folder" ! -type f ! -type d | head -n 1)" ] || exit 1
+  [ -d "$own/new/$folder" ] && [ ! -L "$own/new/$folder" ] || exit 1
+done
+for folder in "$@"; do
+  rm -rf "$base/$folder" && mv "$own/new/$folder" "$base/$folder" || exit 1
+done
 """
 
 
@@ -72,6 +97,9 @@ def copy_folders(  # noqa: PLR0913  (two machines, what lies on them, and whose 
 ) -> None:
     """Copy `folders` below `base` from the source, which is `peer` to the target, to the target.
 
+    Nothing is copied where all of them are there already, whole or not: the push goes on with them.
+    Folders that hold a link, or anything but files and folders, are not taken over.
+
     `own_address` is the target's, the only one from which the key is accepted. `lock` is held while
     the source's list of keys changes. Raises `Untrusted` for an address that is none, and whatever
     `SshConnection.run` does; the key is removed all the same.
@@ -91,6 +119,7 @@ def copy_folders(  # noqa: PLR0913  (two machines, what lies on them, and whose 
             [
                 *("sh", "-c", FETCH, "fetch"),
                 *(peer.host_key, base, own_address, str(peer.port), peer.user, peer.address),
+                *folders,
             ],
             timeout_s=COPY_S,
             input=private,

@@ -34,6 +34,27 @@ def test_a_run_trains_with_the_two_machines_there_is_room_for(
     assert story.billed_usd() == pytest.approx(story.cloud.usd(), abs=1e-9)
 
 
+def test_too_few_machines_are_released_and_start_again_when_the_missing_one_is_had(
+    story: GroupStory,
+) -> None:
+    """Two machines that wait for a third bill for a quarter of an hour, and then not."""
+    story.nodes_min = 3
+    story.cloud.room = {"a": 2}
+    start_s = story.world.now_s
+    seen: list[list[int]] = []
+    story.cloud.when(
+        lambda: story.world.now_s >= start_s + 1800,
+        lambda: (seen.append(story.cloud.running()), story.cloud.room.update(a=3))[0],
+    )
+
+    assert story.go().outcome is Outcome.DONE
+
+    assert seen == [[]]
+    assert {len(group) for group in story.members()} == {3}
+    assert story.cloud.machines == {}
+    assert story.billed_usd() == pytest.approx(story.cloud.usd(), abs=1e-9)
+
+
 def test_a_budget_in_dollars_counts_all_machines_and_ends_them_all(story: GroupStory) -> None:
     """Three machines reach a budget together, and none bills after it."""
     story.cloud.steps = 100_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,47 @@ def test_no_key_is_left_on_either_machine(peers: Peers) -> None:
     assert left == []
 
 
+def test_a_line_without_an_end_stays_a_line(peers: Peers) -> None:
+    """A list of keys that lacks its last newline loses none, and admits the copy."""
+    mine = openssh_keys()[1]
+    file = peers.homes[1] / ".ssh" / "authorized_keys"
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    file.write_text(mine)
+    file.chmod(0o600)
+
+    copy(peers)
+
+    assert file.read_text() == f"{mine}\n"
+    assert (peers.homes[0] / BASE / "model" / "weights").exists()
+
+
+def test_a_link_is_not_taken_over(peers: Peers, tmp_path: Path) -> None:
+    """A folder with a link, or a link in its place, never gets into the run's folder."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").write_text("mine")
+    (peers.homes[1] / BASE / "data" / "link").symlink_to(outside)
+
+    with pytest.raises(CommandFailed):
+        copy(peers)
+
+    assert not (peers.homes[0] / BASE / "data").exists()
+    assert not (peers.homes[0] / BASE / "model").exists()
+    assert [path.name for path in outside.iterdir()] == ["keep"]
+    assert list((peers.homes[0] / BASE).glob(".copy-*")) == []
+
+
+def test_what_is_there_is_not_copied_again(peers: Peers) -> None:
+    """Folders that an earlier preparation left stay as they are, for the push to compare."""
+    copy(peers)
+    there = peers.homes[0] / BASE / "model" / "weights"
+    there.write_bytes(b"half of it")
+
+    copy(peers)
+
+    assert there.read_bytes() == b"half of it"
+
+
 def test_a_source_with_another_host_key_is_not_copied_from(peers: Peers) -> None:
     """Nothing arrives from a machine that presents a key other than the pinned one."""
     with pytest.raises(CommandFailed):
@@ -152,8 +194,10 @@ def test_the_second_machine_waits_for_the_first_and_copies_from_it() -> None:
     threads[0].start()
     assert begun.wait(60)
     threads[1].start()
+    ends_s = time.monotonic() + 60
     while not messages:
-        pass
+        assert time.monotonic() < ends_s
+        time.sleep(0.01)
     finish.set()
     for thread in threads:
         thread.join(60)

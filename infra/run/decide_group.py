@@ -18,6 +18,10 @@ from infra.run.place import place_of
 from infra.run.plan import Goal, RunPlan
 from infra.run.state import RunEnd, RunState
 
+GROUPS_IN_VAIN_MAX = 5
+"""How many groups in a row may end without a step before the run does."""
+HOLD_S_MAX = 6 * 3600.0
+"""How long machines that are too few stay released at most, before they are tried again."""
 ENDS_ALL = {
     Outcome.BAD_INPUT,
     Outcome.TRAINING_FAILED,
@@ -85,6 +89,14 @@ class GroupMemory:
     """Since when machines bill that are too few to train."""
     held: frozenset[int] = frozenset()
     """Those that were released for that, until enough others can be had."""
+    held_since_s: float = 0.0
+    """When the last of them was put on hold."""
+    step: int = 0
+    """The furthest step when a group last ended."""
+    groups_in_vain: int = 0
+    """Groups in a row that ended without a new step, though none of their machines went down."""
+    tries: int = 0
+    """How often they were let go again since a group last formed."""
     leaves_place: bool = False
     """Whether they are removed, because there is no room for enough of them where they were."""
     moves: int = 0
@@ -105,7 +117,7 @@ def decide_group(
     """Return what each machine is to do now; `views` has one of each node, in their order."""
     if _is_reached(views, plan):
         return _all(views, memory, Order(over=True))
-    ending = _ending_of_all(views, plan)
+    ending = _ending_of_all(views, plan) or _ending_in_vain(memory)
     if ending is not None:
         return _all(views, memory, Order(ending=ending))
     free = _free_orders(views, plan)
@@ -193,6 +205,18 @@ def _ending_of_all(views: Sequence[NodeView], plan: RunPlan) -> RunEnd | None:
     return failed[0] if failed and left < plan.nodes_min else None
 
 
+def _ending_in_vain(memory: GroupMemory) -> RunEnd | None:
+    """Return the end of a run whose groups form again and again and train nothing."""
+    if memory.groups_in_vain < GROUPS_IN_VAIN_MAX:
+        return None
+    reason = (
+        f"the machines found each other in none of {memory.groups_in_vain} tries, or lost each"
+        " other before a step: a firewall between their private addresses, such as one that the"
+        " image brings, may block their ports; `vm.nodes: 1` trains without them"
+    )
+    return RunEnd(outcome=Outcome.TRAINING_FAILED, reason=reason)
+
+
 def _is_reached(views: Sequence[NodeView], plan: RunPlan) -> bool:
     """Whether the goal is reached by one machine for all."""
     if plan.goal is Goal.TRAIN:
@@ -228,14 +252,23 @@ def _with_group(
             return memory
         there = [views[node] for node in group.members if views[node].answers]
         survivors = frozenset((one.node, one.state.starts) for one in there if not one.leaving)
-        return replace(memory, group=None, ended=group.number, survivors=survivors)
+        step = max(one.state.step for one in views)
+        vain = lost and step <= memory.step and len(there) == len(group.members)
+        return replace(
+            memory,
+            group=None,
+            ended=group.number,
+            survivors=survivors,
+            step=step,
+            groups_in_vain=memory.groups_in_vain + 1 if vain else 0,
+        )
     if any(one.answers and one.trains for one in views):
         return memory  # they save and end first
     ready, memory = _gathered(views, memory, plan, now_s)
     if not ready:
         return memory
     number = 1 + max(memory.ended, *(one.state.group for one in views))
-    return replace(memory, group=_form(ready, number=number), formed_s=now_s, moves=0)
+    return replace(memory, group=_form(ready, number=number), formed_s=now_s, moves=0, tries=0)
 
 
 def _gathered(
@@ -303,12 +336,20 @@ def _with_hold(
     ready = {one.node for one in wanted if one.is_ready}
     held = memory.held
     if held:
-        back = len(held | ready) >= plan.nodes_min and bool(ready - held)
+        waited = now_s - memory.held_since_s >= _pause_s(memory, plan)
+        all_held = {one.node for one in wanted} <= held
+        enough = len(held | ready) >= plan.nodes_min and bool(ready - held)
+        back = (enough and (waited or not memory.tries)) or (all_held and waited)
         emptied = memory.leaves_place and all(views[node].state.vm is None for node in held)
         if back or emptied:
             moves = memory.moves + emptied
             return replace(
-                memory, held=frozenset(), leaves_place=False, short_since_s=None, moves=moves
+                memory,
+                held=frozenset(),
+                leaves_place=False,
+                short_since_s=None,
+                moves=moves,
+                tries=memory.tries + 1,
             )
     billing = {one.node for one in wanted if one.state.up} - held
     if len(ready - held) >= plan.nodes_min or not billing:
@@ -318,27 +359,38 @@ def _with_hold(
         full = _is_refused(missing, wanted) if held else _is_full(kept, plan)
         if billing or not plan.several_places or not full:
             return memory
-        return _held(views, memory, held, leaves=True)
+        return _held(views, memory, held, now_s, leaves=True)
     if memory.short_since_s is None:
         return replace(memory, short_since_s=now_s)
     coming = {one.node for one in wanted if one.is_coming}
-    most_s = plan.policy.gather_s if memory.moves else plan.policy.short_max_s
+    quick = memory.moves or memory.tries  # it has been tried for long before
+    most_s = plan.policy.gather_s if quick else plan.policy.short_max_s
     if len(ready | coming | held) >= plan.nodes_min or now_s - memory.short_since_s < most_s:
         return memory
     found = {one.node for one in wanted if one.answers}
     if not found - held:
         return memory
     leaves = plan.several_places and _is_refused(wanted, wanted)
-    return _held(views, memory, held | found, leaves=leaves)
+    return _held(views, memory, held | found, now_s, leaves=leaves)
+
+
+def _pause_s(memory: GroupMemory, plan: RunPlan) -> float:
+    """Return for how long machines stay on hold: twice as long each time that it was in vain."""
+    return float(min(plan.policy.short_max_s * 2.0 ** min(memory.tries, 10), HOLD_S_MAX))
 
 
 def _held(
-    views: Sequence[NodeView], memory: GroupMemory, held: frozenset[int] | set[int], *, leaves: bool
+    views: Sequence[NodeView],
+    memory: GroupMemory,
+    held: frozenset[int] | set[int],
+    now_s: float,
+    *,
+    leaves: bool,
 ) -> GroupMemory:
     """Return the memory with those on hold: all that have a machine, if they leave their place."""
     leaves = leaves or memory.leaves_place
     kept = [one.node for one in _kept(views)] if leaves else []
-    return replace(memory, held=frozenset((*held, *kept)), leaves_place=leaves)
+    return replace(memory, held=frozenset((*held, *kept)), held_since_s=now_s, leaves_place=leaves)
 
 
 def _is_refused(missing: Sequence[NodeView], wanted: Sequence[NodeView]) -> bool:
