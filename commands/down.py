@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from commands.runs.home import (
     qft_home,
     run_folder,
 )
+from commands.runs.release_run import Record, proved, release_recorded
 from commands.runs.save_before_release import (
     LastSave,
     Result,
@@ -41,14 +43,7 @@ from infra.retry import with_retries
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Journal, JournalDamaged, Kind, Outcome, read
-from infra.run.release import (
-    billed_until_s,
-    may_restart,
-    release,
-    still_there,
-    stop_restarts,
-)
-from infra.run.state import RunState
+from infra.run.release import may_restart
 
 EXAMPLES = {
     "qft down": "let the trainer save, release the machine, keep its disk",
@@ -150,7 +145,7 @@ def _release_run(
     options: _Options, folder: RunFolder, home: Path, provider: Provider, *, ended: bool
 ) -> Result:
     """Let the trainer save, release or remove the machine, and record who ended the run."""
-    record = _Record(folder.name, Journal(folder.journal, clock=time.time), options.on_message)
+    record = Record(folder.name, Journal(folder.journal, clock=time.time), options.on_message)
     state = fold(record.journal.events)
     goes = options.delete or not provider.traits.rents or not provider.traits.keeps_disk
     save = LastSave(home_step=state.home_step)
@@ -163,7 +158,7 @@ def _release_run(
         options.on_message(line)
     if state.vm is not None and not provider.traits.rents:
         clear(folder, home, provider, state, options.on_message, now=options.now)
-    done = _down_recorded(
+    done = release_recorded(
         record, provider, state, delete=options.delete, disk_days=_disk_days(folder)
     )
     done = replace(done, save=save)
@@ -186,68 +181,6 @@ def _outcome(done: Result) -> str:
     if done.removed:
         return "removed its machine"
     return "released its machine, its disk is kept" if done.deallocated else "found no machine"
-
-
-@dataclass(frozen=True)
-class _Record:
-    """The journal of a run whose machine is released, which must not fail with the journal."""
-
-    name: str
-    journal: Journal
-    on_message: Callable[[str], None]
-
-    def note(self, kind: Kind, **data: object) -> None:
-        """Append an event; on a disk that refuses, print so and go on: the cloud is the truth."""
-        try:
-            self.journal.append(kind, **data)
-        except OSError as error:
-            self.on_message(f"warning: `{kind}` is not recorded ({error}); releasing all the same")
-
-    def saved(self, save: LastSave, state: RunState) -> None:
-        """Record how far the trainer was, and which checkpoint is at home."""
-        if save.step > state.step:
-            self.note(Kind.PROGRESS, step=save.step, steps=save.steps)
-        if save.home_step > state.home_step:
-            self.note(Kind.CHECKPOINT_HOME, step=save.home_step)
-
-
-def _down_recorded(
-    record: _Record,
-    provider: Provider,
-    state: RunState,
-    *,
-    delete: bool,
-    disk_days: float | None,
-) -> Result:
-    """Release or remove the machine of a recorded run: journal the intent, act, observe."""
-    unsure = state.pending in {Kind.CREATE_INTENDED, Kind.DELETE_INTENDED}
-    if delete or unsure or not provider.traits.rents or not provider.traits.keeps_disk:
-        return _remove(record, provider, state)
-    result = Result(run=record.name)
-    vm = state.vm or next(iter(_listed(provider, state.run_id)), None)
-    if vm is not None and vm.power is not PowerState.REMNANTS:
-        record.note(Kind.DEALLOCATE_INTENDED, reason="qft down")
-        try:
-            ended = release(provider, vm, time.sleep)
-        except Gone:  # the machine is; its disk or address may still be there, and bill
-            return _remove(record, provider, state)
-        record.note(Kind.DEALLOCATED, reason="qft down", **ended)
-        result = replace(result, deallocated=[f"{vm.size} {vm.id}"])
-        if may_restart(provider, vm, time.sleep):
-            stops = stop_restarts(
-                provider, vm, now_s=time.time(), disk_days=disk_days, sleep=time.sleep
-            )
-            result = replace(result, may_restart=True, stopped_again_by=stops)
-    return _proved(result, provider, state.run_id, state.vm)
-
-
-def _remove(record: _Record, provider: Provider, state: RunState) -> Result:
-    """Remove everything of the run, and observe what is left."""
-    record.note(Kind.DELETE_INTENDED, reason="qft down")
-    gone = with_retries(lambda: provider.delete(state.run_id, record.on_message), time.sleep)
-    removed = [f"{one.kind} {one.id}" for one in gone]
-    record.note(Kind.DELETED, removed=removed, until_s=billed_until_s(gone))
-    return _proved(Result(run=record.name, removed=removed), provider, state.run_id, state.vm)
 
 
 def down_all(
@@ -278,7 +211,7 @@ def down_all(
 def _down_listed_by(
     provider: Provider, home: Path, options: _Options, done: set[tuple[str, str]]
 ) -> Iterator[Result]:
-    """Release or remove every machine that one provider lists, but those that are done.
+    """Release or remove every machine that one provider lists, run by run, but those done.
 
     Two profiles may open the same account.
     """
@@ -289,15 +222,20 @@ def _down_listed_by(
         return
     listed = [vm for vm in listed if (vm.provider, vm.id) not in done]
     done |= {(vm.provider, vm.id) for vm in listed}
+    runs: dict[str, list[Vm]] = {}
     for vm in listed:
-        with _without_drivers(home, vm, options) as (run, ended):
+        runs.setdefault(vm.run_id, []).append(vm)
+    for run_id, machines in runs.items():
+        with _without_drivers(home, run_id, options) as (run, ended):
             try:
                 if run is not None and _records_machine(run, options):
                     yield _release_run(options, run, home, provider, ended=ended)
                 else:
-                    yield _down_listed(provider, vm, options.on_message, delete=options.delete)
+                    yield _down_listed(
+                        provider, machines, options.on_message, delete=options.delete
+                    )
             except ProviderError as error:
-                yield Result(run=vm.run_id, trouble=_message(error))
+                yield Result(run=run_id, trouble=_message(error))
 
 
 def failure(results: list[Result]) -> CloudError | None:
@@ -318,7 +256,7 @@ def _message(error: ProviderError) -> str:
 
 @contextlib.contextmanager
 def _without_drivers(
-    home: Path, vm: Vm, options: _Options
+    home: Path, run_id: str, options: _Options
 ) -> Iterator[tuple[RunFolder | None, bool]]:
     """Keep every driver of this computer away from a machine.
 
@@ -328,7 +266,7 @@ def _without_drivers(
     ended = False
     with contextlib.ExitStack() as held:
         for run in all_runs(home):
-            if _run_id(run) == vm.run_id:
+            if _run_id(run) == run_id:
                 lock = take_lock(
                     run, options.on_message, command=options.command, urgent=options.now
                 )
@@ -354,37 +292,26 @@ def _run_id(run: RunFolder) -> str:
 
 
 def _down_listed(
-    provider: Provider, vm: Vm, on_message: Callable[[str], None], *, delete: bool
+    provider: Provider, machines: Sequence[Vm], on_message: Callable[[str], None], *, delete: bool
 ) -> Result:
+    """Release or remove the machines of one run without a record, as they are listed."""
+    run_id = machines[0].run_id
     if delete or not provider.traits.keeps_disk or not provider.traits.rents:
-        gone = with_retries(lambda: provider.delete(vm.run_id, on_message), time.sleep)
-        result = Result(run=vm.run_id, removed=[f"{one.kind} {one.id}" for one in gone])
-        return _proved(result, provider, vm.run_id)
-    result = Result(run=vm.run_id)
-    if vm.power is not PowerState.REMNANTS:
+        gone = with_retries(lambda: provider.delete(run_id, on_message), time.sleep)
+        result = Result(run=run_id, removed=[f"{one.kind} {one.id}" for one in gone])
+        return proved(result, provider, run_id)
+    result = Result(run=run_id)
+    for vm in machines:
+        if vm.power is PowerState.REMNANTS:
+            continue
         with contextlib.suppress(Gone):  # somebody removed it meanwhile
-            with_retries(lambda: provider.deallocate(vm), time.sleep)
+            with_retries(partial(provider.deallocate, vm), time.sleep)
             result = replace(
                 result,
-                deallocated=[f"{vm.size} {vm.id}"],
-                may_restart=may_restart(provider, vm, time.sleep),
+                deallocated=[*result.deallocated, f"{vm.size} {vm.id}"],
+                may_restart=result.may_restart or may_restart(provider, vm, time.sleep),
             )
-    return _proved(result, provider, vm.run_id)
-
-
-def _listed(provider: Provider, run_id: str) -> list[Vm]:
-    return with_retries(lambda: provider.list_run(run_id), time.sleep)
-
-
-def _proved(result: Result, provider: Provider, run_id: str, vm: Vm | None = None) -> Result:
-    """Return the result with what the provider lists now, asked again."""
-    left = still_there(provider, run_id, vm, time.sleep)
-    return replace(
-        result,
-        left=[f"{one.size} {one.id} ({one.power})" for one in left],
-        idle_usd_per_h=sum(one.idle_usd_per_h for one in left),
-        bills_compute=any(one.power.bills_compute for one in left) and provider.traits.rents,
-    )
+    return proved(result, provider, run_id)
 
 
 def _down_unrecorded(
@@ -403,7 +330,7 @@ def _down_unrecorded(
                 f"several runs are named `{name}`", problems=found, hint="give the whole id"
             )
         if meant:
-            return _down_listed(provider, meant[0], on_message, delete=delete)
+            return _down_listed(provider, meant, on_message, delete=delete)
     raise UsageError(
         f"there is no run `{name}`, here or in the cloud", hint="`qft ls --all` lists all"
     )

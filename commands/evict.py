@@ -9,9 +9,9 @@ import typer
 from commands.runs import factory
 from commands.runs.find_config import reopen
 from commands.runs.home import environment, pick_run, qft_home
-from commands.runs.running_machine import recorded_machine
+from commands.runs.running_machine import other_nodes, recorded_machine
 from commands.ui.errors import CloudError, UsageError
-from commands.ui.options import Json, Run, examples
+from commands.ui.options import Json, Node, Run, examples
 from commands.ui.output import log, print_json
 from infra.errors import ProviderError
 from infra.provider import PowerState
@@ -26,17 +26,17 @@ app = typer.Typer()
 
 
 @app.command(epilog=examples(EXAMPLES))
-def command(run: Run = "", *, as_json: Json = False) -> None:
+def command(run: Run = "", *, node: Node = None, as_json: Json = False) -> None:
     """Ask the cloud to rehearse an eviction."""
-    done = evict(run)
+    done = evict(run, node)
     if as_json:
         print_json({"asked": done})
     else:
         log(done)
 
 
-def evict(wanted: str) -> str:
-    """Ask the provider to evict the run's machine; return what was asked.
+def evict(wanted: str, node: int | None = None) -> str:
+    """Ask the provider to evict a machine of the run; return what was asked.
 
     Raises:
         UsageError: there is no machine, or none that can be evicted.
@@ -44,7 +44,7 @@ def evict(wanted: str) -> str:
     """
     folder = pick_run(qft_home(environment()), wanted, cwd=Path.cwd())
     loaded = reopen(folder)
-    vm = recorded_machine(folder)
+    vm = recorded_machine(folder, node)
     if vm is None:
         raise UsageError(
             f"`{folder.name}` has no machine to evict",
@@ -66,4 +66,5 @@ def evict(wanted: str) -> str:
         provider.evict(vm)
     except ProviderError as error:
         raise CloudError(str(error), hint=error.hint) from error
-    return f"{vm.provider} was asked to evict {vm.id}"
+    others = other_nodes(folder, node)
+    return f"{vm.provider} was asked to evict {vm.id}" + (f" ({others})" if others else "")

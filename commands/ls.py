@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from commands.runs.all_providers import providers_to_ask
 from commands.runs.home import all_runs, environment, qft_home
 from commands.ui.errors import CloudError
+from commands.ui.nodes import each_node
 from commands.ui.options import Json, ProviderName, check_all, examples, fail_after_output
 from commands.ui.output import log, print_data, print_json, table
 from infra.card_count import cards_text
@@ -48,7 +49,7 @@ def command(
     if as_json:
         print_json(rows)
     elif rows:
-        print_data(table(rows))
+        print_data(table(_with_node_rows(rows)))
     else:
         log("no machine of ours anywhere" if everything else "no run yet: try `qft run run.yaml`")
     if error:
@@ -66,6 +67,20 @@ class RunLine:
     evictions: int
     usd: float
     usd_per_h_now: float
+    nodes: tuple[NodeLine, ...] = ()
+    """Its machines, where it has several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLine:
+    """One of several machines of a run; the figures of the run are the sums of these."""
+
+    node: int
+    state: str
+    step: int
+    evictions: int
+    usd: float
+    usd_per_h_now: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,8 @@ class MachineLine:
     """One machine in a cloud."""
 
     run_id: str
+    node: int | None = None
+    """Which of several machines of its run it is; None where its run has one."""
     provider: str
     id: str
     region: str
@@ -104,9 +121,26 @@ def runs() -> list[RunLine]:
                 evictions=state.evictions,
                 usd=round(used.usd, 6),
                 usd_per_h_now=used.usd_per_h_now,
+                nodes=_node_lines(state, now_s),
             )
         )
     return lines
+
+
+def _node_lines(state: RunState, now_s: float) -> tuple[NodeLine, ...]:
+    """List the machines of a run that has several."""
+    bills = [bill(one, now_s) for one in state.nodes]
+    return tuple(
+        NodeLine(
+            node=node,
+            state=_state_word(one),
+            step=one.step,
+            evictions=one.evictions,
+            usd=round(used.usd, 6),
+            usd_per_h_now=used.usd_per_h_now,
+        )
+        for node, (one, used) in enumerate(zip(state.nodes, bills, strict=True))
+    )
 
 
 def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | None]:
@@ -121,7 +155,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
     for provider in providers_to_ask(qft_home(environment()), provider_name):
         try:
             listed = provider.list_all()
-            listed += _unlisted(provider, {vm.run_id for vm in listed})
+            listed += _unlisted(provider, {(vm.run_id, vm.node) for vm in listed})
         except ProviderError as error:
             problems.append(f"{provider.name}: {error}")
             hints.append(error.hint)
@@ -129,9 +163,11 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
         # Two profiles may open the same account.
         listed = [vm for vm in listed if (vm.provider, vm.id) not in shown]
         shown |= {(vm.provider, vm.id) for vm in listed}
+        several = {vm.run_id for vm in listed if vm.node}
         lines += [
             MachineLine(
                 run_id=vm.run_id,
+                node=vm.node if vm.run_id in several else None,
                 provider=vm.provider,
                 id=vm.id,
                 region=vm.region,
@@ -149,7 +185,7 @@ def machines(provider_name: str = "") -> tuple[list[MachineLine], CloudError | N
     return lines, CloudError(message, problems=problems, hint=next(filter(None, hints), ""))
 
 
-def _unlisted(provider: Provider, listed: set[str]) -> list[Vm]:
+def _unlisted(provider: Provider, listed: set[tuple[str, int]]) -> list[Vm]:
     """Return machines in the records of this computer that the provider does not list.
 
     Such as one whose resource group lost its tags: it is asked for by its id, for it may bill.
@@ -160,25 +196,44 @@ def _unlisted(provider: Provider, listed: set[str]) -> list[Vm]:
             state = fold(read(run.journal))
         except JournalDamaged:
             continue  # told elsewhere, and no reason to hide the machines of others
-        vm = state.vm
-        if vm is None or vm.provider != provider.name or vm.run_id in listed:
-            continue
-        try:
-            seen = provider.observe(vm)
-        except NotAllowed:
-            continue  # it is in another account, whose own provider is asked for it
-        if seen.power is not PowerState.GONE:
-            found.append(replace(vm, power=seen.power))
+        for one in each_node(state):
+            vm = one.vm
+            if vm is None or vm.provider != provider.name or (vm.run_id, vm.node) in listed:
+                continue
+            try:
+                seen = provider.observe(vm)
+            except NotAllowed:
+                continue  # it is in another account, whose own provider is asked for it
+            if seen.power is not PowerState.GONE:
+                found.append(replace(vm, power=seen.power))
     return found
 
 
-def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, object]]:
-    """Return plain values; how many cards there are only where a machine has several."""
+def to_json(lines: list[RunLine] | list[MachineLine]) -> list[dict[str, Any]]:
+    """Return plain values; how many cards or machines there are only where there are several."""
     rows = [asdict(line) for line in lines]
-    if not any(row.get("cards") for row in rows):
-        for row in rows:
-            row.pop("cards", None)
+    for row in rows:
+        if row.get("nodes") == ():
+            del row["nodes"]
+    for key, empty in (("cards", ""), ("node", None)):
+        if all(row.get(key, empty) == empty for row in rows):
+            for row in rows:
+                row.pop(key, None)
     return rows
+
+
+def _with_node_rows(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
+    """Return the rows of the table: below a run with several machines, a row for each of them."""
+    shown: list[dict[str, object]] = []
+    for row in rows:
+        run = {key: value for key, value in row.items() if key != "nodes"}
+        if "node" in run and run["node"] is None:
+            run["node"] = ""
+        shown.append(run)
+        for one in row.get("nodes", ()):
+            shown.append({**run, **one, "run": f"  node {one['node']}"})
+            del shown[-1]["node"]
+    return shown
 
 
 def _damaged(name: str, error: JournalDamaged) -> RunLine:
@@ -197,20 +252,21 @@ def _state_word(state: RunState) -> str:
     return "removed" if state.deleted else "machine down"
 
 
-def _power(vm: Vm, starting: Mapping[str, int]) -> str:
+def _power(vm: Vm, starting: Mapping[tuple[str, int], int]) -> str:
     """Return the power of a machine; `starting` until a run here has set it up."""
-    begun = vm.power is PowerState.RUNNING and starting.get(vm.run_id) == vm.generation
+    begun = vm.power is PowerState.RUNNING and starting.get((vm.run_id, vm.node)) == vm.generation
     return str(PowerState.STARTING if begun else vm.power)
 
 
-def _starting(home: Path) -> dict[str, int]:
-    """Map the ids of runs here whose machine was started and not set up to its generation."""
+def _starting(home: Path) -> dict[tuple[str, int], int]:
+    """Map machines of runs here that were started and not set up to their generation."""
     found = {}
     for folder in all_runs(home):
         try:
             state = fold(read(folder.journal))
         except JournalDamaged:
             continue  # told by `qft ls`; its machine is listed as its cloud has it
-        if state.up and not state.prepared and state.vm is not None:
-            found[state.run_id] = state.vm.generation
+        for one in each_node(state):
+            if one.up and not one.prepared and one.vm is not None:
+                found[one.run_id, one.vm.node] = one.vm.generation
     return found

@@ -15,9 +15,10 @@ import typer
 from commands.runs import factory
 from commands.runs.find_config import reopen
 from commands.runs.home import RunFolder, all_runs, environment, pick_run, qft_home
-from commands.runs.running_machine import recorded_machine
+from commands.runs.running_machine import other_nodes, recorded_machine
 from commands.ui.errors import UsageError
-from commands.ui.options import examples
+from commands.ui.options import Node, examples
+from commands.ui.output import log
 from infra.names import host_error, user_error
 from infra.provider import Vm
 from remote import keys
@@ -26,6 +27,7 @@ from remote.errors import RemoteError, shorten
 EXAMPLES = {
     "qft ssh": "a shell",
     "qft ssh my-run nvidia-smi -L": "one command, with its own options",
+    "qft ssh my-run --node 1": "a shell on another machine of the run",
     "qft ssh uname -a": "the same on the run of the run.yaml here, or the only one",
 }
 
@@ -46,9 +48,11 @@ def command(
             show_default="the run.yaml here, or the only run; a shell",
         ),
     ] = None,
+    *,
+    node: Node = None,
 ) -> None:
     """Open a shell on the machine, its host key pinned."""
-    ssh(words or [])
+    ssh(words or [], node)
 
 
 def parse_words(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFolder, list[str]]:
@@ -80,11 +84,26 @@ def parse_words(words: Sequence[str], home: Path, *, cwd: Path) -> tuple[RunFold
         ) from error
 
 
-def ssh_argv(words: Sequence[str]) -> list[str]:
-    """Build the `ssh` command line into the run's machine, with the pinned host key alone."""
+def parse_node(words: Sequence[str], node: int | None) -> tuple[list[str], int | None]:
+    """Take `--node NUMBER` from behind the first word, where it may stand, too.
+
+    No command has that name, so that nothing is lost.
+    """
+    match list(words):
+        case [first, "--node", number, *rest] if number.isdecimal():
+            return [first, *rest], int(number)
+        case [first, option, *rest] if option.removeprefix("--node=").isdecimal() and "=" in option:
+            return [first, *rest], int(option.removeprefix("--node="))
+        case others:
+            return others, node
+
+
+def ssh_argv(words: Sequence[str], node: int | None = None) -> list[str]:
+    """Build the `ssh` command line into a machine of the run, with the pinned host key alone."""
+    words, node = parse_node(words, node)
     folder, remote_command = parse_words(words, qft_home(environment()), cwd=Path.cwd())
     loaded = reopen(folder)
-    vm = recorded_machine(folder)
+    vm = recorded_machine(folder, node)
     if vm is None or not vm.host:
         raise UsageError(
             f"`{folder.name}` has no machine that runs", hint=f"`qft up {folder.name}` gets one"
@@ -92,8 +111,11 @@ def ssh_argv(words: Sequence[str]) -> list[str]:
     program = shutil.which("ssh")
     if program is None:
         raise UsageError("there is no `ssh` on this computer", hint="install OpenSSH's client")
-    known_hosts = folder.root / "known_hosts"
-    alias = f"qft-{folder.name}"
+    if others := other_nodes(folder, node):
+        log(others)
+    which = f"-node-{vm.node}" if vm.node else ""
+    known_hosts = folder.root / f"known_hosts{which}"
+    alias = f"qft-{folder.name}{which}"
     known_hosts.write_text("".join(f"{alias} {line}\n" for line in _host_keys(folder, vm)))
     options = {
         "HostKeyAlias": alias,
@@ -134,8 +156,8 @@ def _quoted(path: Path) -> str:
     return '"{}"'.format(str(path).replace("%", "%%"))
 
 
-def ssh(words: Sequence[str]) -> None:
+def ssh(words: Sequence[str], node: int | None = None) -> None:
     """Replace this process with `ssh`, whose exit code is the command's; does not return."""
-    argv = ssh_argv(words)
+    argv = ssh_argv(words, node)
     sys.stdout.flush()
     os.execv(argv[0], argv)  # noqa: S606  (a list of arguments, and no shell between)

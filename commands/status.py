@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import typer
 
 from commands.runs import factory
 from commands.runs.home import RunFolder, environment, is_locked, pick_run, qft_home
+from commands.runs.node_status import Look, NodeStatus, node_statuses, power_text, with_nodes
 from commands.runs.planning.corrected import Corrected, corrected_hours
 from commands.runs.planning.planned import read_planned
 from commands.runs.receipt import Receipt, make_receipt
 from commands.runs.saved_run import SavedRun, read_saved_run
 from commands.runs.score import score_lines
 from commands.ui.errors import exit_of
+from commands.ui.nodes import each_node, leader
 from commands.ui.options import Json, Run, examples
 from commands.ui.output import columns, print_data, print_json
 from infra.card_count import card_count
@@ -71,16 +74,24 @@ class RunStatus:
     receipt: Receipt
     driven: bool
     """Whether a `qft` drives the run at this moment."""
-    machine: Observation | None
-    job: JobView | None
-    trouble: str
-    signed_in: bool
-    """Whether the machine that runs has ever answered since it was last started."""
+    look: Look
     now_s: float
     usd: float
     usd_per_h_now: float
+    nodes: tuple[NodeStatus, ...] = ()
+    """Each machine, where the run has several; `machine` and `job` are of the one that leads."""
     corrected: Corrected | None = None
     """The planned hours and those expected now; None of a run from before plans were kept."""
+
+    @property
+    def machine(self) -> Observation | None:
+        """The machine as its provider tells it; None if that could not be asked."""
+        return self.look.machine
+
+    @property
+    def job(self) -> JobView | None:
+        """The trainer as it is now; None if there is none, or it could not be seen."""
+        return self.look.job
 
     @property
     def summary(self) -> str:
@@ -102,12 +113,31 @@ class RunStatus:
     @property
     def power(self) -> str:
         """Return the machine's power; one that runs and has let nobody sign in yet is starting."""
-        if self.machine is None:
-            return "not seen just now"
-        if self.machine.power is not PowerState.RUNNING or self.signed_in:
-            return str(self.machine.power)
-        late = self.now_s - self.state.vm_started_s > BOOT_LONG_S
-        return "not answering" if late else str(PowerState.STARTING)
+        lead = self.lead
+        return power_text(lead, self.look, now_s=self.now_s, boot_long_s=BOOT_LONG_S)
+
+    @property
+    def lead(self) -> RunState:
+        """The state of the machine that was looked at: of several, the one that leads."""
+        found = (one.state for one in self.nodes if one.look is self.look)
+        return next(found, self.state)
+
+    @property
+    def safeguards(self) -> list[str]:
+        """What ends the bill without us; of several machines, each with its number."""
+        return self._of_each_up(lambda state: state.safeguards)
+
+    @property
+    def safeguards_missing(self) -> list[str]:
+        """What could not be set; of several machines, each with its number."""
+        return self._of_each_up(lambda state: state.safeguards_missing)
+
+    def _of_each_up(self, lines: Callable[[RunState], Sequence[str]]) -> list[str]:
+        """Return lines of each machine that bills, with its number where there are several."""
+        if not self.nodes:
+            return list(lines(self.state)) if self.state.up else []
+        up = [one for one in self.nodes if one.state.up]
+        return [f"node {one.node}: {line}" for one in up for line in lines(one.state)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -126,8 +156,8 @@ class RunStatus:
             "machine": _machine_json(self),
             "trainer": self.job.heartbeat.to_json() if self.job else None,
             "job": str(self.job.phase) if self.job else None,
-            "switches": list(state.safeguards) if state.up else [],
-            "switches_missing": list(state.safeguards_missing) if state.up else [],
+            "switches": self.safeguards,
+            "switches_missing": self.safeguards_missing,
             "usd": round(self.usd, 6),
             "usd_per_h_now": self.usd_per_h_now,
             "planned_hours": self.corrected.planned.to_json() if self.corrected else None,
@@ -137,10 +167,11 @@ class RunStatus:
             "after": asdict(self.receipt.after) if self.receipt.after else None,
             "simulated": self.receipt.simulated,
             **self.receipt.moves_json(),
+            **({"nodes": [one.to_json() for one in self.nodes]} if self.nodes else {}),
             "ending": {"code": exit_of(state.ending.outcome), "reason": state.ending.reason}
             if state.ending
             else None,
-            "trouble": self.trouble or None,
+            "trouble": self.look.trouble or None,
         }
 
     def lines(self) -> list[tuple[str, str]]:
@@ -158,7 +189,8 @@ class RunStatus:
             rows.append(("time left", left))
         if self.corrected is not None:
             rows.append(("hours", self.corrected.line))
-        if state.vm is not None:
+        rows += [(f"node {one.node}", one.line) for one in self.nodes]
+        if state.vm is not None and not self.nodes:
             own = state.vm.provider == "ssh"
             rows.append(("machine", f"{self._place(state.vm)}, {self.power}"))
             if self.machine and self.power != str(self.machine.power):
@@ -173,8 +205,8 @@ class RunStatus:
         if len(self.receipt.machines) > 1:
             rows.append(("on", ", then ".join(self.receipt.machines)))
         rows.append(("evictions", str(state.evictions)))
-        rows += [("ends the bill", safeguard) for safeguard in state.safeguards if state.up]
-        rows += [("does not", safeguard) for safeguard in state.safeguards_missing if state.up]
+        rows += [("ends the bill", safeguard) for safeguard in self.safeguards]
+        rows += [("does not", safeguard) for safeguard in self.safeguards_missing]
         mark = " (simulated)" if self.receipt.simulated else ""
         money = f"${self.usd:.4f} so far, ${self.usd_per_h_now:.4f}/h now{mark}"
         rows.append(("cost", "nothing: your own machine" if self.receipt.own else money))
@@ -184,8 +216,8 @@ class RunStatus:
             rows.append(("stopped", state.ending.reason))
         if state.fetched:
             rows.append(("results", state.fetched))
-        if self.trouble:
-            rows.append(("trouble", self.trouble))
+        if self.look.trouble and not self.nodes:
+            rows.append(("trouble", self.look.trouble))
         if self.driven:
             rows.append(("driven", "by another `qft` right now"))
         elif not (state.fetched and state.deleted):
@@ -218,9 +250,11 @@ def status(wanted: str) -> RunStatus:
     saved = read_saved_run(folder)
     events = read(folder.journal)
     state = fold(events)
-    machine, job, trouble, signed_in = _look(home, folder, saved, state)
-    state = _as_seen(state, machine)
+    looks = [_look(home, folder, saved, one) for one in each_node(state)]
+    look = looks[leader(state)]
     now_s = time.time()
+    seen = [_as_seen(one, look.machine) for one, look in zip(each_node(state), looks, strict=True)]
+    state = with_nodes(state, seen) if state.nodes else seen[0]
     used = bill(state, now_s)
     planned = read_planned(folder)
     return RunStatus(
@@ -228,10 +262,10 @@ def status(wanted: str) -> RunStatus:
         state=state,
         receipt=make_receipt(folder, saved.out, simulated=saved.simulated),
         driven=is_locked(folder),
-        machine=machine,
-        job=job,
-        trouble=trouble,
-        signed_in=signed_in,
+        look=look,
+        nodes=node_statuses(seen, looks, now_s=now_s, boot_long_s=BOOT_LONG_S)
+        if state.nodes
+        else (),
         now_s=now_s,
         usd=used.usd,
         usd_per_h_now=used.usd_per_h_now,
@@ -239,7 +273,7 @@ def status(wanted: str) -> RunStatus:
             planned.hours if planned else {},
             events,
             now_s=now_s,
-            heartbeat=job.heartbeat if job else SILENCE,
+            heartbeat=look.job.heartbeat if look.job else SILENCE,
         ),
     )
 
@@ -252,33 +286,29 @@ def _as_seen(state: RunState, machine: Observation | None) -> RunState:
     return apply(state, Event(number=0, at_s=time.time(), kind=Kind.STOP_SEEN, data=data))
 
 
-def _look(
-    home: Path, folder: RunFolder, saved: SavedRun, state: RunState
-) -> tuple[Observation | None, JobView | None, str, bool]:
-    """Observe the machine and the trainer; return them, or why they could not be observed.
-
-    Last, whether the machine has answered since it was started.
-    """
-    signed_in = state.prepared
+def _look(home: Path, folder: RunFolder, saved: SavedRun, state: RunState) -> Look:
+    """Observe a machine and its trainer, or find out why they cannot be observed."""
+    look = Look(machine=None, job=None, trouble="", signed_in=state.prepared)
     if state.vm is None:
-        return None, None, "", signed_in
+        return look
     try:
         provider = factory.make_provider(saved.vm, home)
         machine = provider.observe(state.vm)
     except ProviderError as error:
-        return None, None, str(error), signed_in
+        return replace(look, trouble=str(error))
+    look = replace(look, machine=machine)
     if machine.power is not PowerState.RUNNING or not state.up:
-        return machine, None, "", signed_in
+        return look
     if not (machine.host or state.vm.host):
-        return machine, None, "", signed_in
+        return look
     workload = _watch_only(home, folder, state.run_id, provider)
     try:
         if state.prepared:
-            return machine, workload.job_status(state.vm), "", True
+            return replace(look, job=workload.job_status(state.vm), signed_in=True)
         workload.connect(state.vm if state.vm.host else replace(state.vm, host=machine.host))
-        return machine, None, "", True
+        return replace(look, signed_in=True)
     except (HostUnreachable, HostNotTrusted, HostUnfit) as error:
-        return machine, None, str(error), signed_in
+        return replace(look, trouble=str(error))
     finally:
         workload.disconnect()
 
@@ -297,7 +327,7 @@ def _watch_only(home: Path, folder: RunFolder, run_id: str, provider: Provider) 
 
 
 def _machine_json(status: RunStatus) -> dict[str, Any] | None:
-    vm = status.state.vm
+    vm = status.lead.vm
     if vm is None:
         return None
     return {
@@ -310,6 +340,6 @@ def _machine_json(status: RunStatus) -> dict[str, Any] | None:
         "host": vm.host or None,
         "port": vm.port,
         "power": status.power if status.machine else None,
-        "signed_in": status.signed_in,
+        "signed_in": status.look.signed_in,
         "generation": vm.generation,
     }

@@ -39,6 +39,7 @@ from infra.vm_choices import (
 
 PRICE_DECIMALS_MAX = 5
 """Azure's `billingProfile.maxPrice` admits five decimals."""
+NODES_MAX = 16
 
 
 class VmTable(BaseModel):
@@ -70,7 +71,22 @@ class VmTable(BaseModel):
         strict=True,  # `true` is not one card
         ge=1,
         le=GPUS_MAX,
-        description="How many cards the machine is to have; their results are those of one.",
+        description="How many cards a machine is to have; their results are those of one.",
+    )
+    nodes: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=NODES_MAX,
+        description="How many such machines are to train together; their results are those of one.",
+    )
+    nodes_min: int = Field(
+        default=1,
+        strict=True,
+        ge=1,
+        le=NODES_MAX,
+        description="With how few of them the training goes on; with fewer for 15 minutes, all are"
+        " released until enough can be had.",
     )
     regions: list[str] = Field(
         default_factory=list, description="Regions in order of preference; several survive more."
@@ -155,6 +171,17 @@ class VmTable(BaseModel):
             )
         if self.card:
             self.image.check_fits(self.card)
+        return self
+
+    @model_validator(mode="after")
+    def _check_nodes(self) -> VmTable:
+        if self.nodes_min > self.nodes:
+            raise ValueError(
+                f"`nodes_min` is {self.nodes_min}, and `nodes` is {self.nodes}: the training cannot"
+                " need more machines than it is to have"
+            )
+        if self.provider == "ssh" and self.nodes > 1:
+            raise ValueError("`provider: ssh` has one machine, the one that you name: `nodes` is 1")
         return self
 
     @model_validator(mode="after")
@@ -265,13 +292,34 @@ class LocalTable(BaseModel):
     notice_s: float = Field(
         default=5.0, ge=0, le=300, description="Warning before an eviction; 0 is none at all."
     )
-    evict_after_s: list[Annotated[float, Field(gt=0)]] = Field(
-        default_factory=list, description="Evict each boot of the machine after so many seconds."
+    evict_after_s: list[
+        Annotated[
+            Annotated[float, Field(gt=0), Tag("kind one")]
+            | Annotated[list[Annotated[float, Field(gt=0)]], Tag("kind several")],
+            Discriminator(branch_of),
+        ]
+    ] = Field(
+        default_factory=list,
+        description="Evict each boot of the machine after so many seconds; of several machines the"
+        " first, or each by its own list in a list of lists.",
     )
     vendor: Literal["azure", "aws"] = Field(
         default="azure",
         description="Whose machines it plays: how they announce an eviction, and their first boot.",
     )
+
+    @field_validator("evict_after_s")
+    @classmethod
+    def _check_script(cls, value: list[float | list[float]]) -> list[float | list[float]]:
+        if len({isinstance(one, list) for one in value}) > 1:
+            raise ValueError("write numbers, or a list of them for each machine, not both")
+        return value
+
+    @property
+    def timed_evictions(self) -> list[float]:
+        """The seconds after which boots are evicted, those of all machines of the run together."""
+        script = [one if isinstance(one, list) else [one] for one in self.evict_after_s]
+        return [seconds for times in script for seconds in times]
 
 
 class SshTable(BaseModel):

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arm.harness import AzureHarness, azure
+from arm.contract import Patient
+from arm.harness import azure
 from support.contract import Harness, RentingContract
 
 
@@ -18,18 +19,3 @@ class TestAzure(RentingContract):
         """A cloud of its own for each test."""
         with azure(tmp_path) as harness:
             yield Patient(harness)
-
-
-class Patient:
-    """The suite looks every 0.05 s; a cloud takes minutes."""
-
-    def __init__(self, harness: AzureHarness) -> None:
-        self._harness = harness
-        self.regions = harness.regions
-        self.provider = harness.provider
-        self.set_capacity = harness.set_capacity
-        self.set_price = harness.set_price
-
-    def advance(self, seconds: float) -> None:
-        """Let a hundred times as much time pass."""
-        self._harness.advance(100 * seconds)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from arm.contract import Patient
 from arm.harness import T4, AzureHarness, azure, spec
 from arm.killing import KilledError, MortalTransport
 from support.contract import Harness
@@ -17,6 +18,7 @@ from infra.azure import AzureProvider
 from infra.errors import BadRequest, NoCapacity, OverQuota, ProviderError
 from infra.offer import Want
 from infra.provider import PowerState, Vm, VmSpec
+from infra.renting.run_record import RunRecord, records, records_of_nodes
 from infra.timestamps import parse_utc_s
 
 HOSTS = [f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHost{n}host qft" for n in range(9)]
@@ -29,22 +31,7 @@ class TestAzureNodes(NodesContract):
     def harness(self, tmp_path: Path) -> Iterator[Harness]:
         """A cloud of its own for each test."""
         with azure(tmp_path) as harness:
-            yield _Patient(harness)
-
-
-class _Patient:
-    """The suite looks every 0.05 s; a cloud takes minutes."""
-
-    def __init__(self, harness: AzureHarness) -> None:
-        self._harness = harness
-        self.regions = harness.regions
-        self.provider = harness.provider
-        self.set_capacity = harness.set_capacity
-        self.set_price = harness.set_price
-
-    def advance(self, seconds: float) -> None:
-        """Let a hundred times as much time pass."""
-        self._harness.advance(100 * seconds)
+            yield Patient(harness)
 
 
 @pytest.fixture
@@ -157,13 +144,13 @@ def sold_out(harness: AzureHarness) -> None:
     harness.cloud.market.sold_out[T4.lower(), "eastus"] = "SkuNotAvailable"
 
 
-def no_quota(harness: AzureHarness) -> None:
+def quota_used_up(harness: AzureHarness) -> None:
     """Let the quota be used up by the two machines that run."""
     harness.cloud.market.cores["eastus"] = 8
 
 
 @pytest.mark.parametrize(
-    ("refuse", "kind"), [(no_room, NoCapacity), (sold_out, NoCapacity), (no_quota, OverQuota)]
+    ("refuse", "kind"), [(no_room, NoCapacity), (sold_out, NoCapacity), (quota_used_up, OverQuota)]
 )
 def test_refused_machine_leaves_nothing_of_its_own(
     harness: AzureHarness, refuse: object, kind: type[ProviderError]
@@ -231,7 +218,7 @@ def test_removed_machine_takes_its_role_and_schedule_along(harness: AzureHarness
         found = provider.set_safeguards(vm, until_s=until_s)
         assert all(one.is_set for one in found), found
 
-    (machine, *_) = removed = provider.remove(made[1])
+    removed = provider.remove(made[1])
 
     assert names(harness, "shutdown-") == [
         "shutdown-computevm-qft-run-a-1",
@@ -248,7 +235,6 @@ def test_removed_machine_takes_its_role_and_schedule_along(harness: AzureHarness
     }
     ended = [one.billed_until for one in removed if one.kind == "virtual machine"]
     assert (parse_utc_s(ended[0]) or 0.0) <= harness.now()
-    del machine
 
 
 def test_orders_are_remembered_for_each_machine(harness: AzureHarness) -> None:
@@ -269,7 +255,7 @@ def test_orders_are_remembered_for_each_machine(harness: AzureHarness) -> None:
     assert provider.update_max_price(made[0], 0.3) == 0.25
 
 
-def test_quota_has_to_admit_all_machines(harness: AzureHarness) -> None:
+def test_quota_has_to_cover_all_machines(harness: AzureHarness) -> None:
     """An offer whose quota admits fewer machines says how many it admits."""
     harness.cloud.market.cores["eastus"] = 10
     want = Want(gpu="T4", gpu_count=1, nodes=3, regions=["eastus"])
@@ -350,3 +336,27 @@ def test_removal_of_a_mate_goes_on_after_a_kill_at_every_request(harness: AzureH
         assert "virtual machine" in {one.kind for one in removed} or at > 5, context
         assert [one.node for one in provider.list_run("run-a")] == [0], context
     assert provider.observe(first).power is PowerState.RUNNING
+
+
+def test_records_of_one_machine_keep_each_other_s_changes(tmp_path: Path) -> None:
+    """Two who hold one record lose nothing of each other's; that of an earlier machine is void.
+
+    Each of several machines has a file of its own.
+    """
+    RunRecord(path=tmp_path / "run-a.json", generation=1, ids={"vm": "one"}).save()
+    first, second = (RunRecord.load(tmp_path, "run-a") for _ in range(2))
+    first.tokens["vm"] = "token"
+    second.address = "192.0.2.1"
+    first.save()
+    second.save()
+    both = RunRecord.load(tmp_path, "run-a")
+    assert (both.tokens, both.address, both.ids) == ({"vm": "token"}, "192.0.2.1", {"vm": "one"})
+
+    RunRecord(path=both.path, generation=2).save()
+    first.address = "192.0.2.9"
+    first.save()
+    RunRecord.load(tmp_path, "run-a", 1).note("create", 1.0)
+
+    assert RunRecord.load(tmp_path, "run-a").address == ""
+    assert [(one.run_id, one.node) for one in records(tmp_path)] == [("run-a", 1), ("run-a", 0)]
+    assert [one.requested for one in records_of_nodes(tmp_path, "run-a")] == ["create"]

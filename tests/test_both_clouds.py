@@ -24,7 +24,7 @@ from support.runs import make_project
 from support.two_clouds import in_step, maker
 
 from commands import down
-from commands.runs import session
+from commands.runs import release_run, session
 from commands.runs.planning import make_page
 from infra.aws.registration import AwsRegistration
 from infra.azure.registration import AzureRegistration
@@ -122,7 +122,7 @@ def both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[TwoClou
         workload = BothWorkloads(azure=AzureWorkload(one), aws=AwsWorkload(two))
         for registration, harness in ((AzureRegistration, one), (AwsRegistration, two)):
             stack.enter_context(mock.patch.object(registration, "make", maker(harness)))
-        for module in (session, make_page, down):
+        for module in (session, make_page, down, release_run):
             stack.enter_context(mock.patch.object(module, "time", clock))
         stack.enter_context(mock.patch.object(session, "build_workload", return_value=workload))
         stack.enter_context(mock.patch.dict("os.environ", {"QFT_HOME": str(home)}))

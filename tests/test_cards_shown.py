@@ -14,6 +14,7 @@ from commands import ls, status
 from commands.runs import config_diff, session
 from commands.runs.config import load
 from commands.runs.home import RunFolder, run_folder
+from commands.runs.node_status import Look
 from commands.runs.receipt import Receipt, make_receipt
 from commands.ui.errors import UsageError
 from commands.ui.snapshot import take_snapshot
@@ -53,10 +54,9 @@ def status_of(story: Story) -> status.RunStatus:
         state=fold(read(story.path)),
         receipt=receipt_of(story),
         driven=False,
-        machine=Observation(power=PowerState.RUNNING),
-        job=None,
-        trouble="",
-        signed_in=True,
+        look=Look(
+            machine=Observation(power=PowerState.RUNNING), job=None, trouble="", signed_in=True
+        ),
         now_s=story.world.now_s,
         usd=0.0,
         usd_per_h_now=0.0,

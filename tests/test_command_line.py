@@ -21,7 +21,7 @@ from support.runs import Project, make_project
 from support.tiny import ROOT
 
 from commands import down
-from commands.runs import factory, session
+from commands.runs import factory, release_run, session
 from commands.runs.checkpoint_sync import CheckpointSync
 from commands.runs.config import check, load
 from commands.runs.home import RunFolder, make_home, run_folder, run_lock
@@ -240,10 +240,10 @@ def test_down_releases_although_the_disk_here_is_full(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(journal, "append", full)
-    record = down._Record("run", journal, messages.append)
+    record = release_run.Record("run", journal, messages.append)
 
     state = fold(journal.events)
-    result = down._down_recorded(record, story.cloud, state, delete=True, disk_days=None)
+    result = release_run.release_recorded(record, story.cloud, state, delete=True, disk_days=None)
 
     assert (story.cloud.vms, result.left) == ({}, [])
     assert "No space left" in messages[0]
@@ -260,8 +260,8 @@ def test_down_of_a_machine_that_is_gone_removes_what_it_left(
     monkeypatch.setattr(story.cloud, "deallocate", gone)
     journal = Journal(story.path, clock=story.world.clock)
 
-    down._down_recorded(
-        down._Record("run", journal, print),
+    release_run.release_recorded(
+        release_run.Record("run", journal, print),
         story.cloud,
         fold(journal.events),
         delete=False,

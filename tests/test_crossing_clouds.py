@@ -26,7 +26,7 @@ from support.runs import Project, make_project
 from support.two_clouds import in_step, maker
 
 from commands import down
-from commands.runs import session
+from commands.runs import release_run, session
 from commands.runs.planning import make_page
 from infra.aws.registration import AwsRegistration
 from infra.azure.registration import AzureRegistration
@@ -122,7 +122,7 @@ def crossing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cro
         )  # fmt: skip
         for registration, harness in ((AzureRegistration, one), (AwsRegistration, two)):
             stack.enter_context(mock.patch.object(registration, "make", maker(harness)))
-        for module in (session, make_page, down):
+        for module in (session, make_page, down, release_run):
             stack.enter_context(mock.patch.object(module, "time", clock))
         stack.enter_context(mock.patch.object(session, "policy_of", return_value=POLICY))
         stack.enter_context(mock.patch.dict("os.environ", project.environment()))

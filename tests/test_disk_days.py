@@ -107,7 +107,7 @@ def test_run_yaml_says_how_long_the_disk_stays(tmp_path: Path) -> None:
         request=request,
         journal=unused,
         provider=FakeCloud(world=World()),
-        workload=unused,
+        workloads=(),
         supervisor=unused,
     )
 

@@ -11,59 +11,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from support.contract import Harness, RentingContract, make_spec, running, wait_for
+from support.local_cloud import LocalHarness
 
 from infra.durable import locked
 from infra.errors import BadRequest, Gone, NotAllowed, Transient
 from infra.local.machine import SYSTEM_PATH
 from infra.local.processes import MARK
-from infra.local.provider import LocalProvider, LocalSettings
+from infra.local.provider import LocalSettings
 from infra.offer import Want
-from infra.provider import PowerState, Provider, StopReason
-
-
-class LocalHarness:
-    """A spot cloud in a temporary directory, in real time."""
-
-    def __init__(self, root: Path, settings: LocalSettings) -> None:
-        self.root = root
-        self.settings = settings
-        self.regions = ("local-1", "local-2")
-        self._market: dict[str, dict[str, Any]] = {region: {} for region in self.regions}
-
-    def provider(self) -> Provider:
-        """A provider that knows nothing but the directory."""
-        return LocalProvider(self.root, settings=self.settings)
-
-    def advance(self, seconds: float) -> None:
-        """Wait a little: nothing here takes longer, and no two moments are equal."""
-        time.sleep(min(seconds, 0.05))
-
-    def set_capacity(self, region: str, *, free: bool) -> None:
-        """Write the market anew."""
-        self._market[region]["capacity"] = free
-        self._write()
-
-    def set_price(self, region: str, usd_per_h: float) -> None:
-        """Write the market anew."""
-        self._market[region]["spot_usd_per_h"] = usd_per_h
-        self._write()
-
-    def _write(self) -> None:
-        self.root.mkdir(exist_ok=True)
-        temporary = self.root / "market.new"
-        temporary.write_text(json.dumps({"version": 1, "regions": self._market}))
-        temporary.replace(self.root / "market.json")
-
-    def close(self) -> None:
-        """Leave no process behind."""
-        provider = self.provider()
-        for vm in provider.list_all():
-            provider.delete(vm.run_id)
+from infra.provider import PowerState, StopReason
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -43,7 +43,8 @@ spec = VmSpec(**task["spec"] | {"offer": Offer(**task["spec"]["offer"])})
 provider = LocalProvider(pathlib.Path(task["root"]), settings=LocalSettings(notice_s=0))
 armed = False
 sys.addaudithook(hook)
-vm = provider.list_all()[0] if task["act"] in {"start", "deallocate"} else None
+found = provider.list_run(spec.run_id) if task["act"] not in {"create", "delete"} else []
+vm = next((one for one in found if one.node == spec.node), None)
 armed = True
 if task["act"] == "create":
     provider.create(spec)
@@ -253,3 +254,77 @@ def test_callers_at_once_make_one_machine(provider: LocalProvider, tmp_path: Pat
     assert len(ids) == 8
     assert len(set(ids)) == 1
     assert settles(tmp_path / "local", 1)
+
+
+def test_killed_create_of_one_of_several_converges(provider: LocalProvider, tmp_path: Path) -> None:
+    """After a create of node 1 killed at any step, a second one makes it; node 0 just runs on.
+
+    Node 0 was made alone: the first create of another one is what gives it a private address.
+    """
+    root = tmp_path / "local"
+    for after in range(0, STEPS_MAX, 2):
+        first = provider.create(make_spec(provider, f"run-{after}", region="local-1"))
+        spec = replace(make_spec(provider, f"run-{after}", region="local-1"), node=1, nodes=2)
+        killed = act_and_die(root, spec, "create", after)
+
+        vm = provider.create(spec)
+
+        assert settles(root, 2)
+        assert {one.id for one in provider.list_run(spec.run_id)} == {first.id, vm.id}
+        assert (vm.node, vm.host_public_key) == (1, spec.host_public_key)
+        hosts = [one.read_text() for one in sorted(root.glob("vms/*/network.json"))]
+        assert len(set(hosts)) == 2
+        provider.delete(spec.run_id)
+        assert vm_processes(root) == 0
+        if not killed:
+            break
+    assert 10 < after < STEPS_MAX - 1, after
+
+
+def test_what_a_killed_create_of_one_of_several_leaves_is_deleted(
+    provider: LocalProvider, tmp_path: Path
+) -> None:
+    """After a create of node 1 killed at any step, what is left is listed with its run and node."""
+    root = tmp_path / "local"
+    for after in range(0, STEPS_MAX, 2):
+        spec = replace(make_spec(provider, f"run-{after}", region="local-1"), node=1, nodes=3)
+        provider.create(replace(spec, node=2))
+        killed = act_and_die(root, spec, "create", after)
+        directories = {path.name for path in (root / "vms").iterdir()}
+        listed = {f"{vm.run_id}.n{vm.node}" for vm in provider.list_run(spec.run_id)}
+
+        provider.delete(spec.run_id)
+
+        assert listed == directories
+        assert provider.list_all() == []
+        assert settles(root, 0)
+        if not killed:
+            break
+    assert 10 < after < STEPS_MAX - 1
+
+
+@pytest.mark.parametrize("act", ["delete", "remove"])
+def test_killed_end_of_several_converges(provider: LocalProvider, tmp_path: Path, act: str) -> None:
+    """After an end of one or all machines killed at any step, a second one ends just those."""
+    root = tmp_path / "local"
+    left = int(act == "remove")
+    for after in range(0, STEPS_MAX, 3):
+        specs = [
+            replace(make_spec(provider, f"run-{after}", region="local-1"), node=node, nodes=2)
+            for node in range(2)
+        ]
+        machines = [provider.create(spec) for spec in specs]
+        killed = act_and_die(root, specs[1], act, after)
+
+        if act == "delete":
+            provider.delete(specs[1].run_id)
+        else:
+            provider.remove(machines[1])
+
+        assert [vm.id for vm in provider.list_all()] == [vm.id for vm in machines[:left]]
+        assert vm_processes(root) == left
+        assert list((root / "trash").iterdir()) == []
+        provider.delete(specs[0].run_id)
+        if not killed:
+            break
+    assert 5 < after < STEPS_MAX - 1

@@ -8,6 +8,7 @@ from commands.runs.home import RunFolder
 from commands.runs.receipt import Receipt
 from commands.runs.take_lock import LockTaker
 from commands.ui.errors import StoppedError
+from commands.ui.nodes import each_node
 from infra.errors import ProviderError, SignedOut
 from infra.run.budget import bill
 from infra.run.fold import fold
@@ -43,7 +44,8 @@ def after_interrupt(folder: RunFolder, goal: Goal) -> str:
     ends = f"`qft down {folder.name}` ends the billing (${price:.3f}/h)"
     if works:
         return f"the job goes on without this terminal; {again} follows it again; {ends}"
-    return f"interrupted; the machine stays; {again} goes on; {ends}"
+    stays = "the machines stay" if len(each_node(state)) > 1 else "the machine stays"
+    return f"interrupted; {stays}; {again} goes on; {ends}"
 
 
 def after_other_command(taker: LockTaker, folder: RunFolder) -> StoppedError:
@@ -56,7 +58,11 @@ def after_other_command(taker: LockTaker, folder: RunFolder) -> StoppedError:
     left = [f"step {step} reached, checkpoint at home: step {state.home_step}"] if step else []
     if state.vm is not None:
         price = bill(state, time.time()).usd_per_h_now
-        left.append(f"{state.vm.size} in {state.vm.region} bills ${price:.3f}/h until it is gone")
+        there = sum(one.vm is not None for one in each_node(state))
+        what, gone = f"{state.vm.size} in {state.vm.region} bills", "it is gone"
+        if there > 1:
+            what, gone = f"{there} × {state.vm.size} in {state.vm.region} bill", "they are gone"
+        left.append(f"{what} ${price:.3f}/h until {gone}")
     return StoppedError(
         f"another `qft` ended the run `{folder.name}`: {taker}",
         problems=left,
@@ -69,7 +75,8 @@ def after_provider_error(error: ProviderError, folder: RunFolder, goal: Goal) ->
     state = fold(read(folder.journal))
     if not isinstance(error, SignedOut) or not state.up or state.vm is None:
         return ""
-    return f"the machine goes on without this terminal, and `qft {goal} {folder.name}` with it"
+    machine = "each machine" if len(each_node(state)) > 1 else "the machine"
+    return f"{machine} goes on without this terminal, and `qft {goal} {folder.name}` with it"
 
 
 def after_ending(name: str, outcome: Outcome, receipt: Receipt, *, gone: bool = False) -> str:

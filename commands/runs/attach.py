@@ -10,6 +10,7 @@ from commands.runs.home import is_locked
 from commands.runs.request import RunRequest
 from commands.runs.session import build_workload
 from commands.runs.take_lock import lock_taker_of
+from commands.ui.nodes import each_node, leader
 from infra.run import actions as act
 from infra.run.budget import bill
 from infra.run.context import TurnReport
@@ -46,7 +47,7 @@ def follow(
             if not driven:
                 return None
             now_s = time.time()
-            job = _glance(workload.job_status, state)
+            job = _glance(workload.job_status, each_node(state)[leader(state)])
             request.console.report(
                 TurnReport(
                     state=state,

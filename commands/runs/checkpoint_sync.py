@@ -54,6 +54,7 @@ class CheckpointSync:
         options: SyncOptions,
         expected: Callable[[], Expected],
         on_message: Callable[[str], None],
+        pull_lock: threading.Lock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
@@ -64,6 +65,7 @@ class CheckpointSync:
         self._options = options
         self._expected = expected
         self._log = on_message
+        self._pull_lock = pull_lock or threading.Lock()
         self._clock = clock
         self._logged: set[str] = set()
         self._connection: ssh.SshConnection | None = None
@@ -101,6 +103,12 @@ class CheckpointSync:
 
         Nothing of one that does not is kept. Raises the errors of `remote`.
         """
+        with self._pull_lock:  # another machine of the run may be bringing its own home
+            self._pull_newest(connection, progress)
+
+    def _pull_newest(
+        self, connection: ssh.SshConnection, progress: Callable[[Progress], None] | None
+    ) -> None:
         mine = self.newest_step()
         newer = [step for step in self._offered(connection) if step > mine]
         self._drop_incoming(newer)

@@ -102,16 +102,21 @@ def _key(run: RunFolder, name: str) -> Path:
     return path
 
 
-def spec_maker(vm: VmTable, run: RunFolder, run_id: str) -> Callable[[Offer, int], VmSpec]:
+def spec_maker(
+    vm: VmTable, run: RunFolder, run_id: str, node: int = 0
+) -> Callable[[Offer, int], VmSpec]:
     """What to ask the provider for. Each generation has a host key of its own, made beforehand."""
+    prefix = f"host_ed25519_n{node}" if node else "host_ed25519"
 
     def make(offer: Offer, generation: int) -> VmSpec:
-        host_key = _key(run, f"host_ed25519_{generation}")
+        host_key = _key(run, f"{prefix}_{generation}")
         # A user's own machine knows the user's key already, which may be of any type.
         mine = "" if vm.provider == "ssh" else keys.public_line(user_key(vm, run))
         return VmSpec(
             run_id=run_id,
             generation=generation,
+            node=node,
+            nodes=vm.nodes,
             offer=offer,
             max_price_usd_per_h=vm.max_price,
             public_key=mine,
@@ -137,6 +142,7 @@ def want(vm: VmTable) -> Want:
         gpu=vm.card,
         gpus=vm.cards if not vm.card else (),
         gpu_count=vm.gpus,
+        nodes=vm.nodes_min,
         regions=tuple(vm.regions),
         max_price_usd_per_h=vm.max_price,
         disk_gb=vm.disk_gb,

@@ -16,6 +16,7 @@ from commands.runs.measured import read_measured
 from commands.runs.parent_adapter import kept_parent
 from commands.runs.receipt import make_receipt
 from commands.runs.timeline import timeline_of
+from commands.ui import nodes
 from commands.ui.errors import UsageError
 from infra.durable import write_json
 from infra.offer import Offer
@@ -23,6 +24,7 @@ from infra.provider import StopReason
 from infra.run.budget import bill
 from infra.run.fold import apply, fold
 from infra.run.journal import Event, Kind, read
+from infra.run.nodes import events_of, node_count, node_of
 from infra.run.state import RunState
 from infra.timestamps import format_utc
 from trainer import hub
@@ -119,10 +121,12 @@ def _machine(events: Sequence[Event]) -> dict[str, object]:
     offer = fold(events).offer
     if offer is None or offer.provider == "ssh":
         return {}
-    stays = list(_stays(events))
+    stays = list(_stays(events_of(events, 0)))
+    count = node_count(events)
+    several = f"{count} × " if count > 1 else ""
     if len(stays) < 2:
-        return {"machine": f"{offer.size} in {offer.place}"}
-    named = [f"{one.size} in {one.place} ({one.provider})" for one in stays]
+        return {"machine": f"{several}{offer.size} in {offer.place}"}
+    named = [f"{several}{one.size} in {one.place} ({one.provider})" for one in stays]
     return {"machine": ", then ".join(named)}
 
 
@@ -154,10 +158,14 @@ def _parent(folder: RunFolder, loaded: LoadedConfig) -> dict[str, object]:
 def _evictions(events: Sequence[Event]) -> list[dict[str, object]]:
     """List the evictions of a run, each with the reason that was found in the end."""
     stops: list[dict[str, object]] = []
+    last: dict[int, dict[str, object]] = {}
     for event in events:
+        node = node_of(event)
         if event.kind is Kind.STOP_SEEN and event.data.get("ran", True):
             step, reason = event.data.get("step"), event.data["reason"]
-            stops.append({"at": format_utc(event.at_s), "step": step, "reason": reason})
-        elif event.kind is Kind.STOP_EXPLAINED and stops:
-            stops[-1]["reason"] = event.data["reason"]
+            at = format_utc(event.at_s)
+            last[node] = {"at": at, "step": step, "reason": reason, **nodes.of_node(node)}
+            stops.append(last[node])
+        elif event.kind is Kind.STOP_EXPLAINED and node in last:
+            last[node]["reason"] = event.data["reason"]
     return [one for one in stops if one["reason"] in {StopReason.EVICTED, StopReason.PRICE}]

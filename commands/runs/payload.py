@@ -51,6 +51,11 @@ class Payload:
             return ()
         return (*NEVER_LOADED, *OLDER_WEIGHTS * has_newer(self.model))
 
+    @property
+    def large_folders(self) -> tuple[str, ...]:
+        """The folders below the run's own there that may hold gigabytes."""
+        return ("data",) * bool(self.data) + ("model",) * (self.model is not None)
+
     def items(self, base: str) -> list[PayloadItem]:
         """List what to push below `base` there; the config last, because it names the others."""
         items = [

@@ -16,12 +16,14 @@ from commands.runs.planning.actual import actual_of
 from commands.runs.planning.comparison import Comparison
 from commands.runs.planning.planned import read_planned
 from commands.runs.score import Score, read_score, score_lines
+from commands.ui.nodes import each_node
 from infra.offer import Offer
 from infra.run.budget import bill, bills_by_provider
 from infra.run.cards import NOT_EXACT
 from infra.run.fold import apply, fold
 from infra.run.heartbeat import SILENCE, Heartbeat, read_heartbeat
 from infra.run.journal import RELEASE_INTENTS, Event, Kind, read
+from infra.run.nodes import node_count, node_of
 from infra.run.state import RunState
 from infra.untrusted import table, text
 from trainer.rundir.layout import RECEIPT
@@ -69,12 +71,14 @@ class Receipt:
     """The GPUs that it was trained on, where it moved from one to another."""
     machines: tuple[str, ...] = ()
     """The cards of its machines, one after the other, where one had several."""
+    nodes: tuple[NodeBill, ...] = ()
+    """What each machine billed, where the run had several at a time; they add up to the whole."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; those that not every run has are there only if there is one."""
         values = asdict(replace(self, comparison=None))
         del values["comparison"]
-        del values["providers"], values["cards"], values["machines"]
+        del values["providers"], values["cards"], values["machines"], values["nodes"]
         if not self.parent:
             del values["parent"]
         return values | self.moves_json() | (self.comparison.to_json() if self.comparison else {})
@@ -85,6 +89,7 @@ class Receipt:
             "providers": [asdict(one) for one in self.providers],
             "cards": [*self.cards],
             "machines": [*self.machines],
+            "nodes": [asdict(one) for one in self.nodes],
         }
         return {key: value for key, value in found.items() if value}
 
@@ -106,6 +111,7 @@ class Receipt:
             ("machine time", duration(self.machine_h * 3600)),
             ("cost", "nothing: your own machine" if self.own else f"${self.usd:.4f}{mark}"),
             *[("of that", one.line) for one in self.providers],
+            *[(f"node {one.node}", one.line) for one in self.nodes],
             ("evictions", survived if apart else f"{survived}, {redone}"),
             *[("stopped", f"{_times(self.downs)} by `qft down`")] * (self.downs > 0),
             *[("redone", again)] * (apart and show_redone),
@@ -140,6 +146,48 @@ class ProviderBill:
         return f"${self.usd:.4f} at {self.provider}, {duration(self.machine_h * 3600)} of a machine"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeBill:
+    """What one of several machines of a run billed."""
+
+    node: int
+    place: str
+    """Where it was last asked for; empty if it never was."""
+    size: str
+    machine_h: float
+    usd: float
+    evictions: int
+
+    @property
+    def line(self) -> str:
+        """What to print of it."""
+        where = f"{self.size} in {self.place}" if self.place else "never rented"
+        plural = "s" * (self.evictions != 1)
+        evicted = f", {self.evictions} eviction{plural}" if self.evictions else ""
+        return f"{where}, {duration(self.machine_h * 3600)}, ${self.usd:.4f}{evicted}"
+
+
+def _node_bills(state: RunState, at_s: float) -> tuple[NodeBill, ...]:
+    """Return what each of several machines billed; empty where there was one."""
+    bills = [bill(one, at_s) for one in state.nodes]
+    return tuple(
+        NodeBill(
+            node=node,
+            place=one.offer.place if one.offer else "",
+            size=one.offer.size if one.offer else "",
+            machine_h=used.compute_h,
+            usd=used.usd,
+            evictions=one.evictions,
+        )
+        for node, (one, used) in enumerate(zip(state.nodes, bills, strict=True))
+    )
+
+
+def _longest_h(state: RunState, at_s: float) -> float:
+    """Return for how many hours a machine was there: of several, the one that was longest."""
+    return max(bill(one, at_s).compute_h for one in each_node(state))
+
+
 def _provider_bills(state: RunState, at_s: float) -> tuple[ProviderBill, ...]:
     """Return what each provider billed; empty where there was one at most."""
     bills = bills_by_provider(state, at_s)
@@ -153,13 +201,12 @@ def _provider_bills(state: RunState, at_s: float) -> tuple[ProviderBill, ...]:
 
 def _machines(events: list[Event]) -> tuple[str, ...]:
     """Return the cards of each machine that was made, each change once; empty if all had one."""
-    made, offer = [], None
+    made, offers = [], dict[int, Offer]()
     for event in events:
         if event.kind is Kind.CREATE_INTENDED:
-            offer = Offer.from_json(event.data["offer"])
-        elif event.kind is Kind.CREATE_ACCEPTED and offer is not None:
-            made.append(offer)
-            offer = None
+            offers[node_of(event)] = Offer.from_json(event.data["offer"])
+        elif event.kind is Kind.CREATE_ACCEPTED and node_of(event) in offers:
+            made.append(offers.pop(node_of(event)))
     if not any(one.cards for one in made):
         return ()
     names = [one.cards or one.gpu or "one card" for one in made]
@@ -197,7 +244,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
     return Receipt(
         run_id=state.run_id,
         # A job goes on without any `qft`, too: what the machine worked has passed on the wall.
-        wall_s=max(_worked_s(events), used.compute_h * 3600),
+        wall_s=max(_worked_s(events), _longest_h(state, last_s) * 3600),
         machine_h=used.compute_h,
         usd=used.usd,
         simulated=simulated,
@@ -213,6 +260,7 @@ def make_receipt(folder: RunFolder, out: Path, *, simulated: bool) -> Receipt:
         providers=_provider_bills(state, last_s),
         cards=state.cards if moved_card else (),
         machines=_machines(events),
+        nodes=_node_bills(state, last_s),
         inexact_from=status.inexact_from or state.inexact_from,
         before=read_score(out / "eval-before.json"),
         after=read_score(out / "eval-after.json"),
@@ -257,6 +305,8 @@ def _interrupted(events: list[Event]) -> tuple[int, int]:
     The trainer on a next machine begins at the checkpoint that was at home, and cannot know how
     far the one before had come.
     """
+    if (count := node_count(events)) > 1:
+        return _interrupted_group(events, count)
     state = RunState()
     downs = lost = ahead = 0
     for event in events:
@@ -268,6 +318,31 @@ def _interrupted(events: list[Event]) -> tuple[int, int]:
             lost += max(0, ahead - state.home_step)
             ahead = 0
         state = apply(state, event)
+    return downs, lost
+
+
+def _interrupted_group(events: list[Event], count: int) -> tuple[int, int]:
+    """How often `qft down` ended a training of several machines, and how many steps went with them.
+
+    A step is lost where neither a machine that is left nor the copy at home has it.
+    """
+    states = [RunState() for _ in range(count)]
+    downs = lost = ahead = 0
+    down = False
+    for event in events:
+        node = node_of(event)
+        ours = event.kind in RELEASE_INTENTS and event.data.get("reason") == DOWN_REASON
+        if ours and not down and any(one.up and one.launched for one in states):
+            downs, down = downs + 1, True  # the other machines follow
+        elif event.kind is Kind.LAUNCHED:
+            down = False
+        if event.kind is Kind.DELETED:
+            over = any(one.fetched for one in states)
+            ahead = 0 if over else max(ahead, states[node].disk_step)
+        elif event.kind is Kind.LAUNCH_INTENDED:
+            lost += max(0, ahead - max(max(one.disk_step, one.home_step) for one in states))
+            ahead = 0
+        states[node] = apply(states[node], event)
     return downs, lost
 
 

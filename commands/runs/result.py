@@ -10,6 +10,7 @@ from commands.runs.advice import after_ending
 from commands.runs.receipt import Receipt
 from commands.runs.request import RunRequest
 from commands.ui.errors import ERROR_OF
+from commands.ui.nodes import each_node
 from infra.run.journal import Outcome
 from infra.run.plan import Goal
 from infra.run.state import RunEnd, RunState
@@ -63,7 +64,7 @@ def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunS
             receipt=receipt,
             missed_rehearsals=missed_rehearsals(vm.rehearse_evictions, state),
             missed_timed_evictions=missed_timed_evictions(
-                vm.local.evict_after_s if vm.provider == "local" else (), state
+                vm.local.timed_evictions if vm.provider == "local" else (), state
             ),
         )
     hint = after_ending(name, ending.outcome, receipt, gone=state.deleted)
@@ -73,11 +74,16 @@ def result_of(request: RunRequest, ending: RunEnd, receipt: Receipt, state: RunS
 def missed_rehearsals(steps: Sequence[int], state: RunState) -> int:
     """Return how many rehearsals a finished training outran: never asked for, or never come."""
     wanted = set(steps)
-    happened = min(len(wanted & state.rehearsed), state.evictions)
+    happened = min(len(wanted & _rehearsed(state)), state.evictions)
     return len(wanted) - happened if state.trained else 0
 
 
 def missed_timed_evictions(times_s: Sequence[float], state: RunState) -> int:
     """Return how many timed evictions a finished training outran; rehearsed ones are no such."""
-    happened = max(state.evictions - len(state.rehearsed), 0)
+    happened = max(state.evictions - len(_rehearsed(state)), 0)
     return max(len(times_s) - happened, 0) if state.trained else 0
+
+
+def _rehearsed(state: RunState) -> frozenset[int]:
+    """Return the steps at which an eviction of any machine was rehearsed."""
+    return frozenset[int]().union(*(one.rehearsed for one in each_node(state)))

@@ -8,6 +8,7 @@ from commands.runs import factory
 from commands.runs.config import LoadedConfig
 from commands.runs.home import RunFolder, environment, qft_home
 from commands.ui.errors import CloudError
+from commands.ui.nodes import chosen_node, each_node, others_text
 from infra.errors import ProviderError
 from infra.provider import PowerState, Vm
 from infra.run.fold import fold
@@ -15,9 +16,19 @@ from infra.run.journal import read
 from remote.ssh import Host
 
 
-def recorded_machine(folder: RunFolder) -> Vm | None:
-    """Return the machine that the journal of a run names."""
-    return fold(read(folder.journal)).vm
+def recorded_machine(folder: RunFolder, node: int | None = None) -> Vm | None:
+    """Return the machine that the journal of a run names; of several the one that leads.
+
+    `node` names another. Raises UsageError if the run has no such machine.
+    """
+    state = fold(read(folder.journal))
+    return each_node(state)[chosen_node(state, node, name=folder.name)].vm
+
+
+def other_nodes(folder: RunFolder, node: int | None) -> str:
+    """Say which machine is taken where none was named, and which others there are."""
+    state = fold(read(folder.journal))
+    return others_text(state, chosen_node(state, None, name=folder.name)) if node is None else ""
 
 
 def running_machine(loaded: LoadedConfig, vm: Vm | None) -> Vm | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from commands.runs.request import RunRequest
 from commands.runs.workload import SshWorkload
 from commands.ui.console import PlainConsole
 from commands.ui.errors import UsageError
+from commands.ui.nodes import each_node, leader
 from infra.errors import ProviderError
 from infra.provider import PowerState, Provider, Vm
 from infra.run.interruption import wait_until_taken
@@ -67,6 +69,8 @@ class LastSave:
     """What kept it from being saved or brought home; empty if nothing did."""
     eviction_announced: bool = False
     """Whether the trainer had ended because the vendor takes the machine."""
+    node: int = 0
+    """Which of several machines was asked."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -182,13 +186,55 @@ def save_before_release(  # noqa: PLR0913  (each is another room's)
 ) -> LastSave:
     """Let the trainer of a run save; with `pull_checkpoint`, what it saved must come home.
 
-    Without, it comes if the time suffices: its disk is kept. A machine that its vendor is about to
-    take is left to the vendor for three minutes, where that costs less. Never raises for what the
-    machine, the cloud or this computer's disk does: it must go anyway.
+    Without, it comes if the time suffices: its disk is kept. Of several machines one that trains is
+    enough, for all of a group save when one of them stops; the next is asked if it does not answer.
+    A machine that its vendor is about to take is left to the vendor for three minutes, where that
+    costs less. Never raises for what the machine, the cloud or this computer's disk does: it must
+    go anyway.
     """
-    launched = state.launches > 0 or state.pending is Kind.LAUNCH_INTENDED
-    if not launched or not state.up or (state.trained and state.fetched):
-        return LastSave(home_step=state.home_step)
+    saves: list[LastSave] = []
+    for node in [] if state.trained and state.fetched else _most_advanced_first(state):
+        one = each_node(state)[node]
+        tell = partial(_message_of_node, on_message, node if state.nodes else None)
+        save = _save_on(run, home, provider, one, tell, pull_checkpoint=pull_checkpoint)
+        home_step = max([save.home_step, *(other.home_step for other in saves)])
+        saves.append(replace(save, node=node, home_step=home_step))
+        if save.saved_step is not None and not save.trouble:
+            return saves[-1]
+    nothing = LastSave(home_step=state.home_step)
+    return max(
+        saves,
+        key=lambda one: (one.saved_step is not None, one.step, bool(one.trouble)),
+        default=nothing,
+    )
+
+
+def _most_advanced_first(state: RunState) -> list[int]:
+    """Return the machines on which a trainer may run: the one that leads, then by their steps."""
+    nodes, first = each_node(state), leader(state)
+    launched = [
+        node
+        for node, one in enumerate(nodes)
+        if one.up and (one.launches > 0 or one.pending is Kind.LAUNCH_INTENDED)
+    ]
+    return sorted(launched, key=lambda node: (node != first, -nodes[node].disk_step, node))
+
+
+def _message_of_node(on_message: Callable[[str], None], node: int | None, text: str) -> None:
+    """Pass a message on, with the machine that it is about where there are several."""
+    on_message(text if node is None else f"node {node}: {text}")
+
+
+def _save_on(  # noqa: PLR0913  (each is another room's)
+    run: RunFolder,
+    home: Path,
+    provider: Provider,
+    state: RunState,
+    on_message: Callable[[str], None],
+    *,
+    pull_checkpoint: bool,
+) -> LastSave:
+    """Let the trainer on one machine save."""
     vm = None if state.vm is None else _as_it_is(provider, state.vm)
     if vm is None:
         return LastSave(home_step=state.home_step)

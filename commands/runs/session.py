@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ from commands.runs.home import (
 from commands.runs.hub_base import choose_base, require_token
 from commands.runs.parent_adapter import keep_parent
 from commands.runs.payload import build_payload
+from commands.runs.peer_copies import PeerCopies
 from commands.runs.planning.estimates import warn_if_too_large
 from commands.runs.planning.pricing import order_for
 from commands.runs.planning.start_plan import keep_plan
@@ -54,8 +56,10 @@ from infra.provider import Provider
 from infra.renting.eviction_rate import hourly_band
 from infra.run.budget import Budget
 from infra.run.context import RunContext, TurnReport
-from infra.run.fold import fold
+from infra.run.fold import fold, fold_node
+from infra.run.group import GroupContext, GroupSupervisor
 from infra.run.journal import Event, Journal, Kind, read
+from infra.run.nodes import NodeJournal, node_count
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunState
 from infra.run.supervisor import Supervisor
@@ -72,6 +76,9 @@ LOCAL_POLICY = Policy(
     price_ttl_s=10.0,
     preempt_grace_s=30.0,
     offline_max_s=60.0,
+    gather_s=10.0,
+    regroup_every_s=20.0,
+    short_max_s=30.0,
 )
 """A cloud played by this computer boots in a second, so patience of minutes would be idleness."""
 
@@ -83,8 +90,9 @@ class Session:
     request: RunRequest
     journal: Journal
     provider: Provider
-    workload: SshWorkload
-    supervisor: Supervisor
+    workloads: tuple[SshWorkload, ...]
+    """What is done on each of its machines."""
+    supervisor: Supervisor | GroupSupervisor
 
     @property
     def plan(self) -> RunPlan:
@@ -106,6 +114,9 @@ class Session:
             rents=self.provider.traits.rents,
             has_safeguards=self.provider.traits.has_safeguards,
             several_providers=len(config.vm.providers) > 1,
+            nodes=config.vm.nodes,
+            nodes_min=config.vm.nodes_min,
+            several_places=len(config.vm.regions) != 1 or len(config.vm.providers) > 1,
         )
 
 
@@ -168,7 +179,8 @@ def open_session(request: RunRequest) -> Iterator[Session]:
         try:
             yield session
         finally:
-            session.workload.disconnect()
+            for workload in session.workloads:
+                workload.disconnect()
 
 
 def _refresh_own_machine(request: RunRequest, journal: Journal) -> None:
@@ -196,6 +208,9 @@ def _begins(request: RunRequest) -> bool:
 def build(request: RunRequest, journal: Journal) -> Session:
     """Wire the rooms of one run."""
     vm = request.loaded.config.vm
+    count = max(vm.nodes, node_count(journal.events))
+    if count > 1:
+        return _build_group(request, journal, count)
     run_id = fold(journal.events).run_id
     provider = factory.make_provider(vm, request.home)
     workload = build_workload(request, run_id, provider, changed=_is_changed(journal.events))
@@ -214,9 +229,77 @@ def build(request: RunRequest, journal: Journal) -> Session:
         request=request,
         journal=journal,
         provider=provider,
-        workload=workload,
+        workloads=(workload,),
         supervisor=Supervisor(context),
     )
+
+
+def _build_group(request: RunRequest, journal: Journal, count: int) -> Session:
+    """Wire the rooms of a run with several machines: provider and workload of each are its own."""
+    vm = request.loaded.config.vm
+    run_id = fold(journal.events).run_id
+    changed = _is_changed(journal.events)
+    pull_lock, copies = threading.Lock(), PeerCopies()
+    contexts: list[RunContext] = []
+    workloads: list[SshWorkload] = []
+
+    def make_node(number: int, own: NodeJournal) -> RunContext:
+        provider = factory.make_provider(vm, request.home)
+        workload = build_workload(
+            request,
+            run_id,
+            provider,
+            changed=changed,
+            node=NodeWorkload(
+                number=number, pull_lock=pull_lock, copies=copies, leads=partial(_leads, own)
+            ),
+        )
+        context = RunContext(
+            provider=provider,
+            workload=workload,
+            journal=own,
+            make_spec=factory.spec_maker(vm, request.folder, run_id, number),
+            want=factory.want(vm),
+            clock=time.time,
+            sleep=time.sleep,
+            on_turn=_turn_reporter(request),
+            order=order_for(request.loaded),
+        )
+        contexts.append(context)
+        workloads.append(workload)
+        return context
+
+    group = GroupContext(
+        journal=journal,
+        make_node=make_node,
+        on_turn=_turn_reporter(request),
+        clock=time.time,
+        sleep=time.sleep,
+    )
+    supervisor = GroupSupervisor(group, count=count)
+    return Session(
+        request=request,
+        journal=journal,
+        provider=contexts[0].provider,
+        workloads=tuple(workloads),
+        supervisor=supervisor,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeWorkload:
+    """What the workload of one machine of several has to know of the others."""
+
+    number: int
+    pull_lock: threading.Lock
+    copies: PeerCopies
+    leads: Callable[[], bool]
+
+
+def _leads(journal: NodeJournal) -> bool:
+    """Whether it is the first of the group in which it trains, and has what all of them make."""
+    state = fold_node(journal.events)
+    return state.members[:1] in {(), (journal.node,)}
 
 
 def _turn_reporter(request: RunRequest) -> Callable[[TurnReport], None]:
@@ -240,17 +323,22 @@ def _is_changed(events: Sequence[Event]) -> bool:
     return False
 
 
-def build_workload(
+def build_workload(  # noqa: PLR0913  (what the machine, and who asks, decide)
     request: RunRequest,
     run_id: str,
     provider: Provider,
     *,
     watch_only: bool = False,
     changed: bool = False,
+    node: NodeWorkload | None = None,
 ) -> SshWorkload:
     """Build what this run does on a machine; with `watch_only` it copies nothing home."""
     power_watch = PowerWatch(power_check(provider))
     vm, on_message = request.loaded.config.vm, request.console.log
+    of_node: dict[str, Any] = {}
+    if node is not None:
+        on_message = partial(_log_of_node, request.console.log, node.number)
+        of_node = {"leads": node.leads, "pull_lock": node.pull_lock, "copies": node.copies}
     config = WorkloadConfig(
         layout=RemoteLayout(run_id=run_id),
         key_path=factory.user_key(vm, request.folder),
@@ -283,8 +371,14 @@ def build_workload(
         account=request.account,
         on_message=on_message,
         progress=request.console.progress,
+        **of_node,
     )
     return SshWorkload(config)
+
+
+def _log_of_node(log: Callable[[str], None], number: int, text: str) -> None:
+    """Print a line about one machine of several."""
+    log(f"node {number}: {text}")
 
 
 def _band(folder: RunFolder) -> str:

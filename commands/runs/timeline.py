@@ -15,9 +15,11 @@ from typing import Any
 
 from commands.runs.planning.actual import Measured, set_up_begins
 from commands.runs.receipt import DOWN_REASON
+from commands.ui.nodes import view_of
 from infra.run.billing_spans import Span as BillingSpan
-from infra.run.fold import apply, fold
+from infra.run.fold import apply, fold_node
 from infra.run.journal import RELEASE_INTENTS, Event, Kind
+from infra.run.nodes import node_count
 from infra.run.state import RunState
 from infra.run.stop_reasons import is_eviction, is_refusal, went_down_s
 
@@ -78,6 +80,8 @@ class TimelineSpan:
     compute: bool
     """Whether its compute was billed; else its disk at most."""
     usd: float
+    node: int | None = None
+    """Which of several machines that a run has at a time; None where it has one."""
 
     @property
     def hours(self) -> float:
@@ -85,8 +89,11 @@ class TimelineSpan:
         return (self.end_s - self.begin_s) / HOUR_S
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; `node` only where there are several."""
+        values = asdict(self)
+        if self.node is None:
+            del values["node"]
+        return values
 
 
 def timeline_of(
@@ -95,15 +102,30 @@ def timeline_of(
     """Return what a run's machines did until its last event, or until `until_s`, oldest first.
 
     The hours with `compute` add up to those of `infra.run.budget.bill` at that time, the dollars to
-    its dollars. Where a clock jumped back, spans may overlap as those of the bill do.
+    its dollars. Where a clock jumped back, spans may overlap as those of the bill do. Those of
+    several machines overlap: first come all of node 0, then those of the next.
     """
     if not events:
         return []
     end_s = events[-1].at_s if until_s is None else until_s
+    count = node_count(events)
+    if count == 1:
+        return _timeline_of_one(events, measured, end_s=end_s)
+    return [
+        replace(span, node=node)
+        for node in range(count)
+        for span in _timeline_of_one(view_of(events, node), measured, end_s=end_s)
+    ]
+
+
+def _timeline_of_one(
+    events: Sequence[Event], measured: Measured, *, end_s: float
+) -> list[TimelineSpan]:
+    """Return what one machine did, from its own events and those of the whole run."""
     changes = _changes(events, measured, end_s=end_s)
     spans: list[TimelineSpan] = []
     cursor_s = events[0].at_s
-    for billed in fold(events).spans:
+    for billed in fold_node(events).spans:
         ended_s = max(billed.start_s, end_s if billed.end_s is None else billed.end_s)
         spans += _cut(changes, None, cursor_s, billed.start_s)
         spans += _cut(changes, billed, billed.start_s, ended_s)

@@ -10,9 +10,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from commands.runs.checkpoint_sync import CheckpointSync
+from commands.runs.group_arguments import group_arguments
 from commands.runs.home import LIVE
 from commands.runs.live_files import METRICS, LiveFiles
 from commands.runs.payload import PayloadItem
+from commands.runs.peer_copies import Copy
 from commands.runs.power_watch import MachineDown
 from commands.runs.result_files import STAYS, Expected, left_there
 from commands.runs.upload_rate import record_upload
@@ -20,6 +22,7 @@ from commands.runs.workload_config import WorkloadConfig
 from infra.durable import write_bytes
 from infra.provider import Vm
 from infra.run.heartbeat import BYTES_MAX, SILENCE, Heartbeat, is_of_before, read_heartbeat
+from infra.run.order import Group
 from infra.run.workload import (
     HostNotTrusted,
     HostUnfit,
@@ -40,6 +43,7 @@ from trainer.adapters.settings import read_settings
 from trainer.errors import ConfigError
 from trainer.eviction import EVICTION_NOTICE
 from trainer.exit_codes import ExitCode
+from trainer.group.rank_exit import PEER_DONE, PEER_LOST
 from trainer.rundir.samples import SAMPLES, SAMPLES_BYTES_MAX
 
 CONNECT_TIMEOUT_S = 20.0
@@ -83,6 +87,7 @@ class SshWorkload:
             options=SyncOptions(python=config.helper_python),
             expected=self._expected,
             on_message=config.on_message,
+            pull_lock=config.pull_lock,
         )
         self._live_files = LiveFiles(
             connection=lambda: self._connection,
@@ -132,13 +137,27 @@ class SshWorkload:
                 config.on_message("the config changed: the trainer saves, and starts anew with it")
                 self.stop(vm)
             began_s, self._sent_bytes = config.clock(), 0
-            for item in config.payload.items(config.layout.base):
-                self._push(connection, item)
+            with self._large_files_from_peer(vm, connection):
+                for item in config.payload.items(config.layout.base):
+                    self._push(connection, item)
             if self._sent_bytes:
                 passed_s, sent_bytes = config.clock() - began_s, self._sent_bytes
                 record_upload(config.cache, vm.provider, sent_bytes=sent_bytes, seconds=passed_s)
             self._checkpoint_sync.push_newest(connection)
             return config.clock() - began_s
+
+    @contextlib.contextmanager
+    def _large_files_from_peer(self, vm: Vm, connection: ssh.SshConnection) -> Iterator[None]:
+        """Copy what is large from another machine of the run first; what follows verifies it."""
+        config, folders = self._config, self._config.payload.large_folders
+        if config.copies is None or not folders or not vm.private_host:
+            yield
+            return
+        with config.copies.turn(vm, config.on_message) as peer:
+            if peer is not None:
+                copy = Copy(peer=peer, vm=vm, base=config.layout.base, folders=folders)
+                config.copies.copy(copy, self._connect, connection, config.on_message)
+            yield
 
     def _push(self, connection: ssh.SshConnection, item: PayloadItem) -> None:
         options = SyncOptions(
@@ -163,8 +182,8 @@ class SshWorkload:
         with self._translated():
             self._open(vm).run(argv, timeout_s=30)
 
-    def launch(self, vm: Vm) -> None:
-        """Start the trainer, once, detached."""
+    def launch(self, vm: Vm, group: Group | None = None) -> None:
+        """Start the trainer, once, detached; one of several machines joins `group`."""
         config = self._config
         argv = [self._interpreter(vm), "-m", "trainer", "train", "--run-dir", "../run"]
         if vm.metadata_url:
@@ -185,6 +204,7 @@ class SshWorkload:
             )
         for key in config.allow_change:
             argv += ["--allow-change", key]
+        argv += group_arguments(vm, group, config.layout.run_id)
         account = config.account
         secret = account.token.reveal() if account and account.token else ""
         argv += ["--token-stdin"] * bool(secret)
@@ -205,7 +225,7 @@ class SshWorkload:
             raise self._not_started(vm, status.exit_code)
         before = is_of_before(heartbeat, pid=status.pid, started_at=status.started_at)
         heartbeat = SILENCE if before else heartbeat
-        if self._config.brings_home:
+        if self._config.brings_home and self._config.leads():
             self._live_files.note_status(heartbeat)
         if status.state is job.JobState.RUNNING:
             self._bring_home_from(vm)
@@ -322,9 +342,13 @@ class SshWorkload:
             self._connection = None
 
     def _bring_home_from(self, vm: Vm) -> None:
-        if self._config.brings_home:
-            self._checkpoint_sync.start(vm)
-            self._live_files.start()
+        if not self._config.brings_home:
+            return
+        if not self._config.leads():
+            self._stop_bringing_home()
+            return
+        self._checkpoint_sync.start(vm)
+        self._live_files.start()
 
     def _stop_bringing_home(self) -> None:
         self._checkpoint_sync.stop()
@@ -448,6 +472,8 @@ _OUTCOMES: dict[int | None, JobOutcome] = {
     ExitCode.BAD_DATA: JobOutcome.BAD_INPUT,
     ExitCode.BAD_CONFIG: JobOutcome.BAD_INPUT,
     ExitCode.PREEMPTED: JobOutcome.PREEMPTED,
+    PEER_LOST: JobOutcome.LEFT,
+    PEER_DONE: JobOutcome.DONE_ELSEWHERE,
 }
 """Every other exit code is a crash, and so is none: then the trainer was killed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from commands.runs.factory import MakeReady
 from commands.runs.payload import Payload
+from commands.runs.peer_copies import PeerCopies
 from commands.runs.power_watch import PowerWatch
 from commands.runs.result_files import Expected
 from infra.provider import Vm
@@ -61,6 +63,12 @@ class WorkloadConfig:
     rents: bool
     brings_home: bool = True
     """Whether checkpoints are copied home; a mere onlooker leaves that to the driver."""
+    leads: Callable[[], bool] = lambda: True
+    """Whether it is from this machine that they are, of several that have the same."""
+    copies: PeerCopies | None = None
+    """Where it gets large files from, if another machine of the run has them."""
+    pull_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a checkpoint comes home: the workloads of a run share it, and one folder."""
     expected: Callable[[], Expected]
     """What the run can make at most, by name and size; worked out when it is needed."""
     eviction_band: Callable[[], str]

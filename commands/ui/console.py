@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TextIO
 
+from commands.ui.nodes import each_node
 from commands.ui.output import clean, write_line
 from commands.ui.snapshot import RunSnapshot, take_snapshot
-from infra.provider import Vm
 from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.context import TurnReport
-from infra.run.state import Refusal
+from infra.run.state import Refusal, RunState
 
 PLAIN_EVERY_S = 15.0
 TRANSFER_SHOWN_BYTES = 1 << 20
@@ -66,7 +66,8 @@ class PlainConsole:
         self._wall = wall
         self._simulated = simulated
         self._clock = clock
-        self._last = ""
+        self._last: dict[int | None, str] = {}
+        """The phase that was printed last, of each machine where there are several."""
         self._last_s = 0.0
         self._transfer = ""
 
@@ -79,9 +80,11 @@ class PlainConsole:
     def report(self, report: TurnReport) -> None:
         """Print the phase when it changes, and a progress line every quarter of a minute."""
         shown = take_snapshot(report, simulated=self._simulated, own=self._own)
-        due = self._clock() - self._last_s >= PLAIN_EVERY_S
-        if shown.phase != self._last or due:
-            self._last, self._last_s = shown.phase, self._clock()
+        due = shown.leads and self._clock() - self._last_s >= PLAIN_EVERY_S
+        if shown.phase != self._last.get(shown.node, "") or due:
+            self._last[shown.node] = shown.phase
+            if shown.leads:
+                self._last_s = self._clock()
             self.log(shown.line)
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -105,7 +108,10 @@ class LiveConsole:
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._simulated = simulated
         self._own = own
-        self._phase = ""
+        self._phases: dict[int | None, str] = {}
+        """The milestone that was printed last, of each machine where there are several."""
+        self._panel: Any = None
+        """The part that is drawn, where there are several machines; a transfer stands below it."""
         self._started = False
 
     def log(self, text: str) -> None:
@@ -116,15 +122,21 @@ class LiveConsole:
         """Redraw; print milestones above."""
         shown = take_snapshot(report, simulated=self._simulated, own=self._own)
         milestone = not isinstance(report.action, act.Wait)
-        if milestone and shown.phase != self._phase:
-            self._phase = shown.phase
-            self.log(f"• {shown.phase}")
-        self._draw(_panel(shown))
+        if milestone and shown.phase != self._phases.get(shown.node, ""):
+            self._phases[shown.node] = shown.phase
+            self.log(f"• {shown.milestone}")
+        if shown.leads:
+            self._panel = _panel(shown) if shown.nodes else None
+            self._draw(_panel(shown))
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Draw a bar for a transfer that is worth one."""
-        if total >= TRANSFER_SHOWN_BYTES:
+        if total < TRANSFER_SHOWN_BYTES:
+            return
+        if self._panel is None:
             self._draw(_transfer(what, done, total))
+        else:  # a transfer to one machine hides nothing of the others
+            self._draw(_below(self._panel, _transfer(what, done, total)))
 
     def close(self) -> None:
         """Remove the live part."""
@@ -139,6 +151,24 @@ class LiveConsole:
 
 
 @dataclass
+class _Shown:
+    """What was printed of one machine."""
+
+    refusals: set[Refusal]
+    safeguards_s: float
+    machine: str
+
+    @classmethod
+    def of(cls, state: RunState) -> _Shown:
+        """Count everything that is known of a machine as printed, by an earlier process."""
+        return cls(
+            refusals=set(state.refusals),
+            safeguards_s=state.safeguards_set_at_s,
+            machine=state.vm.id if state.vm else "",
+        )
+
+
+@dataclass
 class AnnouncingConsole:
     """A console that also prints refusals, warnings and what ends the bill, each once.
 
@@ -148,10 +178,11 @@ class AnnouncingConsole:
     console: Console
     most: str = ""
     """The most that the run can cost, in words; empty if nothing limits it."""
-    _refusals_shown: set[Refusal] | None = None
-    _safeguards_shown_s: float = 0.0
-    _machine_shown: str = ""
-    _warning: str = ""
+    _shown: dict[int, _Shown] = field(default_factory=dict)
+    """What was printed of each machine."""
+    _warnings: dict[int | None, str] = field(default_factory=dict)
+    _began: bool = False
+    _most_shown: bool = False
     _shown_usd: float = 0.0
     _usd_per_h_max: float = 0.0
 
@@ -161,36 +192,55 @@ class AnnouncingConsole:
 
     def report(self, report: TurnReport) -> None:
         """Print what is new since the last report, then show the state of the run."""
-        refusals = set(report.state.refusals)
-        if self._refusals_shown is None:
-            self._refusals_shown = refusals
-            self._safeguards_shown_s = report.state.safeguards_set_at_s
-            self._machine_shown = report.state.vm.id if report.state.vm else ""
-        self._show_note(report.state.vm)
-        for one in report.state.refusals:
-            if one not in self._refusals_shown:
-                self.log(f"refused: {one.size} in {one.place}: {one}")
-        self._refusals_shown |= refusals
-        if report.warning != self._warning:
-            self.log(f"warning: {report.warning}" if report.warning else "signed in again")
-            self._warning = report.warning
-        if report.state.safeguards_set_at_s > self._safeguards_shown_s:
-            self._safeguards_shown_s = report.state.safeguards_set_at_s
-            for safeguard in report.state.safeguards:
-                self.log(f"ends the bill: {safeguard}")
-            for safeguard in report.state.safeguards_missing:
-                self.log(f"does NOT end the bill: {safeguard}")
-            if self.most:
-                self.log(f"worst case of the whole run: {self.most}")
+        nodes = each_node(report.state)
+        several = len(nodes) > 1
+        for node, state in enumerate(nodes):
+            if node not in self._shown:
+                before = state if not self._began else RunState()
+                self._shown[node] = _Shown.of(before)
+            self._show_new(f"node {node}: " * several, self._shown[node], state)
+        self._began = True
+        self._show_warning(report.node if several else None, report.warning)
+        self._show_safeguards(nodes)
         self.console.report(replace(report, bill=self._never_falling(report.bill)))
 
-    def _show_note(self, vm: Vm | None) -> None:
-        """Print what of a new machine is not as the user asked."""
-        if vm is None or vm.id == self._machine_shown:
-            return
-        self._machine_shown = vm.id
-        if vm.note:
-            self.log(f"note: {vm.note}")
+    def _show_new(self, of: str, shown: _Shown, state: RunState) -> None:
+        """Print what of a new machine is not as the user asked, and new refusals."""
+        if state.vm is not None and state.vm.id != shown.machine:
+            shown.machine = state.vm.id
+            if state.vm.note:
+                self.log(f"{of}note: {state.vm.note}")
+        for one in state.refusals:
+            if one not in shown.refusals:
+                self.log(f"{of}refused: {one.size} in {one.place}: {one}")
+        shown.refusals |= set(state.refusals)
+
+    def _show_warning(self, node: int | None, warning: str) -> None:
+        """Print a warning when it is new, and that it is over; what stands for all, once."""
+        before = self._warnings.get(node, "")
+        self._warnings[node] = warning
+        others = [one for other, one in self._warnings.items() if other != node]
+        of = "" if node is None else f"node {node}: "
+        if warning and warning != before and warning not in others:
+            self.log(f"{of}warning: {warning}")
+        elif before and not warning and before not in others:
+            self.log(f"{of}signed in again")
+
+    def _show_safeguards(self, nodes: Sequence[RunState]) -> None:
+        """Print what ends the bill of a machine without us, each time that it was set anew."""
+        several = len(nodes) > 1
+        for node, state in enumerate(nodes):
+            shown, of = self._shown[node], f"node {node}: " * several
+            if state.safeguards_set_at_s <= shown.safeguards_s:
+                continue
+            shown.safeguards_s = state.safeguards_set_at_s
+            for safeguard in state.safeguards:
+                self.log(f"{of}ends the bill: {safeguard}")
+            for safeguard in state.safeguards_missing:
+                self.log(f"{of}does NOT end the bill: {safeguard}")
+            if self.most and not (several and self._most_shown):
+                self.log(f"worst case of the whole run: {self.most}")
+                self._most_shown = True
 
     def _never_falling(self, used: Bill) -> Bill:
         """Return the bill with a sum that a late observation does not lower by a little.
@@ -234,12 +284,20 @@ def _panel(shown: RunSnapshot) -> Any:
         learning.append(f"loss {shown.loss:.3f}")
     if shown.tokens_per_s:
         learning.append(f"{shown.tokens_per_s:.0f} tokens/s")
-    first = Text.assemble((shown.phase, "bold"), "  " if learning else "", " · ".join(learning))
+    first = Text.assemble((shown.milestone, "bold"), "  " if learning else "", " · ".join(learning))
     kept = [f"step {shown.home_step} is safe at home"] if shown.home_step else []
     parts = [first, bar] if shown.steps else [first]
     return Group(
-        *parts, Text(" · ".join(filter(None, [shown.inexact, shown.money, *shown.survived, *kept])))
+        *parts,
+        Text(" · ".join(filter(None, [shown.inexact, shown.money, *shown.survived, *kept]))),
+        *(Text(one, style="dim") for one in shown.nodes),
     )
+
+
+def _below(panel: Any, transfer: Any) -> Any:
+    from rich.console import Group
+
+    return Group(panel, transfer)
 
 
 def duration_of(shown: RunSnapshot) -> str:

@@ -16,6 +16,15 @@ Run = Annotated[
         help="A run's name or its run.yaml.", show_default="the run.yaml here, or the only run"
     ),
 ]
+Node = Annotated[
+    int | None,
+    typer.Option(
+        "--node",
+        metavar="NUMBER",
+        min=0,
+        help="Which of several machines; without it, the one that leads.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Plain lines instead of a live view, as in a pipe.")

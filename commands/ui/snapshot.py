@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from commands.ui.nodes import leader, node_words
 from commands.ui.output import clean
 from infra.run import actions as act
 from infra.run.cards import move_note
 from infra.run.context import TurnReport
 from infra.run.heartbeat import SILENCE
+from infra.run.state import RunState
+from infra.run.workload import JobPhase
 from trainer.rundir.status import Phase
 from trainer.text import duration, inexact
 
@@ -34,12 +37,26 @@ class RunSnapshot:
     """From which step bits may differ; empty if from none."""
     own: bool = False
     """Whether the machine is the user's own, so that there is no price."""
+    node: int | None = None
+    """Which of several machines it is about; None where the run has one."""
+    leads: bool = True
+    """Whether that machine leads: how far the run is, is told with its phases."""
+    nodes: tuple[str, ...] = ()
+    """What each of several machines does, in a few words."""
+
+    @property
+    def milestone(self) -> str:
+        """The phase, with the machine that it is of where there are several."""
+        return self.phase if self.node is None else f"node {self.node}: {self.phase}"
 
     @property
     def line(self) -> str:
         """The moment in one line of plain text."""
+        if not self.leads:
+            return " · ".join(filter(None, [self.milestone, self.money]))
         # Scoring takes minutes; how far it is stands in what the trainer says of it.
-        parts = [self.note if self.phase == Phase.EVALUATING and self.note else self.phase]
+        scoring = self.phase == Phase.EVALUATING and bool(self.note)
+        parts = [replace(self, phase=self.note).milestone if scoring else self.milestone]
         if self.steps:
             parts.append(f"step {self.step}/{self.steps}")
         if self.eta_s is not None and self.step < self.steps:
@@ -70,7 +87,9 @@ def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> 
     """Describe what the supervisor reported."""
     state, job = report.state, report.seen.job
     heartbeat = job.heartbeat if job else SILENCE
-    training = state.launched and job is not None and not state.trained
+    several = len(state.nodes) > 1
+    node = report.node if several else None
+    training = _own_state(report).launched and job is not None and not state.trained
     return RunSnapshot(
         phase=clean(_phase(report, own=own)),
         step=job.step if job else state.step,
@@ -87,19 +106,35 @@ def take_snapshot(report: TurnReport, *, simulated: bool, own: bool = False) -> 
         note=clean(heartbeat.message[:200]),
         inexact="" if heartbeat.exact else inexact(heartbeat.inexact_from),
         own=own,
+        node=node,
+        leads=node is None or node == leader(state),
+        nodes=tuple(
+            f"node {number}: {node_words(state, number)}" for number in range(len(state.nodes))
+        )
+        if several
+        else (),
     )
 
 
 def _phase(report: TurnReport, *, own: bool) -> str:
     job = report.seen.job
-    if isinstance(report.action, act.Wait) and job is not None:
+    waits_for_others = (
+        report.node is not None and job is not None and job.phase is not JobPhase.RUNNING
+    )
+    if isinstance(report.action, act.Wait) and job is not None and not waits_for_others:
         return job.heartbeat.phase or "starting the trainer"
     text = (_own_machine_text(report.action) if own else "") or _action_text(report.action)
     if isinstance(report.action, act.Create) and (
-        note := move_note(report.state, report.action.offer)
+        note := move_note(_own_state(report), report.action.offer)
     ):
         return f"{text}, {note}"
     return text
+
+
+def _own_state(report: TurnReport) -> RunState:
+    """Return the state of the machine that a turn is of."""
+    several = len(report.state.nodes) > 1 and report.node is not None
+    return report.state.nodes[report.node or 0] if several else report.state
 
 
 def _own_machine_text(action: act.Action) -> str:
@@ -142,6 +177,8 @@ def _action_text(action: act.Action) -> str:  # the table of what each act is ca
             return "setting what ends the bill without us"
         case act.Launch():
             return "starting the trainer"
+        case act.LeaveGroup(reason=reason):
+            return f"letting the trainer save and end: {reason}"
         case act.RecordExit(exit_code=code):
             return f"the trainer ended ({'killed' if code is None else f'exit {code}'})"
         case act.StopHung(reason=reason):

@@ -77,6 +77,6 @@ class Acceptance:
                     hint="the same call is safe to repeat",
                 )
             self.context.sleep(self.context.settings.polling_s)
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         record.ids |= ids_of(row)
         record.save()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.aws.context import AwsContext
-from infra.aws.naming import schedule_prefix
+from infra.aws.naming import node_of_name, schedule_prefix
 from infra.aws.schedules import MachineToEnd
 from infra.errors import Gone
 
@@ -56,15 +56,15 @@ def alarm_times(*, made_at_s: float, until_s: float) -> AlarmTimes | None:
     return None
 
 
-def alarm_name(run_id: str, generation: int) -> str:
+def alarm_name(machine: MachineToEnd) -> str:
     """The name of the alarm of one machine."""
-    return f"{schedule_prefix(run_id, generation)}{LIMIT}"
+    return f"{machine.prefix}{LIMIT}"
 
 
 def alarm_body(machine: MachineToEnd, times: AlarmTimes) -> dict[str, Any]:
     """The alarm as `PutMetricAlarm` takes it."""
     return {
-        "AlarmName": alarm_name(machine.run_id, machine.generation),
+        "AlarmName": alarm_name(machine),
         "AlarmDescription": f"qft: stops the machine of the run {machine.run_id} at its limit",
         "ActionsEnabled": True,
         "AlarmActions": [f"arn:aws:automate:{machine.region}:ec2:stop"],
@@ -97,8 +97,8 @@ class Alarms:
             **alarm_body(machine, times),
         )
 
-    def names(self, run_id: str, region: str) -> list[str]:
-        """The names of the alarms of a run in a region."""
+    def names(self, run_id: str, region: str, node: int | None = None) -> list[str]:
+        """The names of the alarms of a run in a region, or of one of its nodes."""
         found = self.context.clients.pages(
             "cloudwatch",
             region,
@@ -107,7 +107,8 @@ class Alarms:
             doing="list the alarms",
             AlarmNamePrefix=schedule_prefix(run_id),
         )
-        return [str(one["AlarmName"]) for one in found]
+        names = [str(one["AlarmName"]) for one in found]
+        return [one for one in names if node in {None, node_of_name(run_id, one)}]
 
     def remove(self, names: list[str], region: str) -> list[str]:
         """Remove alarms, silent about those that are gone; return their names."""

@@ -14,12 +14,20 @@ from typing import Any
 
 from infra.aws.acceptance import Acceptance
 from infra.aws.context import AwsContext
-from infra.aws.delete import Deleter
+from infra.aws.delete import Deleter, close_record
 from infra.aws.errors import TokenReusedError, TokenSpentError
 from infra.aws.existing import ExistingMachines, ids_of
 from infra.aws.image import ImageFinder
 from infra.aws.machine_view import tags_of_answer
-from infra.aws.naming import TAG_NAME_CHARS_MAX, client_token, group_name
+from infra.aws.mates import FIRST, Mates, MatesFinder
+from infra.aws.naming import (
+    LEFT,
+    SEVERAL,
+    TAG_NAME_CHARS_MAX,
+    client_token,
+    group_name,
+    node_tags,
+)
 from infra.aws.network import SubnetFinder
 from infra.aws.observe import VmObserver
 from infra.aws.quota import explained, read_quota
@@ -79,13 +87,16 @@ class VmCreator:
         """
         check_spec(spec)
         self._repeat_pending_request(spec)
-        self.refused_requests.cancel(spec.run_id, early=True)
+        self.refused_requests.cancel(spec.run_id, node=spec.node, early=True)
         existing = self._existing.find(spec)
         if existing is not None:  # wherever it is: what is compared is what it costs, not its place
             there = replace(spec.offer, region=existing.region, zone=existing.zone)
             spec = replace(spec, offer=there)
+            self._join(spec, existing)
+        mates = Mates() if existing else self._mates.find(spec)
+        spec = mates.joined_by(spec)
         try:
-            return self._acceptance.finish(spec, existing or self._rent(spec))
+            return self._acceptance.finish(spec, existing or self._rent(spec, mates))
         except (Transient, SignedOut):
             raise
         except ProviderError as error:
@@ -93,16 +104,26 @@ class VmCreator:
             self._give_up(spec, refusal)
             raise refusal from error.__cause__
 
+    def _join(self, spec: VmSpec, vm: Vm) -> None:
+        """Let a machine that exists have mates, where it was made alone."""
+        if spec.nodes == 1:
+            return
+        self._mates.share(vm)
+        record = self.context.record(spec.run_id, spec.node)
+        if record.generation == vm.generation and record.ids.get(SEVERAL) != str(spec.nodes):
+            record.ids[SEVERAL] = str(spec.nodes)
+            record.save()
+
     def _repeat_pending_request(self, spec: VmSpec) -> None:
         """Send a request again whose answer was not seen: EC2 answers with the same machine.
 
         An older one needs no answer: what it made is in every list by now.
         """
-        record = self.context.record(spec.run_id)
+        record = self.context.record(spec.run_id, spec.node)
         if not record.pending_request:
             return
         if record.generation != spec.generation:
-            self.deleter.clear(spec.run_id)
+            self.deleter.clear(spec.run_id, node=spec.node, keeps_groups=spec.nodes > 1)
             return
         if self.context.clock() - record.requested_at < NEW_S:
             try:
@@ -114,12 +135,13 @@ class VmCreator:
         record.pending_request = {}
         record.save()
 
-    def _rent(self, spec: VmSpec) -> Vm:
+    def _rent(self, spec: VmSpec, mates: Mates) -> Vm:
         """Make what a machine needs, then ask for it; returns as soon as EC2 has accepted it."""
         region = spec.offer.region
         record = self._begin_record(spec)
         image = ImageFinder(context=self.context).find(region, pinned=record.ids.get("image", ""))
-        subnet = SubnetFinder(context=self.context).find(region, spec.offer.zone)
+        finder = SubnetFinder(context=self.context)
+        subnet = finder.find(region, spec.offer.zone, mates=mates.subnet)
         tags = tags_of(
             replace(spec, offer=replace(spec.offer, zone=subnet.zone)),
             created_at=format_utc(self.context.clock()),
@@ -129,30 +151,44 @@ class VmCreator:
         source = source_prefix(self.context.caller())
         is_resumed = "group_name" in record.ids
         record.ids |= {"image": image.id, "zone": subnet.zone}
-        record.ids["group_name"] = name = group_name(spec.run_id, spec.generation)
+        shared = mates.group_in(subnet.vpc)
+        name = group_name(spec.run_id, spec.generation if spec.nodes == 1 else FIRST)
+        record.ids["group_name"] = name = str(shared["GroupName"]) if shared else name
         record.save()
         groups = SecurityGroups(context=self.context)
-        group, is_new = groups.create(region, subnet.vpc, name=name, run_id=spec.run_id, tags=tags)
+        group, is_new = (
+            (str(shared["GroupId"]), False)
+            if shared
+            else groups.create(region, subnet.vpc, name=name, run_id=spec.run_id, tags=tags)
+        )
         record.ids["group"] = group
         record.caller, record.caller_at = source, self.context.clock()
         record.save()
-        if not is_new and not is_resumed and self._existing.appears(spec):
-            return self._existing.find(spec) or self._rent(spec)
+        is_alone = spec.nodes == 1  # else the group says only that there are mates
+        if is_alone and not is_new and not is_resumed and self._existing.appears(spec):
+            return self._existing.find(spec) or self._rent(spec, mates)
         groups.allow_source(region, group, source)
-        return self._launch(
-            spec, record, LaunchTarget(image=image, subnet=subnet, group=group), tags
-        )
+        if not is_alone:
+            groups.share(region, group)
+        target = LaunchTarget(image=image, subnet=subnet, group=group)
+        return self._launch(spec, record, target, tags | node_tags(spec.node))
 
     def _begin_record(self, spec: VmSpec) -> RunRecord:
         """The record of this create; what it says of another machine or place is dropped."""
-        record, region = self.context.record(spec.run_id), spec.offer.region
-        if record.generation != spec.generation or record.ids.get("region") != region:
+        record, region = self.context.record(spec.run_id, spec.node), spec.offer.region
+        before = record.ids.get("region", region)
+        if record.generation != spec.generation or before != region or "region" not in record.ids:
+            left = {*record.ids.get(LEFT, "").split(), before} - {region}
             record = record.renewed(spec.generation)
+            if spec.nodes > 1 and left:
+                record.ids[LEFT] = " ".join(sorted(left))
         record.ids |= {
             "account": self.context.account(),
             "profile": self.context.settings.profile,
             "region": region,
         }
+        if spec.nodes > 1:
+            record.ids[SEVERAL] = str(spec.nodes)
         for key in ("instance", "request"):
             record.ids.pop(key, None)
         record.save()
@@ -164,7 +200,7 @@ class VmCreator:
         """Ask for the machine, with the first token whose machine is not dead."""
         zone = target.subnet.zone
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            token = client_token(spec.run_id, spec.generation, zone, attempt)
+            token = client_token(spec.run_id, spec.generation, zone, attempt, spec.node)
             body = run_instances_body(spec, target, tags=tags, token=token)
             try:
                 row = self._send(record, body)
@@ -223,16 +259,16 @@ class VmCreator:
         Where another offer may be tried, what EC2 does not show yet is left to the next call.
         """
         self.refusal_cache.note(spec.offer, error)
-        record = self.context.record(spec.run_id)
+        record = self.context.record(spec.run_id, spec.node)
         if not {"group_name", "instance"} & set(record.ids):
-            record.close()
+            close_record(record, may_leave_groups=spec.nodes > 1)
             return
         if record.pending_request:
             self._note_refusal(record, error)
         may_try_another = isinstance(error, PASSING)
-        remove = self.deleter.clear if may_try_another else self.deleter.remove
+        remove = self.deleter.clear if may_try_another else self.deleter.remove_node
         try:
-            remove(spec.run_id)
+            remove(spec.run_id, node=spec.node, keeps_groups=spec.nodes > 1)
         except ProviderError as second:
             error.unfinished = True
             error.add_note(f"removing what had been made failed too: {second}")
@@ -248,6 +284,10 @@ class VmCreator:
     @property
     def _existing(self) -> ExistingMachines:
         return ExistingMachines(context=self.context, observer=self.observer, deleter=self.deleter)
+
+    @property
+    def _mates(self) -> MatesFinder:
+        return MatesFinder(context=self.context)
 
     @property
     def _acceptance(self) -> Acceptance:

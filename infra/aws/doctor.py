@@ -57,7 +57,7 @@ class Doctor:
         (size, *_) = wanted or AWS.with_cards()  # of what AWS does not have
         regions = list(want.regions) or list(AWS.regions[:REGIONS_MAX])
         enabled, closed = self._enabled(regions)
-        quota = [self._quota(region, size) for region in enabled]
+        quota = [self._quota(region, size, want.nodes) for region in enabled]
         network = [self._network(region) for region in enabled]
         usable = [region for region, one in zip(enabled, network, strict=True) if one.ok]
         return [
@@ -123,13 +123,15 @@ class Doctor:
             ),
         ]
 
-    def _quota(self, region: str, size: GpuSize) -> Check:
+    def _quota(self, region: str, size: GpuSize, machines: int) -> Check:
         name = f"spot quota in {region}"
 
         def check() -> Check:
             quota = read_quota(self.context.clients, region)
-            shortage = quota.shortage(size.vcpus)
-            detail = f"{quota.used} of {quota.limit} vCPUs used, {size.size} needs {size.vcpus}"
+            shortage = quota.shortage(size.vcpus, machines)
+            needs = f"{machines} × {size.size} need" if machines > 1 else f"{size.size} needs"
+            used = f"{quota.used} of {quota.limit} vCPUs used"
+            detail = f"{used}, {needs} {size.vcpus * machines}"
             fix = f"{shortage.rpartition('; ')[2]}; it takes hours to a day" if shortage else ""
             return Check(name=name, ok=not shortage, detail=detail, fix=fix)
 

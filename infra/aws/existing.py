@@ -32,14 +32,14 @@ class ExistingMachines:
 
     def find(self, spec: VmSpec) -> Vm | None:
         """Find the run's machine; what cannot be used of an earlier one is removed."""
-        record = self.context.record(spec.run_id)
+        record = self.context.record(spec.run_id, spec.node)
         for region in sorted({record.ids.get("region", ""), spec.offer.region} - {""}):
-            found = self._look(spec.run_id, region)
+            found = self._look(spec, region)
             vm = self._usable(spec, region, found)
             if vm is not None:
                 return vm
             if _must_go(found) or (region != spec.offer.region and not found.is_empty):
-                self._remove(spec.run_id, region)
+                self._remove(spec, region)
         return None
 
     def appears(self, spec: VmSpec, *, token: str = "") -> bool:
@@ -49,7 +49,7 @@ class ExistingMachines:
         """
         deadline = self.context.clock() + HIDDEN_S
         while True:
-            found = self._inventories.of_run(spec.offer.region, spec.run_id)
+            found = self._inventories.of_run(spec.offer.region, spec.run_id).of_node(spec.node)
             if found.live_instances or found.live_requests:
                 return True
             is_over = token and any(one.get("ClientToken") == token for one in found.instances)
@@ -57,13 +57,18 @@ class ExistingMachines:
                 return False
             self.context.sleep(self.context.settings.polling_s)
 
-    def _look(self, run_id: str, region: str) -> Inventory:
-        """List what a run has in a region; waits for a machine on record that is not shown yet."""
-        record = self.context.record(run_id)
+    def _look(self, spec: VmSpec, region: str) -> Inventory:
+        """List what a node has in a region; waits for a machine on record that is not shown yet.
+
+        The group of several machines is no node's.
+        """
+        record = self.context.record(spec.run_id, spec.node)
         ids = record.ids if record.ids.get("region") == region else {}
         deadline = min(record.requested_at, self.context.clock()) + NEW_S
         while True:
-            found = self._inventories.of_run(region, run_id, ids)
+            found = self._inventories.of_run(region, spec.run_id, ids).of_node(spec.node)
+            if spec.nodes > 1:
+                found = replace(found, groups=[])
             instance = ids.get("instance", "")
             shown = {str(one.get("InstanceId")) for one in found.instances}
             if not instance or instance in shown or self.context.clock() >= deadline:
@@ -94,7 +99,7 @@ class ExistingMachines:
 
     def _record(self, vm: Vm, row: Mapping[str, Any]) -> None:
         """Record a machine that was found, where this computer does not know that it made it."""
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         if record.ids.get("instance") == row.get("InstanceId"):
             return
         record = record.renewed(vm.generation)
@@ -107,12 +112,13 @@ class ExistingMachines:
         record.ids |= ids_of(row)
         record.save()
 
-    def _remove(self, run_id: str, region: str) -> None:
-        """Remove what a run has in a region, and where its record says that it has something."""
-        recorded = self.context.record(run_id).ids.get("region", region)
-        self.deleter.clear(run_id)
+    def _remove(self, spec: VmSpec, region: str) -> None:
+        """Remove what a node has in a region, and where its record says that it has something."""
+        recorded = self.context.record(spec.run_id, spec.node).ids.get("region", region)
+        keeps = spec.nodes > 1
+        self.deleter.clear(spec.run_id, node=spec.node, keeps_groups=keeps)
         if recorded != region:  # with the record gone, every region is looked at
-            self.deleter.clear(run_id)
+            self.deleter.clear(spec.run_id, node=spec.node, keeps_groups=keeps)
 
     @property
     def _inventories(self) -> Inventories:

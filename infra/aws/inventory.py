@@ -20,11 +20,13 @@ from infra.aws.machine_view import (
     SHUTTING_DOWN,
     MachineView,
     instances_of,
+    node_of,
     run_of,
     state_of,
     tags_of_answer,
     view_of,
 )
+from infra.aws.security_group import is_shared
 from infra.errors import NotAllowed, SignedOut, Transient
 from infra.renting.gather import run_all
 from infra.renting.tags import GENERATION, RUN
@@ -97,15 +99,48 @@ class Inventory:
             groups=[one for one in self.groups if run_of(one) == run_id],
         )
 
-    def of_generation(self, generation: int) -> Inventory:
-        """The part of it that carries the tag of one machine of its run."""
-        return Inventory(
+    def of_node(self, node: int, generation: int | None = None) -> Inventory:
+        """The part of a run's that belongs to one node alone, or to one machine of that node.
+
+        A security group that machines share is no part of it, nor one while others are there.
+        """
+
+        def mine(row: Row) -> bool:
+            is_named = generation in {None, _generation_of(row)}
+            return is_named and node_of(row) == node
+
+        requests = [one for one in self.requests if mine(one)]
+        ids = {str(one.get("SpotInstanceRequestId")) for one in requests}
+        part = Inventory(
             region=self.region,
-            instances=_of(generation, self.instances),
-            requests=_of(generation, self.requests),
-            volumes=_of(generation, self.volumes),
-            groups=_of(generation, self.groups),
+            instances=[
+                one
+                for one in self.instances
+                if (mine(one) if run_of(one) else str(one.get("SpotInstanceRequestId")) in ids)
+            ],
+            requests=requests,
+            volumes=[one for one in self.volumes if mine(one)],
+            untagged=self.untagged,
         )
+        if self.nodes() - {node}:
+            return part
+        return replace(
+            part, groups=[one for one in self.groups if mine(one) and not is_shared(one)]
+        )
+
+    def nodes(self) -> set[int]:
+        """The nodes of a run that have something which bills, or could come back."""
+        rows = [*self.live_instances, *self.ending_instances, *self.live_requests, *self.volumes]
+        launched = {str(one.get("SpotInstanceRequestId")): node_of(one) for one in self.requests}
+        return {
+            node_of(one) if run_of(one) else launched.get(str(one.get("SpotInstanceRequestId")), 0)
+            for one in rows
+        }
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a run is known to have several machines, or to have had them."""
+        return bool(self.nodes() - {0}) or any(is_shared(one) for one in self.groups)
 
     def runs(self) -> list[str]:
         """The runs that something in it belongs to."""
@@ -138,9 +173,18 @@ class Inventories:
         return found[0] if found else None
 
     def request(
-        self, region: str, *, request_id: str = "", instance_id: str = "", run_id: str = ""
+        self,
+        region: str,
+        *,
+        request_id: str = "",
+        instance_id: str = "",
+        run_id: str = "",
+        node: int = 0,
     ) -> Row | None:
-        """Look at one spot request, by its id or by an instance of it; the newest, None if none."""
+        """Look at one spot request, by its id or by an instance of it, or at those of a node.
+
+        The newest is taken; None if there is none.
+        """
         by = (
             ("spot-instance-request-id", request_id)
             if request_id
@@ -149,13 +193,16 @@ class Inventories:
             else (f"tag:{RUN}", run_id)
         )
         found = self._requests(region, [_filter(*by)], doing="look at the spot request")
+        if not (request_id or instance_id):
+            found = [one for one in found if node_of(one) == node]
         return max(found, key=lambda one: str(one.get("CreateTime") or ""), default=None)
 
-    def live_requests(self, region: str, run_id: str) -> list[Row]:
-        """The spot requests of a run in a region that may still launch or restart an instance."""
+    def live_requests(self, region: str, run_id: str, node: int) -> list[Row]:
+        """The spot requests of a node in a region that may still launch or restart an instance."""
         mine = [_filter(f"tag:{RUN}", run_id)]
         found = self._requests(region, mine, doing=f"list the spot requests in {region}")
-        return Inventory(region=region, requests=found).live_requests
+        live = Inventory(region=region, requests=found).live_requests
+        return [one for one in live if node_of(one) == node]
 
     def live_instances_of(self, region: str, request_ids: Sequence[str]) -> list[str]:
         """The ids of instances of these spot requests that nobody has terminated."""
@@ -325,5 +372,7 @@ def _unique(key: str, rows: Iterable[Row]) -> list[Row]:
     return list({str(one.get(key)): one for one in rows}.values())
 
 
-def _of(generation: int, rows: Iterable[Row]) -> list[Row]:
-    return [one for one in rows if tags_of_answer(one).get(GENERATION, "") == str(generation)]
+def _generation_of(row: Row) -> int | None:
+    """The generation that something carries as a tag; None if it carries none."""
+    text = tags_of_answer(row).get(GENERATION, "")
+    return int(text) if text.isdigit() else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.aws.naming import node_of_tags
 from infra.renting.tags import RUN
 from infra.timestamps import parse_utc_s
 from infra.untrusted import number, table, text
@@ -44,6 +45,8 @@ class MachineView:
     """When it began to go down, by the same clock; None if EC2 does not say, or it is up."""
     host: str = ""
     """The public address of now."""
+    private_host: str = ""
+    """The address in its subnet, which it keeps while it is stopped."""
     size: str = ""
     zone: str = ""
     client_token: str = ""
@@ -88,6 +91,7 @@ def view_of(
         launched_s=launched_s,
         changed_s=None if state in {PENDING, RUNNING} else _changed_s(seen, status, launched_s),
         host=_word(seen.get("PublicIpAddress")),
+        private_host=_word(seen.get("PrivateIpAddress")),
         size=_word(seen.get("InstanceType")),
         zone=_word(table(seen.get("Placement")).get("AvailabilityZone"))
         or _word(asks.get("LaunchedAvailabilityZone")),
@@ -108,6 +112,11 @@ def tags_of_answer(answer: Mapping[str, Any]) -> dict[str, str]:
 def run_of(answer: Mapping[str, Any]) -> str:
     """The run that something belongs to by its tag; empty if it is not ours."""
     return tags_of_answer(answer).get(RUN, "").lower()
+
+
+def node_of(answer: Mapping[str, Any]) -> int:
+    """Which of its run's machines something belongs to, by its tags."""
+    return node_of_tags(tags_of_answer(answer))
 
 
 def instances_of(reservations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

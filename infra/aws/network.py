@@ -61,14 +61,14 @@ class SubnetFinder:
 
     context: AwsContext
 
-    def find(self, region: str, zone: str) -> Subnet:
-        """Find the subnet for a zone: the one that was named, else the default one.
+    def find(self, region: str, zone: str, *, mates: str = "") -> Subnet:
+        """Find the subnet for a zone: that of `mates`, the one that was named, or the default one.
 
         Without a zone, that of the first default subnet is taken. Raises `NotAllowed` where an
         account has no network that could serve, `Rejected` where only this zone has none.
         """
-        subnet = self._named(region, zone) if self.context.settings.subnet else None
-        found = subnet or self._default(region, zone)
+        named = mates or self.context.settings.subnet
+        found = self._named(region, zone, named) if named else self._default(region, zone)
         problem, fix = route_problem(self._route_tables(region, found), region=region)
         if problem:
             raise NotAllowed(
@@ -77,8 +77,7 @@ class SubnetFinder:
             )
         return found
 
-    def _named(self, region: str, zone: str) -> Subnet:
-        named = self.context.settings.subnet
+    def _named(self, region: str, zone: str, named: str) -> Subnet:
         elsewhere = "`vm.regions` and `vm.aws.subnet` have to name one place"
         try:
             rows = self._subnets(region, SubnetIds=[named])

@@ -9,7 +9,7 @@ from infra.aws.context import AwsContext
 from infra.aws.errors import NotYetVisibleError
 from infra.aws.inventory import Inventories, Inventory, Row
 from infra.aws.machine_view import PENDING, RUNNING, TERMINATED, MachineView, state_of, view_of
-from infra.aws.naming import MachineId, check_account
+from infra.aws.naming import SEVERAL, MachineId, check_account, node_of_tags
 from infra.aws.reading import Orders, Remains, is_new, read
 from infra.errors import Gone
 from infra.provider import Observation, PowerState, Vm
@@ -24,8 +24,8 @@ class VmObserver:
     context: AwsContext
     price_now: Callable[[str, str, str], float | None]
     """Size, region and zone in, the spot price now out; None if nobody knows."""
-    safeguard_names: Callable[[str, str], list[str]] = lambda _run_id, _region: []
-    """A run and a region in, the names of its schedules and alarms out."""
+    safeguard_names: Callable[[str, str, int], list[str]] = lambda _run_id, _region, _node: []
+    """A run, a region and a node in, the names of its schedules and alarms out."""
 
     def observe(self, vm: Vm) -> Observation:
         """Look at the machine once. A machine that is gone is an observation, not an error.
@@ -36,7 +36,7 @@ class VmObserver:
         id_ = self.id_of(vm)
         if id_ is None:
             return Observation(power=PowerState.GONE, detail="nothing of AWS has this id")
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         orders, now_s = orders_of(record, vm), self.context.clock()
         if not id_.instance:  # remnants were listed, so that nothing is about to show up
             orders = replace(orders, created_at_s=0.0, requested_at_s=0.0)
@@ -45,16 +45,17 @@ class VmObserver:
         if view.state in {PENDING, RUNNING}:
             if view.state == RUNNING:
                 self._note_running(record, vm, view)
-            return self._complete(vm, view, read(view, orders, now_s=now_s))
+            seen = read(view, orders, now_s=now_s)
+            return self._complete(vm, view, seen, record)
         view = _view(id_, row, self._request(id_, view, vm, record))
         remains = Remains()
         if view.state == TERMINATED or (not view.state and not is_new(orders, now_s)):
             found = self._inventories.of_run(id_.region, vm.run_id)
             remains = remains_of(found, vm, id_.instance)
             if not remains.anything and record.generation == vm.generation:
-                names = self.safeguard_names(vm.run_id, id_.region)
+                names = self.safeguard_names(vm.run_id, id_.region, vm.node)
                 remains = Remains(anything=bool(names))
-        return self._complete(vm, view, read(view, orders, remains, now_s=now_s))
+        return self._complete(vm, view, read(view, orders, remains, now_s=now_s), record)
 
     def id_of(self, vm: Vm) -> MachineId | None:
         """The parts of a machine's id; None if it is none of ours.
@@ -74,11 +75,11 @@ class VmObserver:
         id_ = self.id_of(vm)
         row = None if id_ is None else self._row(id_)
         if id_ is None or row is None or state_of(row) == TERMINATED:
-            record = self.context.record(vm.run_id)
+            record = self.context.record(vm.run_id, vm.node)
             if id_ and row is None and is_new(orders_of(record, vm), self.context.clock()):
                 raise NotYetVisibleError(f"EC2 does not show the machine `{vm.id}` yet")
             raise Gone(f"there is no machine `{vm.id}` any more")
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         return _view(id_, row, self._request(id_, _view(id_, row), vm, record))
 
     @property
@@ -97,9 +98,12 @@ class VmObserver:
             request_id=view.request or recorded,
             instance_id=view.instance,
             run_id=vm.run_id,
+            node=vm.node,
         )
 
-    def _complete(self, vm: Vm, view: MachineView, seen: Observation) -> Observation:
+    def _complete(
+        self, vm: Vm, view: MachineView, seen: Observation, record: RunRecord
+    ) -> Observation:
         """Add what is not EC2's word: the port, the metadata service, the price of now."""
         settings = self.context.settings
         price = None
@@ -109,6 +113,7 @@ class VmObserver:
             price = price if price is None or cap is None else min(price, cap)
         return replace(
             seen,
+            private_host=view.private_host if is_one_of_several(vm, record) else "",
             port=settings.ssh_port,
             metadata_url=settings.metadata_url,
             price_usd_per_h=price,
@@ -140,6 +145,11 @@ def orders_of(record: RunRecord, vm: Vm) -> Orders:
     )
 
 
+def is_one_of_several(vm: Vm, record: RunRecord) -> bool:
+    """Whether a machine is known to have mates; node 0 of several carries no tag that says so."""
+    return bool(vm.node or vm.private_host or record.ids.get(SEVERAL))
+
+
 def remains_of(found: Inventory, vm: Vm, instance: str) -> Remains:
     """What an inventory of the run holds of one machine beside its instance."""
     others = [
@@ -147,17 +157,17 @@ def remains_of(found: Inventory, vm: Vm, instance: str) -> Remains:
         for one in found.views()
         if one.is_live and one.instance != instance and _replaces(one, found, vm)
     ]
-    mine = found.of_generation(vm.generation)
+    mine = found.of_node(vm.node, vm.generation)
     left = mine.live_requests or mine.volumes or mine.groups
     return Remains(anything=bool(left or others), replacement=others[0] if others else None)
 
 
 def _replaces(view: MachineView, found: Inventory, vm: Vm) -> bool:
     """Whether an instance came in the place of a machine: from its request, or with its tags."""
-    requests = {
-        str(one.get("SpotInstanceRequestId")) for one in found.of_generation(vm.generation).requests
-    }
-    return view.request in requests or view.tags.get("qft-generation") == str(vm.generation)
+    mine = found.of_node(vm.node, vm.generation).requests
+    requests = {str(one.get("SpotInstanceRequestId")) for one in mine}
+    tagged = view.tags.get("qft-generation"), node_of_tags(view.tags)
+    return view.request in requests or tagged == (str(vm.generation), vm.node)
 
 
 def _view(id_: MachineId, row: Row | None, request: Row | None = None) -> MachineView:

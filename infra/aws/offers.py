@@ -80,7 +80,7 @@ class Offers:
         )
         stays = (
             _never(place, found)
-            or (quota.shortage(size.vcpus) if quota else "")
+            or (quota.shortage(size.vcpus, want.nodes) if quota else "")
             or (past.detail if past and not past.clears else "")
         )
         dear = price_obstacle(price, want.max_price_usd_per_h)

@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.aws.context import AwsContext
+from infra.aws.context import AwsContext, nodes_on_record
 from infra.aws.create import VmCreator
 from infra.aws.delete import Deleter
 from infra.aws.doctor import Doctor
 from infra.aws.listing import Listing
+from infra.aws.naming import record_name
 from infra.aws.observe import VmObserver
 from infra.aws.offers import Offers, quota_covers
 from infra.aws.refused_requests import RefusedRequests
@@ -73,6 +74,7 @@ class AwsProvider(Provider):
         has_safeguards=True,
         cap_changes=False,
         restarts_itself=True,
+        several_machines=True,
         capacity_ttl_s=REFUSALS_TTL_S[NoCapacity],
     )
 
@@ -87,7 +89,7 @@ class AwsProvider(Provider):
     def observe(self, vm: Vm) -> Observation:
         """Observe the machine once, and cancel what refused creates left open before it."""
         with contextlib.suppress(ProviderError):  # it stays on record, and `delete` raises it
-            self._refused_requests.cancel(vm.run_id)
+            self._refused_requests.cancel(vm.run_id, node=vm.node)
         return self._observer.observe(vm)
 
     def start(self, vm: Vm) -> None:
@@ -102,15 +104,22 @@ class AwsProvider(Provider):
         """Cancel the spot request, terminate the machine, and wait until nothing is left."""
         return self._deleter.remove(run_id, on_message)
 
+    def remove(self, vm: Vm, on_message: OnMessage = ignore_message) -> list[Removed]:
+        """Cancel the spot request of one machine, terminate it, and wait until nothing is left.
+
+        The security group stays as long as the run has, or had, other machines in it.
+        """
+        return self._deleter.remove_machine(vm, on_message)
+
     def cancel_refused(self, run_id: str) -> None:
         """Cancel what refused creates of the run left open, as soon as EC2 shows it.
 
         Needs nobody to be signed in where none was refused.
         """
-        if not RunRecord.load(self._state_dir, run_id).refused_at:
-            return
-        self._refused_requests.wait(run_id)
-        self._refused_requests.cancel(run_id)
+        for node in (0, *nodes_on_record(self._state_dir, run_id)):
+            if RunRecord.load(self._state_dir, record_name(run_id, node)).refused_at:
+                self._refused_requests.wait(run_id, node)
+                self._refused_requests.cancel(run_id, node=node)
 
     def billed_until_s(self, vm: Vm) -> float | None:
         """Read when a stopped machine ceased to bill compute, as EC2 reported."""

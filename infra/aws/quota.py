@@ -34,12 +34,15 @@ class SpotQuota:
         """The vCPUs that can still be rented."""
         return max(self.limit - self.used, 0)
 
-    def shortage(self, vcpus: int) -> str:
-        """Explain why a machine of so many vCPUs is too large for it; empty if it is not."""
-        if self.left >= vcpus:
+    def shortage(self, vcpus: int, machines: int = 1) -> str:
+        """Explain why so many machines of so many vCPUs are too much for it; empty if they fit."""
+        needed = vcpus * machines
+        if self.left >= needed:
             return ""
+        fewer = f"admits {self.left // vcpus} of {machines} machines: it "
+        admitted = fewer if machines > 1 else ""
         return (
-            f"the spot quota of {self.region} leaves {self.left} of {vcpus} vCPUs needed"
+            f"the spot quota of {self.region} {admitted}leaves {self.left} of {needed} vCPUs needed"
             f" ({self.used} of {self.limit} in use); ask for more at {quota_page(self.region)}"
         )
 

@@ -56,36 +56,40 @@ class RefusedRequests:
         record.refused_at[str(refused)] = self.context.clock()
         record.save()
 
-    def cancel(self, run_id: str, *, early: bool = False) -> None:
-        """Cancel what lists show by now; a refusal is forgotten once they show everything.
+    def cancel(self, run_id: str, *, node: int = 0, early: bool = False) -> None:
+        """Cancel what lists show of a node by now; a refusal is forgotten once they show all.
 
         Asks nothing if no create was refused, one request per region else. With `early`, looks
         before lists must show everything, too: what is in the way goes at once.
         """
-        refused_at, now_s = self.context.record(run_id).refused_at, self.context.clock()
+        refused_at = self.context.record(run_id, node).refused_at
+        now_s = self.context.clock()
         due = {one for one, at in refused_at.items() if not 0 <= now_s - at < SHOWN_S}
         some = [RefusedCreate.parse(one) for one in (refused_at if early else due)]
         for region in sorted({one.region for one in some}):
-            self._cancel(run_id, region, {one for one in some if one.region == region})
+            refused = {one for one in some if one.region == region}
+            self._cancel(run_id, node, region, refused)
         if due:
-            record = self.context.record(run_id)
+            record = self.context.record(run_id, node)
             record.refused_at = {k: at for k, at in record.refused_at.items() if k not in due}
             record.close() if record.is_closed else record.save()
 
-    def wait(self, run_id: str) -> list[str]:
+    def wait(self, run_id: str, node: int = 0) -> list[str]:
         """Return the regions to look at again, when lists show there what was left open."""
-        refused_at = self.context.record(run_id).refused_at
+        refused_at = self.context.record(run_id, node).refused_at
         now_s = self.context.clock()
         left_s = max((min(at, now_s) + SHOWN_S - now_s for at in refused_at.values()), default=0.0)
         if left_s > 0:
             self.context.sleep(left_s)
         return sorted({RefusedCreate.parse(one).region for one in refused_at})
 
-    def _cancel(self, run_id: str, region: str, refused: Collection[RefusedCreate]) -> None:
+    def _cancel(
+        self, run_id: str, node: int, region: str, refused: Collection[RefusedCreate]
+    ) -> None:
         """Cancel the requests of refused creates, then end what they launched meanwhile."""
         inventories = Inventories(context=self.context)
-        own = self.context.record(run_id).ids.get("request", "")
-        rows = inventories.live_requests(region, run_id)
+        own = self.context.record(run_id, node).ids.get("request", "")
+        rows = inventories.live_requests(region, run_id, node)
         ids = [_id(one) for one in rows if _created_by(one, region) in refused]
         ids = [one for one in ids if one and one != own]
         if not ids:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.aws.context import AwsContext
 from infra.aws.errors import NotYetVisibleError
 from infra.aws.inventory import Inventories, Inventory
 from infra.aws.leftovers import describe
-from infra.aws.machine_view import PENDING, RUNNING, run_of, state_of, view_of
+from infra.aws.machine_view import PENDING, RUNNING, node_of, run_of, state_of, view_of
 from infra.aws.safeguards import AwsSafeguards
 from infra.errors import BadRequest, NotAllowed, ProviderError, SignedOut, Transient
 from infra.renting.progress import ProgressReporter
@@ -20,12 +20,25 @@ from infra.renting.tags import RUN
 from infra.timestamps import format_utc, parse_utc_s
 
 AGAIN = "`qft down --delete` once more goes on, and says when nothing is left"
+ENDED = "ended "
+"""How the names begin under which a record says when each of several machines ceased to bill."""
 KINDS = {
     "requests": ("spot request", "SpotInstanceRequestId"),
     "instances": ("virtual machine", "InstanceId"),
     "volumes": ("disk", "VolumeId"),
     "groups": ("security group", "GroupId"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOfRun:
+    """The part of a run that a removal is about: one of its nodes, the others stay."""
+
+    node: int
+    generation: int | None = None
+    """The only machine of that node; None takes whichever there are."""
+    keeps_groups: bool = False
+    """Whether the security group stays in any case: others may be about to need it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +53,8 @@ class RegionRemoval:
     account: str
     progress: ProgressReporter
     deadline_s: float
+    part: MachineOfRun | None = None
+    """What of the run is removed; None removes all of it."""
 
     def run(self) -> None:
         """Remove until nothing is left. Raises an unfinished `Transient` after the deadline.
@@ -73,7 +88,12 @@ class RegionRemoval:
             self.progress.report(f"removing {describe(found) or 'the rest'}")
 
     def _look(self) -> Inventory:
-        return Inventories(context=self.context).of_run(self.region, self.run_id, self.record.ids)
+        inventories = Inventories(context=self.context)
+        found = inventories.of_run(self.region, self.run_id, self.record.ids)
+        if self.part is None:
+            return found
+        mine = found.of_node(self.part.node, self.part.generation)
+        return replace(mine, groups=[]) if self.part.keeps_groups else mine
 
     def _step(self, found: Inventory) -> bool:
         """Take the next step; whether nothing was left to do."""
@@ -120,6 +140,8 @@ class RegionRemoval:
 
     def _note_compute_end(self, found: Inventory) -> None:
         """Record when the last of the run's machines ceased to bill, once none does."""
+        if any(map(node_of, found.instances)):
+            self._note_each_end(found)
         up = any(state_of(one) in {PENDING, RUNNING} for one in found.instances)
         if up or self.record.compute_ended_at or not found.instances:
             return
@@ -128,6 +150,16 @@ class RegionRemoval:
         if self.record.removing:
             self.record.compute_ended_at = min(max(ends), now_s)
             self.record.save()
+
+    def _note_each_end(self, found: Inventory) -> None:
+        """Record when each of several machines ceased to bill: one may have stopped hours ago."""
+        now_s = self.context.clock()
+        for one in found.instances:
+            name = ENDED + self._path(str(one.get("InstanceId")))
+            if state_of(one) not in {PENDING, RUNNING} and name not in self.record.tokens:
+                changed_s = view_of(one, found.request_of(one)).changed_s or now_s
+                self.record.tokens[name] = format_utc(min(changed_s, now_s))
+                self.record.save()
 
     def _cancel(self, requests: Iterable[Mapping[str, Any]]) -> None:
         ids = [str(one.get("SpotInstanceRequestId")) for one in requests]
@@ -162,7 +194,8 @@ class RegionRemoval:
 
     def _remove_safeguards(self) -> None:
         """Remove schedules and alarms, which were to end the bill had this been killed."""
-        names = self.safeguards.remove(self.run_id, self.region)
+        which = (self.part.node, self.part.generation) if self.part else (None, None)
+        names = self.safeguards.remove(self.run_id, self.region, *which)
         new = [["schedule or alarm", self._path(name)] for name in names]
         self.record.removing += [one for one in new if one not in self.record.removing]
 

@@ -19,7 +19,7 @@ from infra.aws.alarm import Alarms, alarm_name, alarm_times
 from infra.aws.context import AwsContext
 from infra.aws.inventory import Inventories
 from infra.aws.machine_view import MachineView, view_of
-from infra.aws.naming import MachineId
+from infra.aws.naming import MachineId, schedule_prefix
 from infra.aws.safeguard_preview import SafeguardPreview
 from infra.aws.safeguard_times import START_GRACE_S, ScheduleTimes, schedule_times
 from infra.aws.schedules import (
@@ -95,40 +95,57 @@ class AwsSafeguards:
         not_before_s = self.context.clock() + START_GRACE_S
         try:
             moved = self._scheduler.put_off(
-                vm.run_id, vm.generation, region_of(vm), not_before_s=not_before_s
+                schedule_prefix(vm.run_id, vm.generation, vm.node),
+                region_of(vm),
+                not_before_s=not_before_s,
             )
         except SignedOut:
             raise
         except ProviderError:
             return  # it may be stopped once more, which is a reason to start it again
         if moved:
-            self._note_limit(vm.run_id, not_before_s)
+            self._note_limit(vm.run_id, vm.node, not_before_s)
 
-    def leftovers(self, run_id: str, region: str) -> list[str]:
-        """The names of the schedules and alarms of a run that exist in a region.
+    def leftovers(self, run_id: str, region: str, node: int | None = None) -> list[str]:
+        """The names of the schedules and alarms of a run, or of a node, that exist in a region.
 
         An account that may not list them has not made any.
         """
         return [
-            *_if_allowed(lambda: self._scheduler.names(run_id, region)),
-            *_if_allowed(lambda: self._alarms.names(run_id, region)),
+            *_if_allowed(lambda: self._scheduler.names(run_id, region, node)),
+            *_if_allowed(lambda: self._alarms.names(run_id, region, node)),
         ]
 
-    def remove(self, run_id: str, region: str) -> list[str]:
-        """Remove the schedules and alarms of a run in a region; return their names."""
-        return [
-            *_if_allowed(lambda: self._scheduler.remove(run_id, region)),
-            *_if_allowed(lambda: self._alarms.remove(self._alarms.names(run_id, region), region)),
-        ]
+    def remove(
+        self, run_id: str, region: str, node: int | None = None, generation: int | None = None
+    ) -> list[str]:
+        """Remove the schedules and alarms of a run in a region; return their names.
+
+        With a node those of that node, with a generation those of one machine of it.
+        """
+
+        def mine(names: list[str]) -> list[str]:
+            begins = schedule_prefix(run_id, generation, node or 0)
+            return [one for one in names if one.startswith(begins)]
+
+        def remove_schedules() -> list[str]:
+            names = mine(self._scheduler.names(run_id, region, node))
+            return self._scheduler.remove(names, region)
+
+        def remove_alarms() -> list[str]:
+            return self._alarms.remove(mine(self._alarms.names(run_id, region, node)), region)
+
+        return [*_if_allowed(remove_schedules), *_if_allowed(remove_alarms)]
 
     def _request(self, vm: Vm) -> MachineView | None:
         """The machine's spot request; None if EC2 does not show it (yet)."""
-        ids, record = MachineId.parse(vm.id), self.context.record(vm.run_id)
+        ids, record = MachineId.parse(vm.id), self.context.record(vm.run_id, vm.node)
         row = Inventories(context=self.context).request(
             region_of(vm),
             request_id=record.ids.get("request", "") if record.generation == vm.generation else "",
             instance_id=ids.instance if ids is not None else "",
             run_id=vm.run_id,
+            node=vm.node,
         )
         return None if row is None else view_of(None, row)
 
@@ -137,6 +154,7 @@ class AwsSafeguards:
         return MachineToEnd(
             run_id=vm.run_id,
             generation=vm.generation,
+            node=vm.node,
             region=region_of(vm),
             account=self.context.account(),
             instance=ids.instance if ids is not None else "",
@@ -148,7 +166,7 @@ class AwsSafeguards:
         if exists is False:
             role = self.context.settings.schedule_role
             raise NotAllowed(texts.NO_ROLE.format(role), hint=texts.DOCTOR)
-        self._note_limit(machine.run_id, times.stop_s)
+        self._note_limit(machine.run_id, machine.node, times.stop_s)
         self._scheduler.set(machine, times, attempts=ATTEMPTS if exists else ATTEMPTS_UNSURE)
         return texts.schedules(times, is_set=True)
 
@@ -157,7 +175,7 @@ class AwsSafeguards:
     ) -> list[Safeguard]:
         """Set the alarm where it is needed; remove one that is not needed any more."""
         if not is_needed:
-            name = alarm_name(vm.run_id, vm.generation)
+            name = alarm_name(machine)
             _if_allowed(lambda: self._alarms.remove([name], machine.region))
             return []
         made_at_s = parse_utc_s(vm.created_at) or self.context.clock()
@@ -166,15 +184,15 @@ class AwsSafeguards:
         def set_alarm() -> Safeguard:
             if times is None:
                 raise BadRequest("no alarm looks further ahead than seven days")
-            self._note_limit(machine.run_id, until_s)
+            self._note_limit(machine.run_id, machine.node, until_s)
             self._alarms.set(machine, times)
             return texts.alarm(times, is_set=True)
 
         return [try_set(texts.ALARM, set_alarm, permission_hint=texts.DOCTOR)]
 
-    def _note_limit(self, run_id: str, limit_s: float) -> None:
+    def _note_limit(self, run_id: str, node: int, limit_s: float) -> None:
         """Record from when on a stop is ours, before it can happen."""
-        record = self.context.record(run_id)
+        record = self.context.record(run_id, node)
         record.ids["limit"] = format_utc(limit_s)
         record.save()
 

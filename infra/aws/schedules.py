@@ -15,7 +15,7 @@ from typing import Any
 
 from infra.aws.context import AwsContext
 from infra.aws.errors import RoleNotTrustedError
-from infra.aws.naming import schedule_prefix
+from infra.aws.naming import node_of_name, schedule_prefix
 from infra.aws.permissions import role_arn
 from infra.aws.safeguard_times import STOP_EVERY_MIN, ScheduleTimes
 from infra.errors import Gone, NotAllowed, SignedOut
@@ -61,6 +61,13 @@ class MachineToEnd:
     instance: str
     request: str
     """The id of its spot request; empty if it is not known."""
+    node: int = 0
+    """Which of the machines of its run it is."""
+
+    @property
+    def prefix(self) -> str:
+        """How the names of its schedules and of its alarm begin."""
+        return schedule_prefix(self.run_id, self.generation, self.node)
 
 
 def schedule_bodies(
@@ -96,7 +103,7 @@ def _bodies(machine: MachineToEnd, times: ScheduleTimes, role: str) -> Iterator[
 
 def _body(machine: MachineToEnd, kind: str) -> dict[str, Any]:
     return {
-        "Name": f"{schedule_prefix(machine.run_id, machine.generation)}{kind}",
+        "Name": f"{machine.prefix}{kind}",
         "GroupName": GROUP,
         "Description": f"qft: ends the machine {machine.instance} of the run {machine.run_id}",
         "ScheduleExpressionTimezone": "UTC",
@@ -145,13 +152,12 @@ class Schedules:
         for body in wanted:
             self._with_attempts(machine.region, body, attempts)
         names = {str(body["Name"]) for body in wanted}
-        prefix = schedule_prefix(machine.run_id, machine.generation)
         for kind in (CANCEL, TERMINATE):
-            if f"{prefix}{kind}" not in names:
-                self._delete(machine.region, f"{prefix}{kind}")
+            if f"{machine.prefix}{kind}" not in names:
+                self._delete(machine.region, f"{machine.prefix}{kind}")
 
-    def names(self, run_id: str, region: str, generation: int | None = None) -> list[str]:
-        """The names of the schedules of a run in a region, or of one of its machines."""
+    def names(self, run_id: str, region: str, node: int | None = None) -> list[str]:
+        """The names of the schedules of a run in a region, or of one of its nodes."""
         found = self.context.clients.pages(
             "scheduler",
             region,
@@ -159,16 +165,17 @@ class Schedules:
             "Schedules",
             doing="list the schedules",
             GroupName=GROUP,
-            NamePrefix=schedule_prefix(run_id, generation),
+            NamePrefix=schedule_prefix(run_id),
         )
-        return [str(one["Name"]) for one in found]
+        names = [str(one["Name"]) for one in found]
+        return [one for one in names if node in {None, node_of_name(run_id, one)}]
 
-    def put_off(self, run_id: str, generation: int, region: str, *, not_before_s: float) -> bool:
+    def put_off(self, prefix: str, region: str, *, not_before_s: float) -> bool:
         """Move the schedules of a machine so that its stops begin at `not_before_s` or later.
 
-        All move by the same time, those that remove the disk first. Whether any had to.
+        Their names begin with `prefix`. All move by the same time, those that remove the disk
+        first. Whether any had to.
         """
-        prefix = schedule_prefix(run_id, generation)
         stop = self._get(region, f"{prefix}{STOP}")
         if stop is None:
             return False
@@ -196,9 +203,8 @@ class Schedules:
         except Gone:
             return None
 
-    def remove(self, run_id: str, region: str) -> list[str]:
-        """Remove the schedules of a run in a region; return their names."""
-        names = self.names(run_id, region)
+    def remove(self, names: list[str], region: str) -> list[str]:
+        """Remove schedules, silent about those that are gone; return their names."""
         for name in names:
             self._delete(region, name)
         return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from infra.untrusted import table
 SSH = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
 RULE = "qft: the computer that rented this machine"
 """The description by which our own rule is recognised; other rules are their maker's."""
+ALL = {"IpProtocol": "-1"}
+MATES = "qft: the machines of this run"
 VISIBLE_WAIT_S = 60.0
 """How long something that was just made may be unknown to the next call."""
 
@@ -64,8 +67,24 @@ class SecurityGroups:
             except AlreadyThereError:  # made by an earlier call, or by hand
                 is_new = False
         for other in sorted(sources - {source}):
-            self._change("revoke_security_group_ingress", region, group_id, _rule(other))
+            with contextlib.suppress(NotYetVisibleError):  # another machine of the run was quicker
+                self._change("revoke_security_group_ingress", region, group_id, _rule(other))
         return is_new or bool(sources - {source})
+
+    def share(self, region: str, group_id: str) -> bool:
+        """Let the machines in the group reach each other on every port; whether that is new.
+
+        The rule names the group itself as its source: it admits their private addresses only, and
+        opens nothing to anybody else.
+        """
+        if is_shared(self._described(region, GroupIds=[group_id])):
+            return False
+        rule = {**ALL, "UserIdGroupPairs": [{"GroupId": group_id, "Description": MATES}]}
+        try:
+            self._change("authorize_security_group_ingress", region, group_id, rule)
+        except AlreadyThereError:  # another node was quicker
+            return False
+        return True
 
     def _existing(self, region: str, vpc: str, *, name: str, run_id: str) -> str:
         filters = [
@@ -127,6 +146,18 @@ def specify(tags: Mapping[str, str], kind: str) -> dict[str, Any]:
         "ResourceType": kind,
         "Tags": [{"Key": name, "Value": value} for name, value in sorted(tags.items())],
     }
+
+
+def is_shared(group: Mapping[str, Any]) -> bool:
+    """Whether the machines in a group may reach each other, as those of one run do."""
+    return any(
+        rule.get("IpProtocol") == ALL["IpProtocol"]
+        and any(
+            table(pair).get("GroupId") == group.get("GroupId")
+            for pair in rule.get("UserIdGroupPairs") or []
+        )
+        for rule in map(table, group.get("IpPermissions") or [])
+    )
 
 
 def _rule(source: str) -> dict[str, Any]:

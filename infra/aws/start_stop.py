@@ -204,7 +204,7 @@ class PowerControl:
         deadline_s = self.context.clock() + self.context.settings.accept_wait_s
         while self.context.clock() < deadline_s:
             view = self.observer.look(vm)
-            orders = orders_of(self.context.record(vm.run_id), vm)
+            orders = orders_of(self.context.record(vm.run_id, vm.node), vm)
             seen = read(view, orders, now_s=self.context.clock())
             if seen.power is PowerState.RUNNING:
                 return
@@ -280,7 +280,7 @@ class PowerControl:
 
     def _record(self, vm: Vm) -> RunRecord:
         """The record of this machine; one of an earlier machine of the run says nothing of it."""
-        record = self.context.record(vm.run_id)
+        record = self.context.record(vm.run_id, vm.node)
         if record.generation == vm.generation:
             return record
         id_ = self._id(vm)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from infra.aws.machine_view import tags_of_answer
-from infra.aws.naming import MachineId
+from infra.aws.naming import MachineId, node_of_tags
 from infra.aws.settings import AwsSettings
 from infra.provider import Observation, PowerState, Vm
 from infra.renting.tags import vm_from_tags
@@ -30,6 +30,7 @@ def vm_from_instance(
     return replace(
         found,
         region=region,
+        node=node_of_tags(tags_of_answer(row)),
         size=text(row.get("InstanceType")) or found.size,
         zone=text(table(row.get("Placement")).get("AvailabilityZone")) or found.zone,
         port=settings.ssh_port,
@@ -44,5 +45,10 @@ def vm_from_instance(
 def as_seen(vm: Vm, seen: Observation) -> Vm:
     """The machine with the address and the power of a look at it."""
     return replace(
-        vm, host=seen.host, port=seen.port, power=seen.power, metadata_url=seen.metadata_url
+        vm,
+        host=seen.host,
+        port=seen.port,
+        private_host=seen.private_host,
+        power=seen.power,
+        metadata_url=seen.metadata_url,
     )

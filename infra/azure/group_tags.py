@@ -70,8 +70,8 @@ def with_node(tags: Tags, node: int, described: Mapping[str, str], network: int)
         for key, value in described.items()
         if not tags and (key in {RUN, CREATED} or key.startswith(LABEL))
     }
-    known = {} if network_of(tags) else {NETWORK: str(network)}
-    return {**made, **_but(tags, NODES), **known, NODES: _text(nodes)}
+    added = {} if network_of(tags) else {NETWORK: str(network)}
+    return {**made, **_but(tags, NODES), **added, NODES: _text(nodes)}
 
 
 def shared_tags(described: Mapping[str, str], names: Names) -> dict[str, str]:

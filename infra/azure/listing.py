@@ -115,7 +115,7 @@ class Listing:
         for (run_id, node), one in sorted(by_machine.items()):
             group = Names(subscription_id="-", run_id=run_id, generation=1).group
             inside = f"/resourcegroups/{group}/".lower() in str(one.get("id") or "").lower()
-            known = (run_id, node) in listed or (node == 0 and run_id in runs)
-            vm = self._of_tags(one.get("tags")) if not known and inside else None
+            is_listed = (run_id, node) in listed or (node == 0 and run_id in runs)
+            vm = self._of_tags(one.get("tags")) if not is_listed and inside else None
             if vm is not None:
                 yield vm

@@ -102,7 +102,7 @@ class NetworkCreator:
             if one.get("name") == RULE
         ]
         if found["firewall"] and admitted != [source]:
-            admit(self.context, names.group, names.nsg, source)
+            open_for(self.context, names.group, names.nsg, source)
 
     def create_own(
         self, record: RunRecord, names: Names, *, region: str, tags: dict[str, str]
@@ -202,7 +202,7 @@ class Part:
     body: dict[str, Any]
 
 
-def admit(context: AzureContext, group: str, firewall: str, source: str) -> None:
+def open_for(context: AzureContext, group: str, firewall: str, source: str) -> None:
     """Let `source`, and nobody else, through a firewall that is there."""
     rules = context.arm.network.security_rules
     operation = context.arm.begin(

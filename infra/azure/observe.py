@@ -157,8 +157,8 @@ class VmObserver:
 
     def is_one_of_several(self, vm: Vm, record: RunRecord) -> bool:
         """Whether its run is known to have several machines; asks nobody."""
-        known = vm.node > 0 or vm.private_host or record.private_address
-        return bool(known or self.context.records_of_nodes(vm.run_id))
+        several = vm.node > 0 or vm.private_host or record.private_address
+        return bool(several or self.context.records_of_nodes(vm.run_id))
 
     def private_address(self, record: RunRecord, names: Names) -> str:
         """Get its address in the run's network, requested once: it is the network card's for good.
@@ -178,7 +178,7 @@ class VmObserver:
     def card(self, names: Names) -> dict[str, Any]:
         """Get its network card; empty if there is none."""
         cards = self.context.arm.network.network_interfaces
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # it has no network card, or not yet
             return dict(
                 self.context.arm.call("look at the network card", cards.get, names.group, names.nic)
             )
@@ -194,12 +194,12 @@ class VmObserver:
         else:
             tags = group.get("tags")
             tagged = is_of_run(tags, names.run_id)
-            known = (
+            generation = (
                 nodes_of(tags).get(names.node)
                 if names.node
                 else lower_case_names(tags).get(GENERATION)
             )
-            ours = tagged and str(known) == str(names.generation)
+            ours = tagged and str(generation) == str(names.generation)
             ours = ours or (not tagged and self._billing_remains(names, record))
             power = PowerState.REMNANTS if ours else PowerState.GONE
             detail = "the machine is gone; its resource group remains" if ours else "gone"

@@ -32,9 +32,11 @@ class MachineRemover:
         """
         context = self.deleter.context
         names = names_of(vm, context.settings.subscription_id)
-        known = context.record(names.run_id, names.node)
-        if not (known.generation == names.generation and known.removing) and not self._there(names):
-            self._leave(names, known)
+        record = context.record(names.run_id, names.node)
+        if not (record.generation == names.generation and record.removing) and not self._there(
+            names
+        ):
+            self._leave(names, record)
             return []
         record = note_removal(context, names)
         deadline = context.clock() + context.settings.operation_wait_s

@@ -125,7 +125,7 @@ class RunGroup:
         if nodes_of(existing).get(spec.node) != spec.generation:
             return {}
         addresses = self.context.arm.network.public_ip_addresses
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone):  # its address was not made
             found = self.context.arm.call(
                 "look at the address", addresses.get, names.group, names.public_ip
             )

@@ -133,7 +133,7 @@ class PowerControl:
         record.save()
         if admitted == source:
             return False
-        network.admit(self.context, names.group, firewall, source)
+        network.open_for(self.context, names.group, firewall, source)
         return True
 
     def _firewall(self, vm: Vm, names: Names, record: RunRecord) -> str:

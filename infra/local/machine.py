@@ -4,6 +4,7 @@ Files of a machine's directory, each whole or absent:
 
     spec.json     what the machine is; written once by its owner, last of what makes it
     host_key      the private host key it presents
+    network.json  its address among the other machines of its run, once it has such
     orders.json   the desired state: the number of the boot, and whether it should be on
     eviction.json that this boot will be ended, by whom and with how much notice
     guest.json    where the process of a boot listens; written by that process
@@ -34,9 +35,11 @@ from infra.local.processes import (
     MARK,
     VM_PROCESS,
     find_vm_process,
+    freeze,
     is_vm_process,
     kill_all,
     machine_processes,
+    thaw,
 )
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -140,6 +143,9 @@ class MachineState:
     since: str = ""
     ssh_port: int = 0
     metadata_port: int = 0
+    private_host: str = ""
+    """Where it is reached on the same SSH port by the other machines of its run; empty if it has
+    none, or does not listen there yet."""
     reason: str = ""
     detail: str = ""
 
@@ -165,6 +171,15 @@ class Machine:
         self.disk.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_bytes(self.host_key, host_private_key.encode())
         write_json(self.directory / "spec.json", asdict(spec))
+
+    def set_private_host(self, address: str) -> None:
+        """Give the machine an address among the others of its run; one that is on listens there."""
+        write_json(self.directory / "network.json", {"private_host": address})
+
+    def private_host(self) -> str:
+        """Read its address among the others of its run; empty if it was given none."""
+        data = read_json(self.directory / "network.json")
+        return "" if data is None else str(data["private_host"])
 
     def power_on(self, *, evict_after_s: float | None = None) -> None:
         """Begin a new boot unless one is on; returns before SSH answers. Raises `LaunchFailed`."""
@@ -199,6 +214,21 @@ class Machine:
         spec = self.spec()
         if spec is not None:
             kill_all(lambda: machine_processes(spec.mark, self.disk), sleep=self._sleep)
+
+    def silence(self) -> None:
+        """Stop whatever runs in the machine, itself included, so that it is on and answers nobody.
+
+        An eviction that falls due meanwhile waits: the machine carries it out itself.
+        """
+        spec = self.spec()
+        if spec is not None:
+            freeze(lambda: machine_processes(spec.mark, self.disk))
+
+    def awaken(self) -> None:
+        """Let everything go on that `silence` stopped."""
+        spec = self.spec()
+        if spec is not None:
+            thaw(machine_processes(spec.mark, self.disk))
 
     def request_eviction(
         self, notice_s: float, reason: str = "evicted", detail: str = "", boot: int | None = None
@@ -245,6 +275,7 @@ class Machine:
                 since=listening["since"],
                 ssh_port=listening["ssh_port"],
                 metadata_port=listening["metadata_port"],
+                private_host=listening.get("private_host", ""),
             )
         if listening is None and (alive or self._may_be_starting(desired)):
             return MachineState(power=MachinePower.BOOTING, boot=desired.boot, since=desired.since)
@@ -265,17 +296,21 @@ class Machine:
         data = self._record("eviction.json", boot)
         return None if data is None else Eviction(**_with_boot(data))
 
-    def report_listening(self, boot: int, *, ssh_port: int, metadata_port: int) -> None:
-        """Record where the calling process of the machine listens."""
-        me = psutil.Process()
+    def report_listening(
+        self, boot: int, *, ssh_port: int, metadata_port: int, private_host: str = ""
+    ) -> None:
+        """Record where the calling process of the machine listens; again when that is more."""
+        me, before = psutil.Process(), self._record("guest.json", boot)
         record = {
             "life": boot,
             "pid": me.pid,
             "created_at": me.create_time(),
             "ssh_port": ssh_port,
             "metadata_port": metadata_port,
-            "since": self._now(),
+            "since": self._now() if before is None else before["since"],
         }
+        if private_host:
+            record["private_host"] = private_host
         write_json(self.directory / "guest.json", record)
 
     def report_stop(self, boot: int, reason: str, detail: str) -> None:

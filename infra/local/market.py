@@ -9,10 +9,10 @@ reference price, so that a `run.yaml` meant for a real cloud can be rehearsed as
        "local-1": {"spot_usd_per_h": 0.149, "on_demand_usd_per_h": 0.526,
                    "changes": [{"after_s": 60, "spot_usd_per_h": 0.4},
                                {"after_s": 90, "capacity": false}]},
-       "local-2": {"spot_usd_per_h": 0.16, "capacity": true}}}
+       "local-2": {"spot_usd_per_h": 0.16, "capacity": true, "machines": 2}}}
 
-A change holds from `after_s` seconds after `started_at` (default: when the file was last written)
-and alters only what it names.
+`machines` is how many may run there at a time; without it any number. A change holds from `after_s`
+seconds after `started_at` (default: when the file was last written) and alters only what it names.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from infra.durable import read_json
 from infra.errors import BadRequest, NoCapacity, PriceAboveCap
 
 DEFAULT_REGIONS = ("local-1", "local-2")
-_REGION_KEYS = {"spot_usd_per_h", "on_demand_usd_per_h", "capacity", "changes"}
-_CHANGE_KEYS = {"after_s", "spot_usd_per_h", "capacity"}
+_REGION_KEYS = {"spot_usd_per_h", "on_demand_usd_per_h", "capacity", "machines", "changes"}
+_CHANGE_KEYS = {"after_s", "spot_usd_per_h", "capacity", "machines"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class RegionQuote:
     """Of a machine with one card. None means the reference price of the GPU asked for."""
     on_demand_usd_per_h: float | None = None
     capacity: bool = True
+    machines: int | None = None
+    """How many machines may run there at a time; None for any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,23 @@ class Market:
         return gpu_count * quote.spot_usd_per_h
 
     def check_available(
-        self, region: str, gpu: str, cap_usd_per_h: float | None, *, gpu_count: int = 1
+        self,
+        region: str,
+        gpu: str,
+        cap_usd_per_h: float | None,
+        *,
+        gpu_count: int = 1,
+        running: int = 0,
     ) -> None:
-        """Refuse a machine as a cloud would; raises `BadRequest`, `NoCapacity`, `PriceAboveCap`."""
+        """Refuse a machine as a cloud would, where so many run in the region.
+
+        Raises `BadRequest`, `NoCapacity`, `PriceAboveCap`.
+        """
         price, quote = self.price(region, gpu, gpu_count), self.quote(region)
         if quote is not None and not quote.capacity:
             raise NoCapacity(f"no machine is free in {region} now")
+        if quote is not None and quote.machines is not None and running >= quote.machines:
+            raise NoCapacity(f"no machine is free in {region} now: it has {quote.machines} in all")
         if cap_usd_per_h is not None and price > cap_usd_per_h:
             raise PriceAboveCap(
                 f"the price in {region} is ${price:.4f} per hour, above the cap of "
@@ -89,11 +102,17 @@ class Market:
             )
 
     def blocked_by(
-        self, region: str, gpu: str, cap_usd_per_h: float | None, *, gpu_count: int = 1
+        self,
+        region: str,
+        gpu: str,
+        cap_usd_per_h: float | None,
+        *,
+        gpu_count: int = 1,
+        running: int = 0,
     ) -> str:
         """Return why a machine would be refused, in few words; empty if it would not."""
         try:
-            self.check_available(region, gpu, cap_usd_per_h, gpu_count=gpu_count)
+            self.check_available(region, gpu, cap_usd_per_h, gpu_count=gpu_count, running=running)
         except PriceAboveCap:
             return f"price above the cap of ${cap_usd_per_h:.4f} per hour"
         except NoCapacity:
@@ -101,6 +120,13 @@ class Market:
         except BadRequest as error:
             return str(error)
         return ""
+
+    def blocked_by_count(self, region: str, nodes: int) -> str:
+        """Return, in few words, that a region never has so many machines; empty if it may."""
+        quote = self.quote(region)
+        if quote is None or quote.machines is None or quote.machines >= nodes:
+            return ""
+        return f"capacity for {quote.machines} of {nodes} machines"
 
 
 def read_market(path: Path, now: float) -> Market:
@@ -136,7 +162,15 @@ def _quote(region: dict[str, Any], elapsed_s: float) -> RegionQuote:
         spot_usd_per_h=None if spot is None else float(spot),
         on_demand_usd_per_h=None if on_demand is None else float(on_demand),
         capacity=bool(now.get("capacity", True)),
+        machines=_count(now.get("machines")),
     )
+
+
+def _count(value: object) -> int | None:
+    """How many machines a region has; refuses what is no count, such as `true`."""
+    if value is not None and (type(value) is not int or value < 0):
+        raise ValueError(f"`machines` is a whole number from 0, not {value!r}")
+    return value
 
 
 def _refuse_unknown(table: dict[str, Any], names: set[str]) -> None:

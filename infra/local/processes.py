@@ -51,10 +51,26 @@ def kill_all(
             raise StillAlive((process.pid for process in found), waited_s=timeout_s)
         victims = {process for process in found if VM_PROCESS not in _environ(process)} or found
         if elapsed_s > FREEZE_AFTER_S:
-            victims |= _frozen(find)
+            victims |= freeze(find)
         for process in victims:
             _send(process, signal.SIGKILL)
         sleep(0.005)
+
+
+def freeze(find: Callable[[], set[psutil.Process]]) -> set[psutil.Process]:
+    """Stop all that `find` finds, and what these did before they stopped, until nothing is new."""
+    frozen: set[psutil.Process] = set()
+    while fresh := find() - frozen:
+        for process in fresh:
+            _send(process, signal.SIGSTOP)
+        frozen |= fresh
+    return frozen
+
+
+def thaw(frozen: set[psutil.Process]) -> None:
+    """Let processes go on that were stopped."""
+    for process in frozen:
+        _send(process, signal.SIGCONT)
 
 
 def machine_processes(mark: str, disk: Path) -> set[psutil.Process]:
@@ -118,16 +134,6 @@ def adopt_orphans() -> bool:
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) == 0)
-
-
-def _frozen(find: Callable[[], set[psutil.Process]]) -> set[psutil.Process]:
-    """Stop all that `find` finds, and what these did before they stopped, until nothing is new."""
-    frozen: set[psutil.Process] = set()
-    while fresh := find() - frozen:
-        for process in fresh:
-            _send(process, signal.SIGSTOP)
-        frozen |= fresh
-    return frozen
 
 
 def _all_processes() -> Iterator[psutil.Process]:

@@ -1,4 +1,4 @@
-"""Serves SSH and SFTP of a local machine as a Linux server does, for one key only."""
+"""Serves SSH and SFTP of a local machine as a Linux server does, for the keys that it admits."""
 
 from __future__ import annotations
 
@@ -15,44 +15,73 @@ from typing import IO, cast
 
 import asyncssh
 
+from infra.local.authorized_keys import FORCED, read_authorized_keys
+
 CHUNK_BYTES = 65536
 UNSENT_BYTES_MAX = 4 << 20
 
 
 @dataclass(kw_only=True)
 class SshServer:
-    """Admits one user with one key to one home directory; everything in it runs as a real process.
+    """Admits one user to one home directory; everything in it runs as a real process.
 
-    The caller has made `home` the working directory, so that relative SFTP paths start there.
+    The keys are the one given and those of `~/.ssh/authorized_keys`, read for each connection. The
+    caller has made `home` the working directory, so that relative SFTP paths start there.
     """
 
     home: Path
     user: str
     public_key: str
+    """The line that admits the machine's owner, whatever is in its home."""
     host_key: Path
     environ: dict[str, str]
     """The whole environment of what runs here."""
     children: set[int] = field(default_factory=set)
     """Processes that somebody here waits for; nobody else may reap them."""
+    private_host: str = field(default="", init=False)
+    """The address at which it listens beside 127.0.0.1, on the same port; empty for none."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _acceptor: asyncssh.SSHAcceptor | None = None
+    _acceptors: list[asyncssh.SSHAcceptor] = field(default_factory=list)
     _host_key_inode: int = 0
 
     async def serve(self) -> int:
         """Listen on a free loopback port and return it."""
+        acceptor = await self._listen("127.0.0.1", 0)
+        return acceptor.get_port()
+
+    async def serve_privately(self, private_host: str) -> None:
+        """Listen on the same port of another address, too; raises `OSError` if it is taken."""
+        await self._listen(private_host, self._acceptors[0].get_port())
+        self.private_host = private_host
+
+    def refresh_host_key(self) -> None:
+        """Present another key to new connections if another file is in the place of the key."""
+        with contextlib.suppress(FileNotFoundError):  # the machine is being deleted
+            inode = self.host_key.stat().st_ino
+            if self._acceptors and inode != self._host_key_inode:
+                key = self._read_host_key()
+                for acceptor in self._acceptors:
+                    acceptor.update(server_host_keys=[key])
+
+    def authorized_keys(self) -> asyncssh.SSHAuthorizedKeys:
+        """Return the keys that are admitted now, the owner's first."""
         keys = asyncssh.import_authorized_keys(self.public_key)
+        for line in read_authorized_keys(self.home):
+            with contextlib.suppress(ValueError):  # one that nobody could use spoils no other
+                keys.load(line)
+        return keys
 
-        def make_server() -> asyncssh.SSHServer:
-            return _Authentication(user=self.user, keys=keys)
+    def start_session(self) -> _Session:
+        """Return what answers one channel of a connection."""
+        return _Session(self._start, _serve_sftp, 3, allow_scp=False)
 
-        self._acceptor = await asyncssh.create_server(
-            make_server,
-            "127.0.0.1",
-            0,
+    async def _listen(self, host: str, port: int) -> asyncssh.SSHAcceptor:
+        """Listen at one address."""
+        acceptor = await asyncssh.create_server(
+            lambda: _Authentication(server=self),
+            host,
+            port,
             server_host_keys=[self._read_host_key()],
-            process_factory=self._start,
-            sftp_factory=_SftpServer,
-            sftp_version=3,
             password_auth=False,
             kbdint_auth=False,
             gss_host=None,
@@ -63,14 +92,8 @@ class SshServer:
             compression_algs=None,
             server_version="qft_local",
         )
-        return self._acceptor.get_port()
-
-    def refresh_host_key(self) -> None:
-        """Present another key to new connections if another file is in the place of the key."""
-        with contextlib.suppress(FileNotFoundError):  # the machine is being deleted
-            inode = self.host_key.stat().st_ino
-            if self._acceptor is not None and inode != self._host_key_inode:
-                self._acceptor.update(server_host_keys=[self._read_host_key()])
+        self._acceptors.append(acceptor)
+        return acceptor
 
     def _read_host_key(self) -> asyncssh.SSHKey:
         self._host_key_inode = self.host_key.stat().st_ino
@@ -78,7 +101,7 @@ class SshServer:
 
     def _start(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Run what the client asked for in a task that survives the client's connection."""
-        run = self._run_on_terminal if process.term_type else self._run
+        run = self._run_on_terminal if process.term_type is not None else self._run
         task = asyncio.get_running_loop().create_task(run(process))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -93,12 +116,12 @@ class SshServer:
         stdout, stdout_end = os.pipe()
         stderr, stderr_end = os.pipe()
         child = await asyncio.create_subprocess_exec(
-            *self._argv(process.command),
+            *self._argv(process),
             stdin=stdin_end,
             stdout=stdout_end,
             stderr=stderr_end,
             cwd=self.home,
-            env=self.environ,
+            env=self._environ(process),
             start_new_session=True,
         )
         self.children.add(child.pid)
@@ -121,12 +144,12 @@ class SshServer:
         master, slave = pty.openpty()
         _resize(slave, process.term_size)
         child = await asyncio.create_subprocess_exec(
-            *self._argv(process.command),
+            *self._argv(process),
             stdin=slave,
             stdout=slave,
             stderr=slave,
             cwd=self.home,
-            env={**self.environ, "TERM": process.term_type or "dumb"},
+            env={**self._environ(process), "TERM": process.term_type or "dumb"},
             start_new_session=True,
             preexec_fn=_take_terminal,
         )
@@ -140,18 +163,33 @@ class SshServer:
             self.children.discard(child.pid)
         _report_exit(process, child.returncode)
 
-    def _argv(self, command: str | None) -> list[str]:
-        """The user's shell, given the command if there is one."""
+    def _argv(self, process: asyncssh.SSHServerProcess[bytes]) -> list[str]:
+        """The user's shell, given the command if there is one; the key's goes before any."""
         shell = self.environ["SHELL"]
+        command = _forced_command(process.channel.get_connection()) or process.command
         return [shell, "-c", command] if command is not None else [shell, "-i"]
+
+    def _environ(self, process: asyncssh.SSHServerProcess[bytes]) -> dict[str, str]:
+        """The environment of a command; one that a key forces finds what was asked for in it."""
+        forced = _forced_command(process.channel.get_connection())
+        if not forced or process.command is None:
+            return self.environ
+        return {**self.environ, "SSH_ORIGINAL_COMMAND": process.command}
+
+
+class _Session(asyncssh.SSHServerProcess[bytes]):
+    """One channel: a command, a shell, or SFTP unless the key forces a command."""
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        """Allow SFTP; a key with a command of its own gets nothing else than that."""
+        return subsystem == "sftp" and not _forced_command(self.channel.get_connection())
 
 
 class _Authentication(asyncssh.SSHServer):
-    """Lets in the one user with the one key, and lets that user forward ports."""
+    """Lets in the one user with a key that is admitted, and lets that user forward ports."""
 
-    def __init__(self, *, user: str, keys: asyncssh.SSHAuthorizedKeys) -> None:
-        self._user = user
-        self._keys = keys
+    def __init__(self, *, server: SshServer) -> None:
+        self._server = server
         self._connection: asyncssh.SSHServerConnection | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
@@ -160,9 +198,13 @@ class _Authentication(asyncssh.SSHServer):
 
     def begin_auth(self, username: str) -> bool:
         """Demand a key; only the machine's own user has one that fits."""
-        if username == self._user and self._connection is not None:
-            self._connection.set_authorized_keys(self._keys)
+        if username == self._server.user and self._connection is not None:
+            self._connection.set_authorized_keys(self._server.authorized_keys())
         return True
+
+    def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
+        """Answer a new channel."""
+        return self._server.start_session()
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
@@ -170,6 +212,14 @@ class _Authentication(asyncssh.SSHServer):
         """Allow `ssh -L`, which is how a person looks at TensorBoard on the machine."""
         del dest_port, orig_host, orig_port
         return dest_host in {"localhost", "127.0.0.1"}
+
+
+def _forced_command(connection: object) -> str:
+    """The command that the key of a connection forces; empty if it forces none."""
+    if not isinstance(connection, asyncssh.SSHServerConnection):
+        raise TypeError("a channel without a connection of this server")
+    value = connection.get_key_option(FORCED)
+    return str(value[0]) if isinstance(value, list) and value else ""
 
 
 class _SftpServer(asyncssh.SFTPServer):
@@ -190,6 +240,11 @@ class _SftpServer(asyncssh.SFTPServer):
         while done < len(data):
             done += os.pwrite(handle, data[done:], offset + done)
         return done
+
+
+def _serve_sftp(channel: object) -> asyncssh.SFTPServer:
+    """Return what answers SFTP on a channel."""
+    return _SftpServer(cast("asyncssh.SSHServerChannel[bytes]", channel))
 
 
 async def _forward_input(process: asyncssh.SSHServerProcess[bytes], handle: int, pid: int) -> None:

@@ -72,6 +72,7 @@ class VmProcess:
     """When the announced end comes, in seconds of `time.monotonic`."""
     _next_market_s: float = 0.0
     _next_periodic_s: float = 0.0
+    _next_private_s: float = 0.0
 
     async def run(self) -> None:
         """Boot, listen, and watch the machine's directory until something ends this boot."""
@@ -110,16 +111,47 @@ class VmProcess:
         while True:  # a machine may be evicted or deleted before it is up, as on a real cloud
             self._poll(spec, metadata, ssh)
             if booting.done():
-                booting.result()  # a machine that cannot boot ends, with the reason in its log
+                # A machine that cannot boot ends, with the reason in its log.
+                await self._listen_privately(ssh, ports=booting.result())
             await asyncio.sleep(POLL_S)
 
-    async def _boot(self, boot_s: float, metadata: MetadataService, ssh: SshServer) -> None:
-        """Take the time that booting takes, then listen and say so."""
+    async def _boot(
+        self, boot_s: float, metadata: MetadataService, ssh: SshServer
+    ) -> tuple[int, int]:
+        """Take the time that booting takes, then listen and say so; return where, SSH first."""
         listener = await metadata.serve()
         metadata_port: int = listener.sockets[0].getsockname()[1]
         await asyncio.sleep(boot_s)
-        port = await ssh.serve()
-        self.machine.report_listening(self.boot, ssh_port=port, metadata_port=metadata_port)
+        ports = await ssh.serve(), metadata_port
+        if not await self._listen_privately(ssh, ports=ports):
+            self._report_listening(ssh, ports)
+        return ports
+
+    async def _listen_privately(self, ssh: SshServer, *, ports: tuple[int, int]) -> bool:
+        """Listen at the address among the machines of the run, given before this boot or since.
+
+        Whether it was new. One that somebody else listens at is tried again later.
+        """
+        now = time.monotonic()
+        if ssh.private_host or now < self._next_private_s:
+            return False
+        self._next_private_s = now + PERIODIC_EVERY_S
+        address = self.machine.private_host()
+        if not address:
+            return False
+        try:
+            await ssh.serve_privately(address)
+        except OSError as error:
+            print(f"cannot listen at {address}: {error}", file=sys.stderr)  # noqa: T201  (the log)
+            return False
+        self._report_listening(ssh, ports)
+        return True
+
+    def _report_listening(self, ssh: SshServer, ports: tuple[int, int]) -> None:
+        """Record where this boot listens now."""
+        self.machine.report_listening(
+            self.boot, ssh_port=ports[0], metadata_port=ports[1], private_host=ssh.private_host
+        )
 
     def _poll(self, spec: MachineSpec, metadata: MetadataService, ssh: SshServer) -> None:
         """Look at the directory, many times a second, and do what it says."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from infra.offer import Offer
 from infra.provider import Observation
+from infra.run.order import Group
 from infra.run.state import RunEnd
 
 
@@ -64,6 +65,17 @@ class SetSafeguards:
 class Launch:
     """Start the trainer, once."""
 
+    group: Group | None = None
+    """The machines that it trains with; None where a run has one machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveGroup:
+    """Let the trainer save and end, because its group does not go on as it is."""
+
+    step: int
+    reason: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordExit:
@@ -121,7 +133,7 @@ class Replace:
 
 @dataclass(frozen=True, kw_only=True)
 class Delete:
-    """Remove everything of the run from the cloud."""
+    """Remove everything of the run from the cloud; one of several machines removes itself only."""
 
     reason: str
 
@@ -151,6 +163,7 @@ Action = (
     | Prepare
     | SetSafeguards
     | Launch
+    | LeaveGroup
     | RecordExit
     | StopHung
     | RehearseEviction

@@ -5,6 +5,7 @@ Errs towards spending: a span opens when a machine is asked for and closes when 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from infra.run.state import RunState
@@ -55,6 +56,17 @@ def bill(state: RunState, now_s: float) -> Bill:
     return Bill(usd=usd, compute_h=compute_h, idle_h=idle_h, usd_per_h_now=usd_per_h_now)
 
 
+def with_others(state: RunState, others: Sequence[RunState]) -> RunState:
+    """Return the state of a machine with what the others of its run have cost and suffered."""
+    if not others:
+        return state
+    return replace(
+        state,
+        spans=(*state.spans, *(span for one in others for span in one.spans)),
+        evictions=state.evictions + sum(one.evictions for one in others),
+    )
+
+
 def bills_by_provider(state: RunState, now_s: float) -> dict[str, Bill]:
     """Add up the spans of each provider, in the order in which they were rented from."""
     names = dict.fromkeys(span.provider for span in state.spans)
@@ -78,20 +90,24 @@ def limit_reached(budget: Budget, state: RunState, now_s: float) -> str:
     return ""
 
 
-def seconds_left(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float | None:
-    """Return how long a machine at that price may run within the budget; None for no limit."""
+def seconds_left(
+    budget: Budget, state: RunState, now_s: float, usd_per_h: float, machines: int = 1
+) -> float | None:
+    """Return how long so many machines at that price may run within the budget; None: no limit."""
     used = bill(state, now_s)
     limits = []
     if budget.hours is not None:
-        limits.append((budget.hours - used.compute_h) * SECONDS_PER_H)
+        limits.append((budget.hours - used.compute_h) / machines * SECONDS_PER_H)
     if budget.usd is not None and usd_per_h > 0:
-        limits.append((budget.usd - used.usd) / usd_per_h * SECONDS_PER_H)
+        limits.append((budget.usd - used.usd) / (machines * usd_per_h) * SECONDS_PER_H)
     return max(0.0, min(limits)) if limits else None
 
 
-def budget_end_s(budget: Budget, state: RunState, now_s: float, usd_per_h: float) -> float:
+def budget_end_s(
+    budget: Budget, state: RunState, now_s: float, usd_per_h: float, machines: int = 1
+) -> float:
     """Return when the budget ends, in seconds since 1970; without a limit, a day from now."""
-    left_s = seconds_left(budget, state, now_s, usd_per_h)
+    left_s = seconds_left(budget, state, now_s, usd_per_h, machines)
     return now_s + (LIMIT_S_MAX if left_s is None else left_s)
 
 

@@ -34,6 +34,15 @@ def with_other_cards_blocked(
     )
 
 
+def with_card(state: RunState, step: int) -> RunState:
+    """Return the state with the card that came as far as a step."""
+    card = state.offer.gpu if state.offer is not None else ""
+    last = state.cards[-1] if state.cards else ""
+    if not card or not step or card == last:
+        return state
+    return replace(state, cards=(*state.cards, card))
+
+
 def trained_card(state: RunState) -> str:
     """Return the card that computed what is to be gone on with; empty if nothing is."""
     return state.cards[-1] if state.cards and max(state.home_step, state.disk_step) > 0 else ""

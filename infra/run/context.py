@@ -11,6 +11,8 @@ from infra.run import actions as act
 from infra.run.budget import Bill
 from infra.run.decide import Seen
 from infra.run.journal import Journal
+from infra.run.nodes import NodeJournal
+from infra.run.order import Order
 from infra.run.state import RunState
 from infra.run.workload import Workload
 
@@ -26,6 +28,8 @@ class TurnReport:
     now_s: float
     warning: str = ""
     """What stands in the way of driving the run, as long as it does."""
+    node: int | None = None
+    """Which of several machines `seen` and `action` are of, while `state` and `bill` are of all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class RunContext:
 
     provider: Provider
     workload: Workload
-    journal: Journal
+    journal: Journal | NodeJournal
     make_spec: Callable[[Offer, int], VmSpec]
     """Offer and generation in, spec with that generation's keys out; same in, same out."""
     want: Want
@@ -43,3 +47,6 @@ class RunContext:
     on_turn: Callable[[TurnReport], None]
     order: Callable[[Sequence[Offer]], list[Offer]] = list
     """Offers as the provider lists them in, as they are to be tried out; may block some."""
+    node: int = 0
+    orders: Callable[[], Order] | None = None
+    """What the machine is to do with the others now; None where the run has one machine."""

@@ -34,14 +34,18 @@ from infra.run.actions import (
     StopHung,
     Wait,
 )
-from infra.run.budget import limit_reached, renewal_age_s
+from infra.run.budget import limit_reached, renewal_age_s, with_others
 from infra.run.interruption import TAKEN_S_MAX
 from infra.run.journal import RELEASE_INTENTS, Kind, Outcome
+from infra.run.order import Order
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.replacement import reason_for_another, reason_not_to_start
 from infra.run.state import Refusal, RunEnd, RunState
 from infra.run.workload import JobOutcome, JobPhase, JobView
 from infra.timestamps import parse_utc_s
+
+SAVED = {JobOutcome.PREEMPTED, JobOutcome.LEFT, JobOutcome.DONE_ELSEWHERE}
+"""How a trainer ends that has saved its state, and failed in nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,8 @@ class Seen:
     unreachable_s: float = 0.0
     """For how long it has not, as far as the watcher has been watching."""
     offers: tuple[Offer, ...] = ()
+    order: Order | None = None
+    """What the machine is to do with the others of its run; None where it has one machine."""
 
 
 def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
@@ -70,7 +76,8 @@ def decide(state: RunState, seen: Seen, plan: RunPlan, now_s: float) -> Action:
         return RecordStop(observation=seen.machine)  # first: it says by whom, and since when
     if state.stopped_by_user and not _only_fetch_left(state, seen):
         return _stop_for_user(state, seen, plan)
-    spent = limit_reached(plan.budget, state, now_s)
+    others = seen.order.others if seen.order is not None else ()
+    spent = limit_reached(plan.budget, with_others(state, others), now_s)
     if spent and not _only_fetch_left(state, seen):
         return _stop_for_budget(state, seen, plan, spent)
     if state.pending is Kind.CREATE_INTENDED and state.offer is not None and state.vm is None:
@@ -343,7 +350,7 @@ def _follow(state: RunState, job: JobView | None, plan: RunPlan) -> Action:
     grace_s = max(policy.preempt_grace_s, TAKEN_S_MAX) if free else policy.preempt_grace_s
     if job.outcome is JobOutcome.PREEMPTED and job.silent_s < grace_s:
         return Wait(wait_s=policy.poll_s, reason="state saved; the machine is about to be taken")
-    crash = job.outcome is not JobOutcome.PREEMPTED
+    crash = job.outcome not in SAVED
     error = job.error if crash else ""
     return RecordExit(exit_code=job.exit_code, step=job.step, crash=crash, error=error)
 

@@ -24,7 +24,10 @@ from infra.run.billing_spans import (
     with_compute,
     without_compute,
 )
+from infra.run.cards import with_card
 from infra.run.journal import Event, JournalDamaged, Kind, Outcome
+from infra.run.nodes import events_of, node_count, together
+from infra.run.order import Group
 from infra.run.state import Failure, RunEnd, RunState, UnexplainedStop
 from infra.run.stop_reasons import (
     after_late_refusal,
@@ -40,6 +43,8 @@ from infra.run.stop_reasons import (
     with_waiver,
 )
 
+PEER_DONE = 79
+"""The exit code of a trainer whose group is done, and has left the results on another machine."""
 CLOCK_STEP_S = 5.0
 """Times of a provider are whole seconds of another clock: a smaller difference means nothing."""
 
@@ -47,8 +52,18 @@ CLOCK_STEP_S = 5.0
 def fold(events: Iterable[Event]) -> RunState:
     """Derive the state of a run from its events, oldest first. Total: any prefix folds.
 
-    Raises JournalDamaged for an event that somebody edited.
+    That of a run with several machines is of all of them together, with each in `nodes`. Raises
+    JournalDamaged for an event that somebody edited.
     """
+    events = tuple(events)
+    count = node_count(events)
+    if count == 1:
+        return fold_node(events)
+    return together([fold_node(events_of(events, node)) for node in range(count)])
+
+
+def fold_node(events: Iterable[Event]) -> RunState:
+    """Derive the state of one machine from its events, as `fold` does."""
     state = RunState()
     for event in events:
         try:
@@ -206,6 +221,7 @@ def _address_seen(state: RunState, event: Event) -> RunState:
     if state.vm is None:
         return state
     seen = {key: event.data[key] for key in ("host", "port", "metadata_url")}
+    seen |= {key: event.data[key] for key in ("private_host",) if key in event.data}
     return replace(state, vm=replace(state.vm, **seen))
 
 
@@ -316,24 +332,13 @@ def _safeguards_set(state: RunState, event: Event) -> RunState:
 def _progress(state: RunState, event: Event) -> RunState:
     step, steps = event.data["step"], event.data["steps"]
     done = replace(state, step=step, steps=steps, disk_step=max(state.disk_step, step))
-    return _with_card(done, step)
+    return with_card(done, step)
 
 
 def _checkpoint_home(state: RunState, event: Event) -> RunState:
     """Reset the count of silent boots: new work was copied to this computer."""
     step = event.data["step"]
-    return _with_card(replace(state, home_step=max(state.home_step, step), unreachable=0), step)
-
-
-def _with_card(state: RunState, step: int) -> RunState:
-    """Return the state with the card that came as far as a step."""
-    card = state.offer.gpu if state.offer is not None else ""
-    last = state.cards[-1] if state.cards else ""
-    return (
-        state
-        if not card or not step or card == last
-        else replace(state, cards=(*state.cards, card))
-    )
+    return with_card(replace(state, home_step=max(state.home_step, step), unreachable=0), step)
 
 
 def _evict_requested(state: RunState, event: Event) -> RunState:
@@ -342,7 +347,9 @@ def _evict_requested(state: RunState, event: Event) -> RunState:
 
 def _trainer_exited(state: RunState, event: Event) -> RunState:
     if not event.data["crash"]:
-        return replace(state, launched=False)
+        ended = state.group if event.data["exit_code"] == PEER_DONE else state.group_done
+        pending = None if state.pending is Kind.LAUNCH_INTENDED else state.pending
+        return replace(state, launched=False, group_done=ended, pending=pending)
     failure = Failure(
         step=event.data["step"],
         exit_code=event.data["exit_code"],
@@ -380,6 +387,13 @@ def _machine_unreachable(state: RunState, event: Event) -> RunState:
 
 def _intended(state: RunState, event: Event) -> RunState:
     return replace(state, pending=event.kind)
+
+
+def _launch_intended(state: RunState, event: Event) -> RunState:
+    """Know the group from here on: its trainer may run although its answer never arrived."""
+    after = replace(state, pending=event.kind)
+    group = Group.from_json(event.data["group"]) if "group" in event.data else None
+    return replace(after, group=group.number, members=group.members) if group else after
 
 
 def _deallocated(state: RunState, event: Event) -> RunState:
@@ -449,7 +463,7 @@ _RULES: dict[Kind, Callable[[RunState, Event], RunState]] = {
     Kind.HOST_KEY_KEPT: lambda state, _: replace(state, host_key_kept=True),
     Kind.PREPARED: lambda state, _: replace(state, prepared=True),
     Kind.SAFEGUARDS_SET: _safeguards_set,
-    Kind.LAUNCH_INTENDED: _intended,
+    Kind.LAUNCH_INTENDED: _launch_intended,
     Kind.LAUNCHED: lambda state, _: replace(
         state, pending=None, launched=True, launches=state.launches + 1
     ),

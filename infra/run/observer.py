@@ -82,6 +82,8 @@ class Observer:
             return Seen()
         machine = self.observe_machine(vm, policy, answers=state.prepared)
         address = {"host": machine.host, "port": machine.port, "metadata_url": machine.metadata_url}
+        if machine.private_host:
+            address["private_host"] = machine.private_host
         if machine.host and any(getattr(vm, key) != now for key, now in address.items()):
             state = self._record(Kind.ADDRESS_SEEN, **address)
             vm = state.vm or vm

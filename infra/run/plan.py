@@ -57,6 +57,12 @@ class Policy:
     """Safeguards act at a time of day, so they are set anew well within a day."""
     silent_max_s: float = 180.0
     stalled_max_s: float = 3600.0
+    gather_s: float = 180.0
+    """How long the machines that are ready wait for one that is about to be."""
+    regroup_every_s: float = 600.0
+    """How long a group trains at least before it stops to let a machine join."""
+    short_max_s: float = 900.0
+    """How long machines may bill while there are too few of them to train."""
 
     def capacity_ttl_of(self, provider: str) -> float:
         """Return for how long a place of that provider without capacity is passed over."""
@@ -79,3 +85,10 @@ class RunPlan:
     several_providers: bool = False
     """Whether there is more than one provider: what only a person can change at one of them is no
     reason to end the run while another can be asked."""
+    nodes: int = 1
+    """How many machines train together, if they can be had."""
+    nodes_min: int = 1
+    """With how few of them the training goes on."""
+    several_places: bool = False
+    """Whether machines can be had at more than one place: where there is no room for enough of them
+    at one, the run moves to another."""

@@ -185,6 +185,14 @@ class RunState:
     """The last stop, while its reason is only inferred."""
     ending: RunEnd | None = None
     spans: tuple[Span, ...] = ()
+    group: int = 0
+    """The number of the group in which its trainer was last to run; 0 if it never was in one."""
+    members: tuple[int, ...] = ()
+    """The nodes of that group, in the order of their ranks."""
+    group_done: int = 0
+    """The number of the last group that finished the training, the results on another machine."""
+    nodes: tuple[RunState, ...] = ()
+    """The states of its machines where it has had several; this one is then that of all."""
 
     @property
     def idle_usd_per_h(self) -> float:

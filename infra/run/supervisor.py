@@ -20,41 +20,53 @@ from infra.errors import (
     Transient,
 )
 from infra.offer import Offer
-from infra.provider import Observation, PowerState, StopReason, Vm
+from infra.provider import Observation, PowerState, Provider, Removed, StopReason, Vm
 from infra.retry import Result, with_retries
 from infra.run import actions as act
 from infra.run import stop_reasons
-from infra.run.budget import bill, budget_end_s
+from infra.run.budget import bill, budget_end_s, with_others
 from infra.run.cards import with_other_cards_blocked
 from infra.run.context import RunContext, TurnReport
 from infra.run.decide import Seen, decide, end_after_refusal
-from infra.run.fold import apply, fold
+from infra.run.decide_node import decide_node
+from infra.run.fold import apply, fold_node
 from infra.run.host_key import change_host_key
 from infra.run.interruption import is_announced, wait_until_taken
 from infra.run.journal import Kind, Outcome
+from infra.run.nodes import WHOLE
 from infra.run.observer import Observer, StallDetector
+from infra.run.order import Order
+from infra.run.place import with_other_places_blocked
 from infra.run.plan import RunPlan
 from infra.run.release import billed_until_s, release
 from infra.run.replacement import may_start_under, other_cap
 from infra.run.safeguards import Limits, set_safeguards
 from infra.run.state import RunEnd, RunState
-from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable
+from infra.run.workload import HostNotTrusted, HostUnfit, HostUnreachable, JobOutcome
 
 OFFERS_TTL_S = 300.0
 
 
 class Supervisor:
-    """Drives one run towards a goal. One at a time per run: the caller holds the run's lock."""
+    """Drives one run towards a goal. One at a time per run: the caller holds the run's lock.
+
+    Where a run has several machines, each has a supervisor of its own in a thread, and does what
+    `context.orders` says; the run and what its machines share are then the caller's.
+    """
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
-        self._state = fold(context.journal.events)
+        self._state = fold_node(context.journal.events)
         self._offers: tuple[Offer, ...] = ()
         self._offers_s = 0.0
         self._observer = Observer(context, record=self._record, report=self._report)
         self._interruptions = 0
         """Acts in a row that were cut on a machine that had just answered."""
         self._last: act.Action | None = None
+        self.unreachable = ""
+        """Why the machine did not answer at the last look; empty if it did."""
+        self.leaving = False
+        """Whether the trainer had saved at the last look, since the machine is to be taken."""
 
     @property
     def state(self) -> RunState:
@@ -84,7 +96,10 @@ class Supervisor:
         seen = self._look(plan)
         now_s = self._context.clock()
         able = replace(plan, has_safeguards=False) if self._observer.assumed_up else plan
-        action = decide(self._state, seen, able, now_s)
+        if seen.order is None:
+            action = decide(self._state, seen, able, now_s)
+        else:
+            action = decide_node(self._state, seen, seen.order, able, now_s)
         self._report(seen, action, now_s)
         if isinstance(action, act.Wait):
             self._last = None
@@ -132,7 +147,13 @@ class Supervisor:
         offers = self._offers
         if plan.several_providers:  # which card it stays on is known once something is trained
             offers = with_other_cards_blocked(offers, self._state, self._context.want)
-        return replace(seen, offers=offers)
+        order = self._order()
+        if order is not None:
+            offers = with_other_places_blocked(offers, order, plan.policy, self._context.clock())
+        self.unreachable = seen.unreachable
+        outcome = seen.job.outcome if seen.job is not None else None
+        self.leaving = self._state.launched and outcome is JobOutcome.PREEMPTED
+        return replace(seen, offers=offers, order=order)
 
     # ---- act ----
 
@@ -184,11 +205,15 @@ class Supervisor:
                 sent_s = workload.prepare(vm)
                 sent = {} if sent_s is None else {"sent_s": round(sent_s, 3)}
                 self._record(Kind.PREPARED, **sent)
-            case act.Launch():
-                self._record(Kind.LAUNCH_INTENDED)
-                workload.launch(vm)
+            case act.Launch(group=group):
+                members = {} if group is None else {"group": group.to_json()}
+                self._record(Kind.LAUNCH_INTENDED, **members)
+                workload.launch(vm, group)
                 self._observer.stalls = StallDetector(now_s=self._context.clock())
                 self._record(Kind.LAUNCHED)
+            case act.LeaveGroup(step=step):
+                workload.stop(vm)
+                self._record(Kind.TRAINER_EXITED, exit_code=None, step=step, crash=False)
             case act.StopHung(step=step, reason=reason):
                 workload.stop(vm)
                 self._record(Kind.TRAINER_HUNG, step=step, reason=reason)
@@ -222,7 +247,9 @@ class Supervisor:
     def _until_s(self, plan: RunPlan, price_usd_per_h: float) -> float:
         """Return when the budget ends (since 1970) if the price rises to the cap."""
         price = max(self._context.want.max_price_usd_per_h or 0.0, price_usd_per_h)
-        return budget_end_s(plan.budget, self._state, self._context.clock(), price)
+        order = self._order()
+        spent = with_others(self._state, order.others if order is not None else ())
+        return budget_end_s(plan.budget, spent, self._context.clock(), price, plan.nodes)
 
     def _find_offers(self) -> RunEnd | None:
         found = self._with_retries(lambda: self._context.provider.offers(self._context.want))
@@ -336,17 +363,32 @@ class Supervisor:
             self._context.workload.clear(vm)
         self._remove(reason)
 
-    def _remove(self, reason: str) -> None:
+    def remove_run(self, reason: str) -> None:
+        """Remove all that a run with several machines has left once none of them is."""
+        self._remove(reason, whole=True)
+
+    def _remove(self, reason: str, *, whole: bool = False) -> None:
         provider, run_id = self._context.provider, self._state.run_id
+        all_of_it = {WHOLE: True} if whole else {}
         self._context.workload.disconnect()
-        self._record(Kind.DELETE_INTENDED, reason=reason)
+        self._record(Kind.DELETE_INTENDED, reason=reason, **all_of_it)
+        whole = whole or self._context.orders is None
         try:
-            removed = self._with_retries(lambda: provider.delete(run_id, self._report_progress))
+            removed = self._with_retries(lambda: self._removed(provider, run_id, whole=whole))
         except (ProviderError, KeyboardInterrupt):
             self._record_release()
             raise
         names = [f"{one.kind} {one.id}" for one in removed]
-        self._record(Kind.DELETED, removed=names, until_s=billed_until_s(removed))
+        self._record(Kind.DELETED, removed=names, until_s=billed_until_s(removed), **all_of_it)
+
+    def _removed(self, provider: Provider, run_id: str, *, whole: bool) -> list[Removed]:
+        """Remove the run, or where it has several machines this one, also if nobody recorded it."""
+        if whole:
+            return provider.delete(run_id, self._report_progress)
+        mine = [vm for vm in provider.list_run(run_id) if vm.node == self._context.node]
+        if self._state.vm is not None and all(vm.id != self._state.vm.id for vm in mine):
+            mine.append(self._state.vm)
+        return [one for vm in mine for one in provider.remove(vm, self._report_progress)]
 
     def _record_release(self) -> None:
         """Record that compute ended where only the rest of a removal did not."""
@@ -388,7 +430,8 @@ class Supervisor:
                 self._with_retries(
                     lambda: self._context.provider.cancel_refused(self._state.run_id)
                 )
-        self._record(Kind.RUN_ENDED, code=ending.outcome.value, reason=ending.reason)
+        if self._context.orders is None:
+            self._record(Kind.RUN_ENDED, code=ending.outcome.value, reason=ending.reason)
         return ending
 
     # ---- helpers ----
@@ -401,6 +444,9 @@ class Supervisor:
         """Record one event; return the state after it."""
         self._state = apply(self._state, self._context.journal.append(kind, **data))
         return self._state
+
+    def _order(self) -> Order | None:
+        return None if self._context.orders is None else self._context.orders()
 
     def _machine(self) -> Vm:
         if self._state.vm is None:

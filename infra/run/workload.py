@@ -8,6 +8,7 @@ from typing import Protocol
 
 from infra.provider import Vm
 from infra.run.heartbeat import SILENCE, Heartbeat
+from infra.run.order import Group
 
 
 class JobPhase(StrEnum):
@@ -24,6 +25,10 @@ class JobOutcome(StrEnum):
     DONE = "done"
     PREEMPTED = "preempted"
     """It saved its state because the machine is about to be taken."""
+    LEFT = "left"
+    """It saved its state and left because another machine of its group was lost."""
+    DONE_ELSEWHERE = "done elsewhere"
+    """Its group is done; the results are on another of the machines."""
     BAD_INPUT = "bad input"
     """It refused the data or the config: starting it again would end the same way."""
     CRASHED = "crashed"
@@ -89,8 +94,8 @@ class Workload(Protocol):
         """
         ...
 
-    def launch(self, vm: Vm) -> None:
-        """Start the trainer unless it runs: never two."""
+    def launch(self, vm: Vm, group: Group | None = None) -> None:
+        """Start the trainer unless it runs: never two. One of several machines joins `group`."""
         ...
 
     def job_status(self, vm: Vm) -> JobView:

@@ -16,7 +16,7 @@ import pytest
 import cli
 from arm.harness import AzureHarness
 from commands import down
-from commands.runs import session
+from commands.runs import release_run, session
 from commands.runs.planning import make_page
 from infra.azure.registration import AzureRegistration
 from infra.provider import Vm
@@ -93,6 +93,7 @@ def cli_runner(
         mock.patch.object(session, "time", clock),
         mock.patch.object(make_page, "time", clock),
         mock.patch.object(down, "time", clock),
+        mock.patch.object(release_run, "time", clock),
         mock.patch.object(session, "build_workload", return_value=ObedientWorkload(harness)),
         pytest.MonkeyPatch.context() as patch,
     ):

@@ -99,10 +99,11 @@ def describe_security_groups(world: World, call: ApiCall) -> dict[str, Any]:
 def authorize_security_group_ingress(world: World, call: ApiCall) -> dict[str, Any]:
     """`AuthorizeSecurityGroupIngress`: all rules or none."""
     group = _group(world, call)
-    rules = _rules(call)
+    rules = _rules(world, call, group)
+    there = [_bare(one) for one in group.ingress]
     for rule in rules:
-        if rule in group.ingress:
-            source = rule["CidrIp"]
+        if _bare(rule) in there:
+            source = rule.get("CidrIp") or rule["GroupId"]
             message = f'the specified rule "peer: {source}, ALLOW" already exists'
             raise AwsError("InvalidPermission.Duplicate", message)
     if len(group.ingress) + len(rules) > RULES_MAX:
@@ -115,9 +116,9 @@ def authorize_security_group_ingress(world: World, call: ApiCall) -> dict[str, A
 def revoke_security_group_ingress(world: World, call: ApiCall) -> dict[str, Any]:
     """`RevokeSecurityGroupIngress`: rules that are not there are an error."""
     group = _group(world, call)
-    plain = [{k: v for k, v in one.items() if k != "Description"} for one in group.ingress]
-    for rule in _rules(call):
-        bare = {key: value for key, value in rule.items() if key != "Description"}
+    plain = [_bare(one) for one in group.ingress]
+    for rule in _rules(world, call, group):
+        bare = _bare(rule)
         if bare not in plain:
             message = "The specified rule does not exist in this security group."
             raise AwsError("InvalidPermission.NotFound", message)
@@ -127,20 +128,33 @@ def revoke_security_group_ingress(world: World, call: ApiCall) -> dict[str, Any]
 
 
 def delete_security_group(world: World, call: ApiCall) -> dict[str, Any]:
-    """`DeleteSecurityGroup`: refused while a network interface is in it."""
+    """`DeleteSecurityGroup`: refused while a network interface is in it, or another group names it.
+
+    A rule of its own that names it is no obstacle.
+    """
     group = _group(world, call)
     if group.name == "default":
         message = f'the specified group: "{group.id}" name: "default" cannot be deleted'
         raise AwsError("CannotDelete", message)
-    if any(group.id in one.group_ids for one in world.interfaces.values()):
+    others = [one for one in world.groups.values() if one.id != group.id]
+    is_named = any(rule.get("GroupId") == group.id for one in others for rule in one.ingress)
+    if is_named or any(group.id in one.group_ids for one in world.interfaces.values()):
         message = f"resource {group.id} has a dependent object"
         raise AwsError("DependencyViolation", message)
     del world.groups[group.id]
     return {"Return": True, "GroupId": group.id}
 
 
-def _rules(call: ApiCall) -> list[dict[str, Any]]:
-    """The rules of a request one by one: protocol, ports and one source each."""
+def _bare(rule: dict[str, Any]) -> dict[str, Any]:
+    """What makes a rule the same as another: everything but its description."""
+    return {key: value for key, value in rule.items() if key != "Description"}
+
+
+def _rules(world: World, call: ApiCall, group: SecurityGroup) -> list[dict[str, Any]]:
+    """The rules of a request one by one: protocol, ports and one source each.
+
+    A source is a range of addresses, or all machines of a group in the same network.
+    """
     parameters = call.parameters
     rows = list(parameters.get("IpPermissions", []))
     if parameters.get("CidrIp"):
@@ -149,16 +163,34 @@ def _rules(call: ApiCall) -> list[dict[str, Any]]:
     rules = []
     for row in rows:
         head = {key: row[key] for key in HEAD if key in row}
+        if head.get("IpProtocol") == "-1":  # all ports of all protocols, whatever ports are named
+            head = {"IpProtocol": "-1"}
         if head.get("IpProtocol") == "tcp" and not {"FromPort", "ToPort"} <= set(head):
             message = "Invalid value for portRange. Must specify both from and to ports"
             raise AwsError("InvalidParameterValue", message)
         for source in row.get("IpRanges", []):
             _check_source(source.get("CidrIp", ""))
             rules.append({**head, **source})
+        rules += [
+            {**head, **_peer(world, call.region, group, pair)}
+            for pair in row.get("UserIdGroupPairs", [])
+        ]
     if not rules:
         message = "The request must contain the parameter ipPermissions"
         raise AwsError("MissingParameter", message)
     return rules
+
+
+def _peer(world: World, region: str, group: SecurityGroup, pair: dict[str, Any]) -> dict[str, Any]:
+    """The source of a rule that names a group by its id; names of groups are for EC2-Classic."""
+    peer_id = pair.get("GroupId", "")
+    missing = "InvalidGroup.NotFound"
+    peer = world.need(world.groups, peer_id, region, missing, "security group")
+    if peer.vpc_id != group.vpc_id:
+        message = f"You have specified two resources that belong to different networks: {peer_id}"
+        raise AwsError("InvalidGroup.NotFound", message)
+    words = {"Description": pair["Description"]} if pair.get("Description") else {}
+    return {"GroupId": peer_id, "UserId": pair.get("UserId") or ACCOUNT, **words}
 
 
 def _check_source(cidr: str) -> None:
@@ -176,9 +208,10 @@ def _merged(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
     made: dict[tuple[Any, ...], dict[str, Any]] = {}
     for rule in rules:
         head = {key: rule[key] for key in HEAD if key in rule}
-        source = {key: rule[key] for key in ("CidrIp", "Description") if key in rule}
-        row = made.setdefault(tuple(head.items()), {**head, "IpRanges": []})
-        row["IpRanges"].append(source)
+        source = {key: value for key, value in rule.items() if key not in HEAD}
+        empty: dict[str, Any] = {"IpRanges": [], "UserIdGroupPairs": []}
+        row = made.setdefault(tuple(head.items()), {**head, **empty})
+        row["UserIdGroupPairs" if "GroupId" in rule else "IpRanges"].append(source)
     return list(made.values())
 
 

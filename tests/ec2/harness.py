@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,30 @@ class AwsHarness:
     def set_price(self, region: str, usd_per_h: float) -> None:
         """Move the spot price of every size in a region."""
         self.cloud.set_region_price(region, usd_per_h)
+
+    def foreign_rules(self) -> list[tuple[str, dict[str, Any]]]:
+        """The rules that let in anybody but this computer by SSH and machines of the same group.
+
+        Each with the name of its group, as EC2 keeps them; there should be none.
+        """
+        caller = str(ipaddress.ip_network(self.cloud.caller))
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": caller}
+        return [
+            (one.name, rule)
+            for one in self.cloud.world.groups.values()
+            for rule in one.ingress
+            if {**rule, "Description": ""} != {**ssh, "Description": ""}
+            and (rule["IpProtocol"], rule.get("GroupId")) != ("-1", one.id)
+        ]
+
+    def shared_rules(self) -> list[str]:
+        """The names of the groups whose machines reach each other, one for each such rule."""
+        return [
+            one.name
+            for one in self.cloud.world.groups.values()
+            for rule in one.ingress
+            if rule.get("GroupId") == one.id
+        ]
 
     def close(self) -> None:
         """Let go of connections."""

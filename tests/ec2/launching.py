@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
 from ec2.regions import REGIONS
 from ec2.replies import AwsError
-from ec2.resources import Image, Instance, NetworkInterface, SpotRequest, Volume
+from ec2.resources import Image, Instance, NetworkInterface, SpotRequest, Subnet, Volume
 from ec2.world import World
+
+RESERVED_FIRST = 4
+RESERVED_LAST = 1
 
 
 def subnet_of(parameters: Mapping[str, Any]) -> str:
@@ -125,8 +129,7 @@ def make_instance(
         instance_id=instance_id,
         goes_with_instance=disk["DeleteOnTermination"],
     )
-    number = len(world.machines_made) + 10
-    private_ip = f"{subnet.cidr.rpartition('.')[0]}.{number % 240}"
+    private_ip = free_address(world, subnet)
     wanted = interface_of(parameters).get("AssociatePublicIpAddress")
     interface = NetworkInterface(
         **at,
@@ -165,6 +168,33 @@ def make_instance(
         world.set_status(request, "active", "fulfilled")
     world.launch(instance)
     return instance
+
+
+def free_address(world: World, subnet: Subnet) -> str:
+    """A private address of a subnet that no network interface has, stopped machines included.
+
+    Refused where there is none: EC2 keeps the first four of a subnet and its last to itself.
+    """
+    addresses = ipaddress.ip_network(subnet.cidr)
+    taken = {one.private_ip for one in world.interfaces.values() if one.subnet_id == subnet.id}
+    count = addresses.num_addresses - RESERVED_FIRST - RESERVED_LAST
+    begin = len(world.machines_made) % count
+    for number in range(count):
+        found = str(addresses[RESERVED_FIRST + (begin + number) % count])
+        if found not in taken:
+            return found
+    raise AwsError(
+        "InsufficientFreeAddressesInSubnet",
+        f"The specified subnet '{subnet.id}' does not have enough free addresses to satisfy the "
+        "request.",
+    )
+
+
+def free_addresses(world: World, subnet: Subnet) -> int:
+    """How many private addresses of a subnet are left."""
+    taken = sum(one.subnet_id == subnet.id for one in world.interfaces.values())
+    size = ipaddress.ip_network(subnet.cidr).num_addresses
+    return size - RESERVED_FIRST - RESERVED_LAST - taken
 
 
 def _default_group(world: World, vpc_id: str) -> str:

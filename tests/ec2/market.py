@@ -23,6 +23,10 @@ class Market:
     """`L-DB2E81BA` of each region."""
     full: set[tuple[str, str]] = field(default_factory=set)
     """(size, zone) without capacity; `*` as the size stands for every one."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """How many machines a zone has room for, by its name; any number in the others."""
+    in_use: Callable[[str], int] = field(default=lambda _zone: 0, repr=False)
+    """A zone in, how many machines start or run there out."""
     changes: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
     """What the price of (size, zone) became and since when, in order."""
     may_score: bool = False
@@ -46,14 +50,21 @@ class Market:
 
     def has_room(self, size: str, zone: str) -> bool:
         """Whether a zone has capacity for a size."""
-        return not {(size, zone), ("*", zone)} & self.full
+        if {(size, zone), ("*", zone)} & self.full:
+            return False
+        return zone not in self.limits or self.in_use(zone) < self.limits[zone]
 
     def fill(self, zone: str, *, size: str = "*") -> None:
         """Let a zone have no capacity."""
         self.full.add((size, zone))
 
+    def limit(self, zone: str, machines: int) -> None:
+        """Let a zone have room for so many machines at a time."""
+        self.limits[zone] = machines
+
     def empty(self, zone: str) -> None:
         """Let a zone have capacity for everything that it sells."""
+        self.limits.pop(zone, None)
         self.full = {one for one in self.full if one[1] != zone}
 
     def quota(self, region: str, code: str) -> float | None:

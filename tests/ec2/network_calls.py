@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ec2.launching import free_addresses
 from ec2.listing import Fields, chosen, filtered, page, tag_list
 from ec2.regions import REGIONS
 from ec2.replies import ApiCall
@@ -88,7 +89,7 @@ def describe_subnets(world: World, call: ApiCall) -> dict[str, Any]:
             "State": "available",
             "VpcId": one.vpc_id,
             "CidrBlock": one.cidr,
-            "AvailableIpAddressCount": 4091,
+            "AvailableIpAddressCount": free_addresses(world, one),
             "AvailabilityZone": one.zone,
             "AvailabilityZoneId": REGIONS[one.region].zones[one.zone],
             "DefaultForAz": one.default_for_zone,

@@ -15,13 +15,14 @@ import pytest
 from arm.runner import CommandLine
 
 from commands import down
-from commands.runs import session
+from commands.runs import release_run, session
 from commands.runs.planning import make_page
 from ec2.harness import AwsHarness
 from infra.aws.naming import MachineId
 from infra.aws.registration import AwsRegistration
 from infra.provider import Vm
 from infra.run.heartbeat import Heartbeat
+from infra.run.order import Group
 from infra.run.workload import HostUnreachable, JobOutcome, JobPhase, JobView
 from infra.timestamps import format_utc
 
@@ -62,6 +63,7 @@ def cli_runner(
         mock.patch.object(session, "time", clock),
         mock.patch.object(make_page, "time", clock),
         mock.patch.object(down, "time", clock),
+        mock.patch.object(release_run, "time", clock),
         mock.patch.object(
             session, "build_workload", return_value=workload or ObedientWorkload(harness)
         ),
@@ -124,7 +126,7 @@ class TrainingWorkload(ObedientWorkload):
     """When the trainer of each machine is done."""
     train_s: float = 600.0
 
-    def launch(self, vm: Vm) -> None:
+    def launch(self, vm: Vm, group: Group | None = None) -> None:  # noqa: ARG002  (one machine)
         """Start the trainer unless it runs."""
         self.connect(vm)
         self.ends_s.setdefault(vm.id, self.harness.now() + self.train_s)

@@ -129,6 +129,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.ledger = Ec2Ledger(self.now)
+        self.market.in_use = self._in_use
         self.lock = threading.RLock()
         self.hosts_given = 0
         self._at: float | None = None
@@ -159,6 +160,11 @@ class State:
                     happen()
                 finally:
                     self._at = None
+
+    def _in_use(self, zone: str) -> int:
+        """How many machines start or run in a zone: what is stopped takes no room."""
+        up = {"pending", "running"}
+        return sum(one.zone == zone and one.state in up for one in self.instances.values())
 
     # ---- names ----
 

@@ -19,6 +19,7 @@ from infra.provider import Observation, PowerState, StopReason, Vm, VmSpec
 from infra.run.context import RunContext, TurnReport
 from infra.run.heartbeat import Heartbeat
 from infra.run.journal import Event, Journal, Kind
+from infra.run.order import Group
 from infra.run.plan import Goal, Policy, RunPlan
 from infra.run.state import RunEnd
 from infra.run.supervisor import Supervisor
@@ -346,7 +347,7 @@ class FakeWorkload:
         """Note the limit."""
         self.limits.append(left_s)
 
-    def launch(self, vm: Vm) -> None:
+    def launch(self, vm: Vm, group: Group | None = None) -> None:  # noqa: ARG002  (one machine)
         """Start training unless it runs."""
         self.world.moment()
         self.connect(vm)

@@ -41,7 +41,7 @@ def three(harness: Harness, run_id: str = RUN) -> list[Vm]:
     return made
 
 
-def powers(provider: Provider, machines: list[Vm]) -> list[PowerState]:
+def power_states(provider: Provider, machines: list[Vm]) -> list[PowerState]:
     """What each of them is seen as now."""
     return [provider.observe(vm).power for vm in machines]
 
@@ -95,7 +95,7 @@ class NodesContract:
 
         assert end.stop_reason is StopReason.EVICTED
         provider = harness.provider()
-        assert powers(provider, [made[0], made[2]]) == [PowerState.RUNNING] * 2
+        assert power_states(provider, [made[0], made[2]]) == [PowerState.RUNNING] * 2
         provider.start(made[1])
         wait_for(harness, made[1], PowerState.RUNNING)
 
@@ -106,7 +106,7 @@ class NodesContract:
         harness.provider().deallocate(made[0])
 
         wait_for(harness, made[0], PowerState.DEALLOCATED)
-        assert powers(harness.provider(), made[1:]) == [PowerState.RUNNING] * 2
+        assert power_states(harness.provider(), made[1:]) == [PowerState.RUNNING] * 2
 
     @pytest.mark.parametrize("node", [0, 1])
     def test_a_removed_node_leaves_the_others_running(self, harness: Harness, node: int) -> None:
@@ -119,7 +119,7 @@ class NodesContract:
         assert any("machine" in one.kind for one in removed)
         provider = harness.provider()
         assert provider.observe(made[node]).power is PowerState.GONE
-        assert powers(provider, others) == [PowerState.RUNNING] * 2
+        assert power_states(provider, others) == [PowerState.RUNNING] * 2
         assert {vm.id for vm in provider.list_run(RUN)} == {vm.id for vm in others}
         assert provider.remove(made[node]) == []
         with pytest.raises(Gone):
@@ -151,7 +151,7 @@ class NodesContract:
         with pytest.raises(NoCapacity):
             harness.provider().create(spec)
 
-        assert powers(harness.provider(), made) == [PowerState.RUNNING] * 2
+        assert power_states(harness.provider(), made) == [PowerState.RUNNING] * 2
         assert len(harness.provider().list_run(RUN)) == 2
 
     def test_deleting_the_run_removes_all_nodes(self, harness: Harness) -> None:
@@ -161,7 +161,7 @@ class NodesContract:
         harness.provider().delete(RUN)
 
         provider = harness.provider()
-        assert powers(provider, made) == [PowerState.GONE] * 3
+        assert power_states(provider, made) == [PowerState.GONE] * 3
         assert provider.list_run(RUN) == []
         assert provider.delete(RUN) == []
 
@@ -172,7 +172,7 @@ class NodesContract:
 
         harness.provider().delete(RUN)
 
-        assert powers(harness.provider(), other) == [PowerState.RUNNING] * 3
+        assert power_states(harness.provider(), other) == [PowerState.RUNNING] * 3
         assert len(harness.provider().list_run("contract-a-1")) == 3
 
     def test_a_run_grows_from_one_machine_to_several(self, harness: Harness) -> None:

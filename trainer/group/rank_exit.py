@@ -13,6 +13,8 @@ from trainer.exit_codes import ExitCode
 
 PEER_LOST = 76
 """The exit code of a rank that saved and left because another rank was gone or silent."""
+PEER_DONE = 79
+"""The exit code of a machine whose group is done, and has left the results on another one."""
 SIGNALLED = 128
 
 NEVER_CURED = (ExitCode.BAD_CONFIG, ExitCode.BAD_DATA, ExitCode.USAGE)

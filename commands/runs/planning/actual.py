@@ -6,14 +6,17 @@ of itself divides that time; it is a machine's word, so no part exceeds what the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from commands.ui.nodes import view_of
 from infra.offer import Offer
-from infra.run.fold import apply, fold
+from infra.run.fold import apply, fold_node
 from infra.run.journal import RELEASE_INTENTS, Event, Kind
+from infra.run.nodes import node_count
 from infra.run.state import RunState
 from infra.run.stop_reasons import went_down_s
 
@@ -23,6 +26,8 @@ BEFORE, TRAIN, EVICTIONS, AFTER = "score before", "train", "evictions", "score a
 FETCH, RELEASE = "fetch", "release"
 PARTS = (RENT, SET_UP, SEND, LOAD, BEFORE, TRAIN, EVICTIONS, AFTER, FETCH, RELEASE)
 """In the order in which they happen, with the names that the estimate has for them."""
+_COVERS = (RELEASE, RENT, SET_UP, EVICTIONS, FETCH, TRAIN)
+"""The parts that the journal tells, from the one that brings the job on least to the most."""
 COMPUTE, DISK = "compute", "disk"
 _ACCEPTED = {Kind.CREATE_ACCEPTED, Kind.START_ACCEPTED}
 _RENTS = {Kind.CREATE_INTENDED, Kind.CREATE_FAILED, Kind.START_INTENDED, Kind.START_FAILED}
@@ -83,7 +88,8 @@ def actual_of(events: Sequence[Event], measured: Measured) -> Actual:
             work = _add_work(work, begun_s, ended_s, state)
         else:
             seconds[part] += ended_s - begun_s
-    sent_s = min(seconds[SET_UP], _sent_s(events))
+    views = [view_of(events, node) for node in range(node_count(events))]
+    sent_s = min(seconds[SET_UP], max(_sent_s(view) for view in views))
     seconds[SEND], seconds[SET_UP] = sent_s, seconds[SET_UP] - sent_s
     for part, taken_s in _divided(work, measured).items():
         seconds[part] += taken_s
@@ -110,8 +116,45 @@ class _Work:
     """After how many seconds that was."""
 
 
-def _stretches(events: Sequence[Event]) -> Iterator[tuple[str, float, float, RunState]]:
-    """Yield the times between two events with their part and the state in them.
+Stretch = tuple[str, float, float, RunState]
+"""A part of the job, from when until when, and the state of the machine in it."""
+
+
+def _stretches(events: Sequence[Event]) -> Iterator[Stretch]:
+    """Yield the times of a run with their part, in order, and the state in them.
+
+    Where several machines do different things at a time, the part is what brings the job on most:
+    it trains while one of them trains.
+    """
+    count = node_count(events)
+    if count == 1:
+        yield from _stretches_of_one(events)
+        return
+    found = [
+        (*stretch[:3], _of_group(stretch[3]))
+        for node in range(count)
+        for stretch in _stretches_of_one(view_of(events, node))
+        if stretch[2] > stretch[1]
+    ]
+    # From the least to the most: what comes later covers what was there.
+    found.sort(key=lambda one: (_COVERS.index(one[0]), one[3].group, one[3].disk_step))
+    times = sorted({at_s for _, begun_s, ended_s, _ in found for at_s in (begun_s, ended_s)})
+    shown: list[Stretch | None] = [None] * len(times)
+    for one in found:
+        first, last = bisect_left(times, one[1]), bisect_left(times, one[2])
+        shown[first:last] = [one] * (last - first)
+    for (begun_s, ended_s), top in zip(pairwise(times), shown, strict=False):
+        if top is not None:
+            yield top[0], begun_s, ended_s, top[3]
+
+
+def _of_group(state: RunState) -> RunState:
+    """Return the state of a machine with the number of its group for that of the launch."""
+    return replace(state, launches=state.group or state.launches)
+
+
+def _stretches_of_one(events: Sequence[Event]) -> Iterator[Stretch]:
+    """Yield the times between two events of a machine with their part and the state in them.
 
     Left out are the times between the end of a command and the next one, unless the trainer worked
     on meanwhile. A clock that jumped back counts as nothing.
@@ -240,21 +283,28 @@ def _sent_s(events: Sequence[Event]) -> float:
 
 
 def _usd(events: Sequence[Event]) -> dict[str, float]:
-    """Return the dollars of compute, and of disk and address."""
+    """Return the dollars of compute, and of disk and address, of all machines."""
     if not events:
         return {}
+    usd = {COMPUTE: 0.0, DISK: 0.0}
+    for node in range(node_count(events)):
+        for part, dollars in _usd_of_one(view_of(events, node), until_s=events[-1].at_s):
+            usd[part] += dollars
+    return {part: dollars for part, dollars in usd.items() if dollars > 0}
+
+
+def _usd_of_one(events: Sequence[Event], *, until_s: float) -> Iterator[tuple[str, float]]:
+    """Yield the dollars of each span of a machine, what is beside compute apart."""
     offers = [event for event in events if event.kind is Kind.CREATE_INTENDED]
     prices = [
         (one.at_s, Offer.from_json(one.data["offer"]).beside_compute_usd_per_h) for one in offers
     ]
-    usd = {COMPUTE: 0.0, DISK: 0.0}
-    for span in fold(events).spans:
-        ended_s = events[-1].at_s if span.end_s is None else span.end_s
+    for span in fold_node(events).spans:
+        ended_s = until_s if span.end_s is None else span.end_s
         hours = max(0.0, ended_s - span.start_s) / HOUR_S
         beside = next(
             (price for since_s, price in reversed(prices) if since_s <= span.start_s), 0.0
         )
         disk = min(beside, span.usd_per_h) if span.compute else span.usd_per_h
-        usd[DISK] += hours * disk
-        usd[COMPUTE] += hours * (span.usd_per_h - disk)
-    return {part: dollars for part, dollars in usd.items() if dollars > 0}
+        yield DISK, hours * disk
+        yield COMPUTE, hours * (span.usd_per_h - disk)

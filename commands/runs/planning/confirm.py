@@ -64,6 +64,8 @@ def confirmation(page: PlanPage, width: int) -> list[str]:
     if first is not None and first.is_free:
         place = f"{first.offer.size} in {first.offer.place}"
         lines += wrapped(f"machine  {place}, the first of {len(page.offers)} offers", width)
+    if text := page.nodes_text:
+        lines += wrapped(f"note: {text}", width, indent="  ")
     if not page.answer.goes_ahead:
         texts = [*page.advice_lines(), f"warning: {page.answer.obstacle}"]
         lines += [line for text in texts for line in wrapped(text, width, indent="  ")]

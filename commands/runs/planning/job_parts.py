@@ -80,7 +80,7 @@ def machine_of(loaded: LoadedConfig, offer: Offer | None, *, here: bool) -> Mach
     vm = loaded.config.vm
     rehearsed = len(vm.rehearse_evictions) if vm.provider != "ssh" else 0
     if here:
-        rehearsed += len(vm.local.evict_after_s)
+        rehearsed += len(vm.local.timed_evictions)
     rented = vm.provider != "ssh" and not here
     return Machine(
         rented=rented,

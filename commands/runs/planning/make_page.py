@@ -81,9 +81,8 @@ def plan_of(
 ) -> PlanPage:
     """Plan a checked run: ask its provider for offers and price the job on each.
 
-    `warnings` are what the check of its rows found.
-
-    Raises CloudError where the provider refuses to answer; creates nothing.
+    `warnings` are what the check of its rows found. Raises CloudError where the provider refuses
+    to answer; creates nothing.
     """
     vm = loaded.config.vm
     budget = budget_of(loaded)
@@ -134,6 +133,7 @@ def plan_of(
         safeguards=safeguards,
         lacks=lacks,
         gpus=vm.gpus,
+        nodes=vm.nodes,
         one_card=None if inputs is None or not offers else one_card(loaded, offers[0], inputs),
         base=base,
         table_base=table_base(loaded),

@@ -70,6 +70,8 @@ class PlanPage:
     """The user's own machine, as `user@host:port`; empty if one is rented or played."""
     gpus: int = 1
     """How many cards the run uses."""
+    nodes: int = 1
+    """How many machines the run has at a time."""
     one_card: JobOffer | None = None
     """The same job on one card of the first offer, which has several; else None."""
     base: HubAnswer | None = None
@@ -85,6 +87,19 @@ class PlanPage:
         free = (one for one in self.offers if one.is_free)
         return next(free, self.offers[0] if self.offers else None)
 
+    @property
+    def nodes_text(self) -> str:
+        """Say what several machines cost an hour, and what the figures leave out; empty for one."""
+        if self.nodes < 2 or self.first is None:
+            return ""
+        offer = self.first.offer
+        price = hourly(self.nodes * offer.running_usd_per_h)
+        return (
+            f"{self.nodes} machines of {offer.machine} bill {price}/h together, and the budget "
+            "counts them all; hours and dollars of the job are those of one machine: what they "
+            "share out, and send each other over the network, is not counted"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         first = self.first
@@ -96,6 +111,7 @@ class PlanPage:
             "budget": asdict(self.budget),
             "worst_case_usd": self.worst_case_usd,
             "simulated": self.simulated,
+            **({"nodes": self.nodes} if self.nodes > 1 else {}),
             "note": self.note or None,
             "lacks": list(self.lacks),
             "base": self.base.to_json() if self.base else None,
@@ -228,6 +244,7 @@ class PlanPage:
         texts = (cap, unused, idle, self.too_long, *self.row_warnings, *self.lacks)
         return [
             *(f"warning: {text}" for text in texts if text),
+            *([f"note: {text}"] if (text := self.nodes_text) else []),
             *([f"note: {self.note}"] if self.note else []),
             *(f"note: {text}" for text in notes),
         ]

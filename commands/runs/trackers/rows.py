@@ -14,9 +14,10 @@ from typing import Any
 
 from commands.runs.home import RunFolder
 from commands.runs.trackers.tracker import TrackedRow
-from infra.run.budget import bill
+from infra.run.budget import bill, with_others
 from infra.run.fold import apply
 from infra.run.journal import Event, Kind
+from infra.run.nodes import node_count, node_of
 from infra.run.state import RunState
 from infra.untrusted import NotPlain, number, parse, table, whole
 from trainer.saving.manifest import LOG, directory_name, steps_present
@@ -81,11 +82,13 @@ def tracked_rows(
     steps: Sequence[LoggedStep], events: Sequence[Event], *, now_s: float
 ) -> Iterator[TrackedRow]:
     """Yield a row for each step: its metrics, and `usd` and `evictions` of the run by then."""
-    state, at = RunState(), 0
+    states, at = [RunState() for _ in range(node_count(events))], 0
     for logged, at_s in zip(steps, times_of(steps, events, now_s=now_s), strict=True):
         while at < len(events) and events[at].at_s <= at_s:
-            state = apply(state, events[at])
+            node = node_of(events[at])
+            states[node] = apply(states[node], events[at])
             at += 1
+        state = with_others(states[0], states[1:])
         facts = {"usd": round(bill(state, at_s).usd, 6), "evictions": float(state.evictions)}
         yield TrackedRow(step=logged.step, at_s=at_s, metrics={**logged.metrics, **facts})
 
