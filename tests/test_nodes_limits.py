@@ -37,19 +37,23 @@ def test_a_run_trains_with_the_two_machines_there_is_room_for(
 def test_too_few_machines_are_released_and_start_again_when_the_missing_one_is_had(
     story: GroupStory,
 ) -> None:
-    """Two machines that wait for a third bill for a quarter of an hour, and then not."""
+    """Two machines that wait for a third bill for a quarter of an hour, then minutes an hour."""
     story.nodes_min = 3
     story.cloud.room = {"a": 2}
     start_s = story.world.now_s
-    seen: list[list[int]] = []
-    story.cloud.when(
-        lambda: story.world.now_s >= start_s + 1800,
-        lambda: (seen.append(story.cloud.running()), story.cloud.room.update(a=3))[0],
-    )
+    billed_h: list[float] = []
+
+    def look(*, room: int) -> None:
+        billed_h.append(story.cloud.compute_h())
+        story.cloud.room["a"] = room
+
+    story.cloud.when(lambda: story.world.now_s >= start_s + 1500, lambda: look(room=2))
+    story.cloud.when(lambda: story.world.now_s >= start_s + 6 * 3600, lambda: look(room=3))
 
     assert story.go().outcome is Outcome.DONE
 
-    assert seen == [[]]
+    assert billed_h[0] <= 0.7
+    assert billed_h[1] - billed_h[0] <= 0.25 * 5.6
     assert {len(group) for group in story.members()} == {3}
     assert story.cloud.machines == {}
     assert story.billed_usd() == pytest.approx(story.cloud.usd(), abs=1e-9)

@@ -20,7 +20,7 @@ from infra.run.state import RunEnd, RunState
 
 GROUPS_IN_VAIN_MAX = 5
 """How many groups in a row may end without a step before the run does."""
-HOLD_S_MAX = 6 * 3600.0
+HOLD_S_MAX = 3600.0
 """How long machines that are too few stay released at most, before they are tried again."""
 ENDS_ALL = {
     Outcome.BAD_INPUT,
@@ -334,12 +334,13 @@ def _with_hold(
     """Return the memory with who is released, because too few can be had for too long."""
     wanted = [one for one in views if one.node < plan.nodes and one.ending is None]
     ready = {one.node for one in wanted if one.is_ready}
-    held = memory.held
+    held, free = memory.held, memory.held
     if held:
         waited = now_s - memory.held_since_s >= _pause_s(memory, plan)
         all_held = {one.node for one in wanted} <= held
         enough = len(held | ready) >= plan.nodes_min and bool(ready - held)
         back = (enough and (waited or not memory.tries)) or (all_held and waited)
+        free = held if waited or not memory.tries else frozenset()
         emptied = memory.leaves_place and all(views[node].state.vm is None for node in held)
         if back or emptied:
             moves = memory.moves + emptied
@@ -365,7 +366,7 @@ def _with_hold(
     coming = {one.node for one in wanted if one.is_coming}
     quick = memory.moves or memory.tries  # it has been tried for long before
     most_s = plan.policy.gather_s if quick else plan.policy.short_max_s
-    if len(ready | coming | held) >= plan.nodes_min or now_s - memory.short_since_s < most_s:
+    if len(ready | coming | free) >= plan.nodes_min or now_s - memory.short_since_s < most_s:
         return memory
     found = {one.node for one in wanted if one.answers}
     if not found - held:
