@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.runs import json_of, make_project
+from support.runs import make_project
 
 from infra.run.budget import bill
 from infra.run.fold import fold
 from infra.run.journal import Kind
 from infra.run.nodes import node_of
 
-TRAIN = {"steps": 40, "batch_size": 6, "micro_batch": 1}
-CHECKPOINT = {"every": 10}
+TRAIN = {"steps": 120, "batch_size": 6, "micro_batch": 2}
+CHECKPOINT = {"every": 20}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_three_machines_of_which_one_is_evicted_give_the_bits_of_one(
         tmp_path,
         train=TRAIN,
         checkpoint=CHECKPOINT,
-        vm={"provider": "local", "nodes": 3, "rehearse_evictions": [15]},
+        vm={"provider": "local", "nodes": 3, "rehearse_evictions": [30]},
     )
 
     done = project.qft("run", "--plain", "--json", timeout_s=800)
@@ -56,7 +57,12 @@ def test_three_machines_of_which_one_is_evicted_give_the_bits_of_one(
     assert all(node.vm is None for node in state.nodes)
     groups = [event.data["group"] for event in events if event.kind is Kind.LAUNCH_INTENDED]
     assert max(len(one["members"]) for one in groups) == 3
-    receipt = json_of(done)
     used = bill(state, events[-1].at_s)
-    assert receipt["usd"] == pytest.approx(used.usd, rel=1e-6)
+    assert len(state.nodes) == 3
+    assert used.usd == pytest.approx(sum(bill(one, 0.0).usd for one in state.nodes))
+    told = json.loads((project.out / "receipt.json").read_text())
+    assert sum(one["usd"] for one in told["nodes"]) == pytest.approx(used.usd, abs=1e-6)
+    said = done.stderr
+    assert "copying data and model from node" in said
+    assert "not copied" not in said
     assert project.processes() == []

@@ -353,6 +353,7 @@ def build_workload(  # noqa: PLR0913  (what the machine, and who asks, decide)
         out=request.loaded.out,
         cards_on=partial(factory.cards_on, vm),
         gpus=vm.gpus,
+        nodes=vm.nodes,
         make_ready=factory.make_ready(
             vm,
             on_message,

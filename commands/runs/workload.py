@@ -204,6 +204,8 @@ class SshWorkload:
             )
         for key in config.allow_change:
             argv += ["--allow-change", key]
+        if config.nodes > 1:
+            argv += ["--total-cards", str(config.nodes * config.gpus)]
         argv += group_arguments(vm, group, config.layout.run_id)
         account = config.account
         secret = account.token.reveal() if account and account.token else ""

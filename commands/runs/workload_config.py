@@ -77,6 +77,8 @@ class WorkloadConfig:
     """How many cards of a machine the trainer uses: a process for each."""
     gpus: int = 1
     """How many cards run.yaml asks for; a machine of before a change of it may have fewer."""
+    nodes: int = 1
+    """How many machines run.yaml asks for."""
     allow_change: Sequence[str] = ()
     power_watch: PowerWatch = field(default_factory=lambda: PowerWatch(lambda _vm: ""))
     """Asks the cloud whether the machine is still there while something long is done on it."""

@@ -34,7 +34,9 @@ class JobOptions:
     band: EvictionBand | None = None
     price_usd_per_h: float = 0.0
     cards: int = 1
-    """How many cards the run is configured for; there may be fewer here."""
+    """How many cards a machine of the run is configured for; there may be fewer here."""
+    total_cards: int | None = None
+    """How many all its machines are, of which some may not be here; None: those that are."""
     machine: Machine | None = None
     """Which of several machines this is; None if the job is done by one."""
     place: RankPlace | None = None
@@ -45,7 +47,7 @@ class JobOptions:
     @property
     def all_cards(self) -> int:
         """How many cards the run is configured for on all machines."""
-        return self.cards * (self.machine.count if self.machine else 1)
+        return self.total_cards or self.cards * (self.machine.count if self.machine else 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,6 +248,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cards", type=positive, default=1, metavar="N",
         help="use so many cards, each by a process of its own; the bits are those of one",
     )  # fmt: skip
+    parser.add_argument(
+        "--total-cards", type=positive, metavar="N",
+        help="how many cards all machines of the run are to have, whoever is there now: it decides"
+        " the micro-batch at the first start",
+    )  # fmt: skip
     for name, what in MACHINE_NUMBERS.items():
         parser.add_argument(name, type=int, metavar="N", help=what)
     for name, what in MACHINE_ADDRESSES.items():
@@ -273,6 +278,7 @@ def run(args: argparse.Namespace) -> int:
         band=args.eviction_band,
         price_usd_per_h=args.price_usd_per_h,
         cards=args.cards,
+        total_cards=args.total_cards,
         machine=machine_of(args),
         place=place_of(args),
         token=token,

@@ -44,7 +44,8 @@ def run_on_cards(
                 status.update(phase=Phase.DONE, message=None, eta_s=0.0)
                 return ExitCode.DONE
         if missing is not None:
-            on_message(describe_split(missing.config, options.all_cards))
+            here = options.cards * (options.machine.count if options.machine else 1)
+            on_message(describe_split(missing.config, here))
         launch = Launch(
             command=[*interpreter_command(), *rank_arguments(options)],
             cards=cards,
@@ -59,10 +60,12 @@ def run_on_cards(
         code = choose(ended.ends, noticed=flag.notice is not None)
         if options.machine is not None:
             codes = {one.code for one in ended.ends}
-            here = missing is None or finished(options.run_dir, missing.config, missing.inputs)
+            has_results = missing is None or finished(
+                options.run_dir, missing.config, missing.inputs
+            )
             if flag.notice is None and PEER_LOST in codes and codes <= {PEER_LOST, ExitCode.DONE}:
                 return PEER_LOST  # all is well here: another machine was lost
-            if code == ExitCode.DONE and not here:
+            if code == ExitCode.DONE and not has_results:
                 return PEER_DONE
         report_failure(options, ended, on_message, now=now)
         return code
@@ -79,6 +82,8 @@ def rank_arguments(options: JobOptions) -> list[str]:
         words += ["--eviction-band", str(options.band)]
     if options.price_usd_per_h:
         words += ["--price-usd-per-h", repr(options.price_usd_per_h)]
+    if options.total_cards is not None:
+        words += ["--total-cards", str(options.total_cards)]
     if options.machine is not None:
         words += options.machine.to_arguments()
     return [*words, *(["--token-stdin"] if options.token is not None else [])]
