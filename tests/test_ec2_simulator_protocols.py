@@ -307,7 +307,7 @@ def test_groups_have_unique_names_and_rules(user: Ec2User) -> None:
     bare = {**rule, "IpRanges": [{"CidrIp": "203.0.113.7/32"}]}
     user.call("revoke_security_group_ingress", GroupId=group, IpPermissions=[bare])
 
-    assert shown["IpPermissions"] == [rule]
+    assert shown["IpPermissions"] == [{**rule, "UserIdGroupPairs": []}]  # as EC2 lists it
     with pytest.raises(NotYetVisibleError, match=r"InvalidPermission\.NotFound"):
         user.call("revoke_security_group_ingress", GroupId=group, IpPermissions=[bare])
 
