@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.contract import openssh_keys
 from support.local_cloud import LocalHarness
 from support.peer_machines import Peers
 
-from commands.runs.peer_copies import PeerCopies
+from commands.runs.peer_copies import Copy, PeerCopies
 from infra.local.provider import LocalSettings
 from infra.provider import Vm
 from remote import peer_copy
@@ -113,7 +114,7 @@ def test_a_line_without_an_end_stays_a_line(peers: Peers) -> None:
     assert (peers.homes[0] / BASE / "model" / "weights").exists()
 
 
-def test_a_link_is_not_taken_over(peers: Peers, tmp_path: Path) -> None:
+def test_a_symlink_is_not_taken_over(peers: Peers, tmp_path: Path) -> None:
     """A folder with a link, or a link in its place, never gets into the run's folder."""
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -219,3 +220,41 @@ def test_a_machine_that_was_not_sent_everything_is_not_copied_from() -> None:
 
     with copies.turn(machine(1), print) as peer:
         assert peer is None
+
+
+def test_after_a_copy_that_failed_one_machine_is_sent_the_files_and_the_others_wait() -> None:
+    """A source that cannot be reached is not used again, and home still sends once at a time."""
+    copies = PeerCopies()
+    messages: list[str] = []
+    waiting: list[str] = []
+    found: list[Vm | None] = []
+
+    def refuse(_vm: Vm) -> SshConnection:
+        raise RemoteError("no route")
+
+    with copies.turn(machine(0), messages.append):
+        pass
+    unused: Any = None
+    with copies.turn(machine(1), messages.append) as peer:
+        assert peer == machine(0)
+        copies.copy(
+            Copy(peer=peer, vm=machine(1), base=BASE, folders=("data",)),
+            refuse,
+            unused,
+            messages.append,
+        )
+
+        def third() -> None:
+            with copies.turn(machine(2), waiting.append) as other:
+                found.append(other)
+
+        thread = threading.Thread(target=third)
+        thread.start()
+        ends_s = time.monotonic() + 60
+        while not waiting:
+            assert time.monotonic() < ends_s
+            time.sleep(0.01)
+    thread.join(60)
+
+    assert messages[-1] == "not copied from node 0, so it is sent from home: no route"
+    assert found == [machine(1)]

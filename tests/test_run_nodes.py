@@ -60,9 +60,9 @@ def test_three_machines_of_which_one_is_evicted_give_the_bits_of_one(
     used = bill(state, events[-1].at_s)
     assert len(state.nodes) == 3
     assert used.usd == pytest.approx(sum(bill(one, 0.0).usd for one in state.nodes))
-    told = json.loads((project.out / "receipt.json").read_text())
-    assert sum(one["usd"] for one in told["nodes"]) == pytest.approx(used.usd, abs=1e-6)
-    said = done.stderr
-    assert "copying data and model from node" in said
-    assert "not copied" not in said
+    receipt = json.loads((project.out / "receipt.json").read_text())
+    assert sum(one["usd"] for one in receipt["nodes"]) == pytest.approx(used.usd, abs=1e-6)
+    messages = done.stderr
+    assert "copying data and model from node" in messages
+    assert "not copied" not in messages
     assert project.processes() == []

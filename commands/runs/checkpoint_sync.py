@@ -131,6 +131,10 @@ class CheckpointSync:
 
     def push_newest(self, connection: ssh.SshConnection) -> None:
         """Give the machine the newest checkpoint at home if it has none as new that is whole."""
+        with self._pull_lock:  # or what is on its way there could be rotated away meanwhile
+            self._push_newest(connection)
+
+    def _push_newest(self, connection: ssh.SshConnection) -> None:
         mine = self.newest_step()
         if not mine:
             return
@@ -155,7 +159,11 @@ class CheckpointSync:
             with self._connect(vm) as connection:
                 self._connection = connection
                 while not self._ended.wait(EVERY_S):
-                    self.pull_newest(connection)
+                    if self._pull_lock.acquire(blocking=False):  # else at the next look
+                        try:
+                            self._pull_newest(connection, None)
+                        finally:
+                            self._pull_lock.release()
         except errors.Unreachable:
             return  # the supervisor sees the machine itself, and starts this again when it is back
         except (errors.RemoteError, OSError) as error:

@@ -90,3 +90,5 @@ class PeerCopies:
             on_message(f"not copied from node {peer.node}, so it is sent from home: {error}")
             with self._changed:
                 self._have.pop(peer.node, None)
+                if self._sent_to is None:  # the others wait, and copy from this one then
+                    self._sent_to = copy.vm.node
