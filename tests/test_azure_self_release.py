@@ -245,6 +245,10 @@ def test_machine_reckons_the_end_of_the_budget_by_its_own_clock(
     stub = SimpleNamespace(
         on_message=print,
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         layout=SimpleNamespace(run_dir="r"),
         home=tmp_path,
     )

@@ -166,9 +166,13 @@ def test_a_trainer_that_runs_is_stopped_only_for_another_config(
         clock=lambda: 0.0,
         on_message=lambda _text: None,
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         layout=SimpleNamespace(base="qft/x", run_dir="qft/x/run"),
         home=Path("/nowhere"),
-        payload=SimpleNamespace(items=lambda _base: ["config"]),
+        payload=SimpleNamespace(items=lambda _base: ["config"], large_folders=()),
         power_watch=PowerWatch(lambda _vm: ""),
     )
     work = SshWorkload(config)  # type: ignore[arg-type]  # as much of a config as is used
@@ -197,6 +201,10 @@ def test_a_set_up_step_that_fails_is_tried_again_twice(
     config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         rents=True,
         layout=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),

@@ -147,6 +147,10 @@ def workload(connection: Stranger, status: bytes = b"") -> SshWorkload:
     """The real workload over such a connection; the status file has `status` if that is given."""
     config = SimpleNamespace(
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         rents=True,
         brings_home=False,
         layout=SimpleNamespace(run_dir="qft/x/run", job="qft/x/job"),

@@ -57,6 +57,10 @@ def test_an_eviction_that_is_over_does_not_explain_the_next_stop(
     """A machine that its owner stops after an eviction is not taken for evicted again."""
     config = SimpleNamespace(
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         rents=True,
         brings_home=False,
         layout=SimpleNamespace(run_dir="qft/x/run"),

@@ -189,6 +189,10 @@ def workload(server: sshd.Sshd) -> SshWorkload:
     config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         rents=True,
         brings_home=False,
         layout=SimpleNamespace(run_dir="r"),

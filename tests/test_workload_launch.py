@@ -65,6 +65,10 @@ def workload(
     config = SimpleNamespace(
         on_message=(lambda _text: None) if messages is None else messages.append,
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         rents=False,
         brings_home=False,
         layout=RemoteLayout(run_id="r"),
@@ -229,6 +233,10 @@ def attempts(monkeypatch: pytest.MonkeyPatch, *, code: int, final: bool) -> list
     config = SimpleNamespace(
         on_message=lambda _text: None,
         helper_python="python3",
+        pull_lock=None,
+        copies=None,
+        leads=lambda: True,
+        nodes=1,
         rents=True,
         layout=SimpleNamespace(run_dir="qft/x/run"),
         home=Path("/nowhere"),
